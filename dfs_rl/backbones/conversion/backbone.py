@@ -116,6 +116,8 @@ class Fractionalized(Backbone):
         """Measure on images which inputs can be negative, and set all quantizer scales."""
         operators = self._operators()
         hooks = [module.register_forward_pre_hook(_measure_sign) for module in operators]
+        was_training = self.training
+        self.eval()
         for module in operators:
             module.calibrate_scales(on=True)
         self.run(images, self.options[self.options.full])
@@ -123,6 +125,7 @@ class Fractionalized(Backbone):
             module.calibrate_scales(on=False)
         for hook in hooks:
             hook.remove()
+        self.train(was_training)
         signed = tuple(module.quantizers.signed_input for module in operators)
         self.config = replace(self.config, signed=signed)
 
