@@ -21,8 +21,14 @@ from dfs_rl.envs.spaces import (
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks
-from dfs_rl.gating.early_exit import Finished, advance
-from dfs_rl.gating.execution import ExecutionState, gather_state, run_head, run_stem
+from dfs_rl.gating.execution import (
+    ExecutionState,
+    Finished,
+    advance,
+    gather_state,
+    run_head,
+    run_stem,
+)
 from dfs_rl.gating.model import bits_of
 from dfs_rl.gating.observation import Observation, observe
 from dfs_rl.gating.reward import score_predictions, step_cost, terminal_reward

@@ -20,7 +20,7 @@ from dfs_rl.agents.supervised.estimators import reinforce_loss, sampled_choice
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
-from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
+from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
@@ -123,7 +123,7 @@ class BlockDropTrainer(GateTrainer):
     def _relative(self, picked: Tensor) -> Tensor:
         """Return the cost of open layers over their share of the budget, float64 ``[batch]``."""
         opened = picked.shape[1]
-        costs = option_costs(self.frozen.costs, picked.device)
+        costs = self.frozen.costs.option_costs(picked.device)
         options = self._complete(picked)[:, -opened:]
         spent = costs[-opened:][torch.arange(opened, device=picked.device), options].sum(dim=1)
         share = costs[-opened:].amax(dim=1).sum() / costs.amax(dim=1).sum()

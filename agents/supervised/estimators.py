@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
-from dfs_rl.gating.execution import ExecutionState, option_costs, run_head, run_layer, run_stem
+from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
@@ -118,7 +118,7 @@ def _straight_through_step(
     run.
     """
     layer = state.layer
-    costs = option_costs(backbone.costs, choice.options.device)[layer]
+    costs = backbone.costs.option_costs(choice.options.device)[layer]
     after = run_layer(backbone, state, choice.options)
     ghost = choice.probabilities - choice.probabilities.detach()  # zero, but with a gradient
     shape = (-1, *[1] * (after.hidden.dim() - 1))

@@ -29,7 +29,6 @@ from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, 
 from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.execution import option_costs
 
 
 def skip_or_run(options: BitOptions) -> tuple[int, ...]:
@@ -111,7 +110,7 @@ class SkipNetTrainer(GateTrainer):
         if pretraining:
             multiplier, loss = 0.0, labels
         else:
-            costs = option_costs(task.backbone.costs, batch.images.device)
+            costs = task.backbone.costs.option_costs(batch.images.device)
             loss = hybrid_loss(rollout, batch.labels, option_penalties=multiplier * costs / target)
         weight = self._skipnet.ent_coef * (1.0 - self.progress)
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))

@@ -18,7 +18,6 @@ from dfs_rl.costs.cost_models import (
     CostModelName,
     check_cost_model,
     register_cost_model,
-    relative_cost,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ __all__ = [
     "check_exits",
     "parse_bit_options",
     "register_cost_model",
-    "relative_cost",
 ]
 
 

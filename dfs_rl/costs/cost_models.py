@@ -34,19 +34,11 @@ def register_cost_model(name: str) -> Callable[[CostModel], CostModel]:
         ConfigError: If the name is taken or malformed.
     """
 
-    def register(model: CostModel) -> CostModel:
-        COST_MODELS.add(name, model)
-        return model
-
-    return register
+    return COST_MODELS.register(name)
 
 
 def check_cost_model(name: str) -> None:
-    """Check the name of a cost model.
-
-    Raises:
-        ConfigError: If no cost model has it.
-    """
+    """Raise a ``ConfigError`` if no cost model has the name."""
     if name not in COST_MODELS:
         raise ConfigError(f"cost_model is {name!r}; allowed are {', '.join(COST_MODELS)}.")
 
@@ -54,7 +46,7 @@ def check_cost_model(name: str) -> None:
 @register_cost_model(COMPUTATION)
 def computation(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
     """Return ``macs * (bits / 32)**2``, as in DFS (AAAI 2020)."""
-    return macs * relative_cost(bits)
+    return macs * (bits / FULL) ** 2
 
 
 @register_cost_model("bitops")
@@ -67,8 +59,3 @@ def bitops(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: 
 def macs_that_run(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
     """Return the MACs that run at any precision: only skipped layers cost less."""
     return 0.0 * macs if bits == SKIP else 1.0 * macs
-
-
-def relative_cost(bits: int) -> float:
-    """Return the computation of a MAC relative to 32 bit."""
-    return (bits / FULL) ** 2

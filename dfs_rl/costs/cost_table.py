@@ -1,8 +1,8 @@
 """Costs of options, counted in one place for reward, budget, evaluation and reports."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, wraps
 from typing import Literal
 
 import torch
@@ -13,16 +13,27 @@ from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, check_cost_model
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
+"""``"full"`` counts everything, ``"dfs"`` the gated layers alone, as DFS does."""
+_CPU = torch.device("cpu")
+
+
+def _per_device(count: Callable[["CostTable"], Tensor]) -> Callable[..., Tensor]:
+    """Give a method an argument ``device`` and cache its results, which are read-only."""
+
+    @lru_cache(maxsize=64)
+    @wraps(count)
+    def cached(costs: "CostTable", device: torch.device = _CPU) -> Tensor:
+        with torch.inference_mode(mode=False):  # gradients may be recorded with the result
+            return count(costs).to(device)
+
+    return cached
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCost:
-    """A part of the network that is never gated.
+    """A part of the network that is never gated, with its MACs per image.
 
     Attributes:
-        name: For example ``"stem"``.
-        macs: Multiply-accumulates per image.
-        bits: Its precision.
         layer: The gated layer that it runs with, or the number of layers for the head: an image
             that exits earlier is spared it. ``None`` runs before all of them.
     """
@@ -35,13 +46,7 @@ class FixedCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ExitCost:
-    """A classifier at which an image can leave the network.
-
-    Attributes:
-        after: Number of gated layers before it: the index of the next layer.
-        macs: Multiply-accumulates per image.
-        bits: Its precision.
-    """
+    """A classifier at which an image can leave the network, after ``after`` gated layers."""
 
     after: int
     macs: int
@@ -60,11 +65,13 @@ class CostTable:
     means the cheapest option, which is nearest to spending nothing and within every budget.
 
     Attributes:
-        options: Bit options of every gated layer.
         layer_macs: MACs of each gated layer.
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
         exits: The exits, in order.
         cost_model: Registered name of the cost model.
+
+    Raises:
+        ConfigError: If a value is invalid.
     """
 
     options: BitOptions
@@ -120,12 +127,9 @@ class CostTable:
         """Number of actions: the options and, with exits, one more."""
         return len(self.options) + bool(self.exits)
 
+    @_per_device
     def option_costs(self) -> Tensor:
         """Return the cost of each option at each layer, float64 ``[layers, options]``."""
-        return self._option_costs.clone()
-
-    @cached_property
-    def _option_costs(self) -> Tensor:
         full = [self.cost(macs, FULL, layer) for layer, macs in enumerate(self.layer_macs)]
         relative = [
             [self.cost(macs, bits, layer) / full[layer] for bits in self.options]
@@ -134,6 +138,7 @@ class CostTable:
         share = torch.tensor(full, dtype=torch.float64, device="cpu") / self.total_cost
         return share[:, None] * torch.tensor(relative, dtype=torch.float64, device="cpu")
 
+    @_per_device
     def action_costs(self) -> Tensor:
         """Return the cost of each action at each layer, float64 ``[layers, actions]``.
 
@@ -150,56 +155,44 @@ class CostTable:
                 for part in self.fixed
                 if part.layer is not None and part.layer >= exit_.after
             )
-            own = self.cost(exit_.macs, exit_.bits)
-            leaving[exit_.after] = (own - spared) / self.total_cost
+            leaving[exit_.after] = (self.cost(exit_.macs, exit_.bits) - spared) / self.total_cost
         return torch.cat([costs, leaving[:, None]], dim=1)
 
-    def has_exit(self) -> Tensor:
-        """Return whether there is an exit before each gated layer, bool ``[layers]``."""
-        has = torch.zeros(self.n_layers, dtype=torch.bool)
-        has[list(self.exits_after)] = True
-        return has
-
+    @_per_device
     def least_costs(self) -> Tensor:
         """Return the least cost of an answer from each layer on, float64 ``[layers + 1]``."""
-        costs, has_exit = self.action_costs(), self.has_exit()
-        least = torch.zeros(self.n_layers + 1, dtype=torch.float64)
+        costs = self.action_costs()
+        least = torch.zeros(self.n_layers + 1, dtype=torch.float64, device="cpu")
         for layer in reversed(range(self.n_layers)):
             least[layer] = costs[layer, : len(self.options)].min() + least[layer + 1]
-            if has_exit[layer]:
+            if layer in self.exits_after:
                 least[layer] = torch.minimum(least[layer], costs[layer, self.exit_action])
         return least
 
     def n_layers_run(self, options: Tensor) -> Tensor:
-        """Return the number of gated layers before each image's exit.
+        """Return the number of gated layers before each image's exit, or of all, int64 ``[batch]``.
 
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
-
-        Returns:
-            int64 ``[batch]``; the number of layers for an image without an exit.
         """
         return (options != self.exit_action).sum(dim=-1)
 
     def canonicalize(self, options: Tensor) -> Tensor:
-        """Return actions in their canonical form.
+        """Return actions ``[..., layers]`` in their canonical form, int64.
 
-        Args:
-            options: One action per layer, integer ``[batch, layers]``.
-
-        Returns:
-            int64 ``[batch, layers]``: the cheapest option in place of an exit that does not exist,
-            and the exit action at all layers after an exit.
+        The cheapest option stands in place of an exit that does not exist, and the exit action at
+        all layers after an exit.
         """
         chosen = options.long()
         leaving = chosen == self.exit_action
-        there = leaving & self.has_exit().to(options.device)
+        has_exit = [layer in self.exits_after for layer in range(self.n_layers)]
+        there = leaving & torch.tensor(has_exit, device=options.device)
         chosen = chosen.masked_fill(leaving & ~there, 0)
         return chosen.masked_fill(there.cumsum(dim=-1) > 0, self.exit_action)
 
-    def fixed_cost(self, *, gate_macs: float = 0.0, gate_bits: int = FULL) -> float:
+    def fixed_cost(self, *, gate_macs: float = 0.0) -> float:
         """Return the cost of the never-gated parts and of the gate, as a fraction."""
-        return (self._fixed_macs + self.cost(gate_macs, gate_bits)) / self.total_cost
+        return (self._fixed_macs + self.cost(gate_macs, FULL)) / self.total_cost
 
     @cached_property
     def _fixed_macs(self) -> float:
@@ -207,25 +200,21 @@ class CostTable:
         return sum(self.cost(part.macs, part.bits) for part in self.fixed)
 
     def fractions(self, options: Tensor, *, counting: Counting = "full") -> Tensor:
-        """Return the cost of the gated layers for each image, as a fraction.
+        """Return the cost of the gated layers and exits as a fraction, float64 ``[batch]``.
 
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
-            counting: ``"full"`` adds the cost of exits, see ``action_costs``; ``"dfs"`` counts the
-                gated layers alone.
-
-        Returns:
-            float64 ``[batch]``.
+            counting: ``"dfs"`` leaves out the exits.
         """
-        costs = self.option_costs().to(options.device)
+        costs, chosen = self.option_costs(options.device), options.long()
         layers = torch.arange(self.n_layers, device=options.device)
         if not self.exits:
-            return costs[layers, options.long()].sum(dim=-1)  # [batch, layers] -> [batch]
+            return costs[layers, chosen].sum(dim=-1)  # [batch, layers] -> [batch]
         nothing = costs.new_zeros(self.n_layers, 1)
-        spent = torch.cat([costs, nothing], dim=1)[layers, options.long()].sum(dim=-1)
+        spent = torch.cat([costs, nothing], dim=1)[layers, chosen].sum(dim=-1)
         if counting == "dfs":
             return spent
-        exits = self.action_costs()[:, self.exit_action].to(spent)
+        exits = self.action_costs(options.device)[:, self.exit_action]
         leaving = torch.cat([exits, spent.new_zeros(1)])
         return spent + leaving[self.n_layers_run(options)]
 
@@ -237,8 +226,7 @@ class CostTable:
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
             gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
-            counting: ``"full"`` includes the never-gated parts, exits and the gate; ``"dfs"``
-                counts the gated layers alone, as DFS does.
+            counting: ``"full"`` includes the never-gated parts, exits and the gate.
 
         Returns:
             float64 ``[batch]``, percent of running every gated layer at 32 bit.
@@ -246,20 +234,32 @@ class CostTable:
         extra = (self._fixed_macs + gate_macs) / self.total_cost if counting == "full" else 0.0
         return 100.0 * (self.fractions(options, counting=counting) + extra)
 
-    def bitops(self, options: Tensor, *, gate_macs: float | Tensor = 0.0) -> Tensor:
-        """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``."""
-        if self.cost_model != COMPUTATION:
-            return replace(self, cost_model=COMPUTATION).bitops(options, gate_macs=gate_macs)
-        fixed = (self._fixed_macs + gate_macs) / self.total_macs
-        return (self.fractions(options) + fixed) * self.total_macs * FULL**2
+    def bitops(
+        self,
+        options: Tensor,
+        *,
+        gate_macs: float | Tensor = 0.0,
+        feature_macs: float | Tensor = 0.0,
+    ) -> Tensor:
+        """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``.
+
+        Args:
+            options: Actions of each image, integer ``[batch, layers]``.
+            gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
+            feature_macs: Those among ``gate_macs`` that run at the precision of the stem, counted
+                by this table's cost model.
+        """
+        plain = replace(self, cost_model=COMPUTATION)
+        bits = self.fixed[0].bits if self.fixed else FULL
+        counted = self.cost(1.0, bits)
+        if counted > 0:
+            gate_macs = gate_macs + feature_macs * (plain.cost(1.0, bits) / counted - 1.0)
+        fixed = (plain._fixed_macs + gate_macs) / self.total_macs
+        return (plain.fractions(options) + fixed) * self.total_macs * FULL**2
 
 
 def check_exits(after: Sequence[int], n_layers: int) -> None:
-    """Check the places of exits.
-
-    Args:
-        after: Numbers of gated layers before the exits.
-        n_layers: Number of gated layers.
+    """Check the numbers of gated layers before the exits.
 
     Raises:
         ConfigError: If they are not ascending numbers from 0 to one less than the layers.

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.execution import action_costs, least_costs
 
 _TOLERANCE = 1e-12
 """Rounding tolerance for sums of the same costs in another order."""
@@ -21,18 +20,12 @@ def gated_budget(
 ) -> float:
     """Convert a budget in percent into the fraction that the gated layers may spend.
 
-    Args:
-        costs: Cost table of the backbone.
-        budget: Upper bound on computation in percent, fixed parts included.
-        gate_macs: MACs per image of the gate, at full precision.
-        name: Name of the budget in error messages.
-
     Raises:
         ConfigError: If the budget is below the cost of the cheapest actions.
     """
     fixed = costs.fixed_cost(gate_macs=gate_macs)
     left = budget / 100.0 - fixed
-    cheapest = float(least_costs(costs, torch.device("cpu"))[0])
+    cheapest = float(costs.least_costs()[0])
     if not left >= cheapest - _TOLERANCE:
         gate = f" and the gate ({costs.percent(gate_macs):.3g} %)" if gate_macs else ""
         raise ConfigError(
@@ -65,8 +58,8 @@ def action_masks(
         exists[costs.exit_action] = layer in costs.exits_after
     if budget is None:
         return exists.expand(len(spent), -1).clone()
-    through = action_costs(costs, spent.device)[layer].clone()  # cost up to the answer, [actions]
-    through[: len(costs.options)] += least_costs(costs, spent.device)[layer + 1]
+    through = costs.action_costs(spent.device)[layer].clone()  # cost up to the answer, [actions]
+    through[: len(costs.options)] += costs.least_costs(spent.device)[layer + 1]
     through[~exists] = torch.inf
     left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
@@ -77,16 +70,13 @@ def action_masks(
 def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:
     """Clip disallowed actions to the most expensive allowed option.
 
-    If only the exit action is allowed, it is taken.
+    If only the exit action is allowed, it is taken; if it is disallowed, it becomes the cheapest
+    option.
 
     Args:
         actions: int64 ``[batch]``.
         mask: Result of ``action_masks``, bool ``[batch, actions]``.
-        exit_action: Index of the exit action, which becomes the cheapest option if it is
-            disallowed; ``None`` for a network without exits.
-
-    Returns:
-        int64 ``[batch]``.
+        exit_action: Index of the exit action; ``None`` for a network without exits.
     """
     if exit_action is None:
         return torch.minimum(actions, mask.sum(dim=1) - 1)

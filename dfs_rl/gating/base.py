@@ -1,7 +1,4 @@
-"""Interface of gates, and gates without learned parameters.
-
-A gate maps an observation to a bit option, for each layer and image.
-"""
+"""Interface of gates, and gates without learned parameters."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -16,12 +13,13 @@ from dfs_rl.utils.seeding import torch_generator
 
 @runtime_checkable
 class Gate(Protocol):
-    """Interface of a gate for evaluation, comparison and deployment."""
+    """Interface of a gate for evaluation, comparison and deployment.
 
-    @property
-    def name(self) -> str:
-        """Name in tables and plots."""
-        ...
+    Attributes:
+        name: Name in tables and plots.
+    """
+
+    name: str
 
     @property
     def macs(self) -> float:
@@ -36,15 +34,12 @@ class Gate(Protocol):
         ...
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Choose an option for every image.
+        """Choose an option for every image, int64 ``[batch]``; ``CostTable.exit_action`` exits.
 
         Args:
             features: float32 ``[batch, width]``, see ``Observation``.
             layer: Index of the layer to choose for.
             context: float32 ``[batch, 3 or 4]``, see ``Observation``.
-
-        Returns:
-            Option indices, int64 ``[batch]``; ``CostTable.exit_action`` takes the exit.
         """
         ...
 
@@ -56,7 +51,7 @@ class TableGate:
         table: Option index for each layer; the index after the last option takes an exit, see
             ``CostTable``.
         options: Bit options that the indices refer to, required for a table that is stored;
-            ``None`` for the bit options of any backbone that the gate is used with.
+            ``None`` for those of any backbone.
         exits: Numbers of gated layers after which the network has exits, required for a table that
             takes an exit and is stored.
         name: Name in tables and plots.
@@ -66,10 +61,8 @@ class TableGate:
     """
 
     macs = 0.0
-    budget: float | None = None
-    """No budget to enforce: the cost of a static bit table is known when it is built."""
+    budget: float | None = None  # the cost of a static bit table is known when it is built
     budget_conditioning = None
-    """Not budget-conditioned."""
 
     def __init__(
         self,
@@ -105,11 +98,9 @@ class TableGate:
 class RandomGate:
     """Gate that draws options at random, independently for every layer and image.
 
-    All draws come from one random stream; a second gate with the same seed repeats them.
-
     Args:
         marginals: Probability of each action at each layer, ``[layers, actions]``; rows sum to 1.
-        seed: Seed of the random stream.
+        seed: Seed of the random stream, which continues across rollouts.
         name: Name in tables and plots.
 
     Raises:
@@ -131,7 +122,7 @@ class RandomGate:
         self._generator = torch_generator(seed, "random gate")
 
     def reset(self, batch_size: int) -> None:
-        """Do nothing: the random stream continues across rollouts."""
+        """Do nothing: the gate has no state."""
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Draw an option for every image."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import PositiveFloat, configuration
 
 MIN_PREFERENCE_GAP = 2.0**-12
 """Distance of two preferences below which no interpolation takes place."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class BudgetConditioning:
     """Measured costs of a budget-conditioned gate.
 
@@ -26,31 +27,29 @@ class BudgetConditioning:
     Attributes:
         computations: Mean computation of the trained gate in percent, everything included, on the
             validation split at each preference; empty before the measurement.
-        preferences: Measured preferences, from 0 up to 1; evenly spaced by default.
+        preferences: Measured preferences, increasing from 0 to 1; evenly spaced by default.
 
     Raises:
-        ConfigError: If a computation is not positive, there is only one, or the preferences do not
-            increase from 0 to 1 with one per computation.
+        ConfigError: If a value is invalid, or their numbers differ.
     """
 
-    computations: tuple[float, ...] = ()
+    computations: tuple[PositiveFloat, ...] = ()
     preferences: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.computations) == 1 or not all(0 < c < math.inf for c in self.computations):
+        n = len(self.computations)
+        if n == 1:
             raise ConfigError(
-                f"computations are {list(self.computations)}; needed are two or more positive, "
-                "finite numbers, or none."
+                f"computations are {list(self.computations)}; needed are two or more, or none."
             )
-        if self.computations and not self.preferences:
-            object.__setattr__(self, "preferences", preference_grid(len(self.computations)))
-        ends = (0.0, 1.0) if self.computations else ()
+        if n and not self.preferences:
+            object.__setattr__(self, "preferences", preference_grid(n))
+        ends = (0.0, 1.0) if n else ()
         rising = all(a < b for a, b in pairwise(self.preferences))
-        same_length = len(self.preferences) == len(self.computations)
-        if not (same_length and rising and self.preferences[:1] + self.preferences[-1:] == ends):
+        found = self.preferences[:1] + self.preferences[-1:]
+        if not (len(self.preferences) == n and rising and found == ends):
             raise ConfigError(
-                f"preferences are {list(self.preferences)}; needed are {len(self.computations)}, "
-                "increasing from 0 to 1."
+                f"preferences are {list(self.preferences)}; needed are {n}, increasing from 0 to 1."
             )
 
     @property
@@ -60,7 +59,8 @@ class BudgetConditioning:
         Raises:
             ConfigError: If nothing was measured.
         """
-        self._check_measured()
+        if not self.computations:
+            raise ConfigError("the costs of this gate were not measured at any preference.")
         return min(self.computations), max(self.computations)
 
     def preference_for_budget(self, budget: float) -> float:
@@ -89,22 +89,14 @@ class BudgetConditioning:
         return start + (end - start) * math.log(budget / before) / math.log(after / before)
 
     def computation_at(self, preference: float) -> float:
-        """Return the mean computation per image at a preference, in percent.
+        """Return the mean computation per image at a preference in percent, interpolated likewise.
 
-        Values between measured preferences are interpolated as in ``preference_for_budget``.
-
-        Raises:
-            ConfigError: If nothing was measured.
+        There must be measured costs.
         """
-        self._check_measured()
         last = min(bisect_right(self.preferences, preference), len(self.preferences) - 1) - 1
         before, after = self.computations[last : last + 2]
         start, end = self.preferences[last : last + 2]
         return before * math.exp((preference - start) / (end - start) * math.log(after / before))
-
-    def _check_measured(self) -> None:
-        if not self.computations:
-            raise ConfigError("the costs of this gate were not measured at any preference.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,7 @@ class FirstPass:
     def total_cost(self, last: Tensor, cost_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the total cost of each image, ``[n]``: the last pass, plus this one if escalated.
 
-        Args:
-            last: Cost of the last pass.
-            cost_of: Function from options to costs.
+        ``cost_of`` maps options to costs, and ``last`` is the cost of the last pass.
         """
         return last + cost_of(self.options) * self.escalated
 
@@ -46,9 +44,6 @@ def confidence(logits: Tensor) -> Tensor:
 class CascadeGate:
     """Cascade: a static bit table, and a second one for images with low confidence.
 
-    Within a pass it acts as a static bit table; ``should_escalate`` selects the images of the
-    second pass.
-
     Args:
         first: Option index for each layer in the first pass.
         second: Option index for each layer in the second pass.
@@ -61,10 +56,8 @@ class CascadeGate:
             negative or not finite.
     """
 
-    macs = 0.0
-    """No MACs: the gate only compares two numbers; both passes count as backbone computation."""
-    budget: float | None = None
-    """No per-input budget: the mean cost is known in advance, an image may need both passes."""
+    macs = 0.0  # it compares two numbers; both passes count as backbone computation
+    budget: float | None = None  # the mean cost is known, and an image may need both passes
     budget_conditioning = None
 
     def __init__(
@@ -103,24 +96,18 @@ class CascadeGate:
             return f"{first} bit for all"
         return f"{first} bit, then {second} bit below a confidence of {self.threshold:.3g}"
 
-    def reset(self, batch_size: int) -> None:
+    def reset(self, batch_size: int) -> None:  # noqa: ARG002
         """Start the first pass."""
         self._running = self.first
-        self._running.reset(batch_size)
 
-    def start_second_pass(self, batch_size: int) -> None:
-        """Start the second pass with ``batch_size`` images."""
+    def start_second_pass(self) -> None:
+        """Start the second pass."""
         self._running = self.second
-        self._running.reset(batch_size)
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return the layer's option in the current pass for every image."""
         return self._running.decide(features, layer, context)
 
     def should_escalate(self, logits: Tensor) -> Tensor:
-        """Return a mask of the images that need a second pass, bool ``[batch]``.
-
-        Args:
-            logits: Logits of the first pass, ``[batch, classes]``.
-        """
+        """Return a mask of the images that need a second pass, by the logits of the first one."""
         return torch.lt(confidence(logits), self.threshold)

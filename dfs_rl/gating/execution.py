@@ -1,13 +1,17 @@
-"""Execution of the gated layers on a batch, one layer and one choice of options at a time."""
+"""Execution of the gated layers on a batch, one layer and one choice of actions at a time."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone, runs_when_skipped
-from dfs_rl.costs import SKIP, BitOptions, CostTable
+from dfs_rl.backbones.interfaces import (
+    GatedLayer,
+    WalkableBackbone,
+    WithExits,
+    runs_when_skipped,
+)
+from dfs_rl.costs import SKIP, BitOptions
 from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
 
 
@@ -15,12 +19,10 @@ class ExecutionState(NamedTuple):
     """State of a batch whose samples are all at the same layer.
 
     Attributes:
-        hidden: Input activation of layer ``layer``, ``[batch, channels, height, width]`` (or the
-            shape that the backbone uses).
+        hidden: Input activation of layer ``layer``, ``[batch, ...]``.
         layer: Index of the next gated layer; equal to the number of layers at the end.
         options: Options chosen so far, int64 ``[batch, layers]``; 0 for layers not yet reached.
-        spent: Cost of the gated layers so far as a fraction of running all of them at 32 bit,
-            float64 ``[batch]``.
+        spent: Cost of the gated layers so far as a fraction, float64 ``[batch]``.
         rows: Index of each sample in the batch that entered the stem, int64 ``[batch]``; ``None``
             for all of them, in order.
     """
@@ -30,6 +32,19 @@ class ExecutionState(NamedTuple):
     options: Tensor
     spent: Tensor
     rows: Tensor | None = None
+
+
+class Finished(NamedTuple):
+    """Samples with an answer.
+
+    Attributes:
+        state: Last state of the samples. After an exit, ``layer`` is the layer that would have been
+            next, ``options`` holds the exit action from there on, and ``spent`` includes the exit.
+        logits: float32 ``[batch, classes]``.
+    """
+
+    state: ExecutionState
+    logits: Tensor
 
 
 def gather_state(state: ExecutionState, samples: Tensor) -> ExecutionState:
@@ -43,32 +58,10 @@ def gather_state(state: ExecutionState, samples: Tensor) -> ExecutionState:
     )
 
 
-@lru_cache(maxsize=64)
-def option_costs(costs: CostTable, device: torch.device) -> Tensor:
-    """Return the cached ``costs.option_costs()``, float64 ``[layers, options]``; read-only."""
-    with torch.inference_mode(mode=False):
-        return costs.option_costs().to(device)
-
-
-@lru_cache(maxsize=64)
-def action_costs(costs: CostTable, device: torch.device) -> Tensor:
-    """Return the cached ``costs.action_costs()``, float64 ``[layers, actions]``; read-only."""
-    with torch.inference_mode(mode=False):
-        return costs.action_costs().to(device)
-
-
-@lru_cache(maxsize=64)
-def least_costs(costs: CostTable, device: torch.device) -> Tensor:
-    """Return the cached ``costs.least_costs()``, float64 ``[layers + 1]``; read-only."""
-    with torch.inference_mode(mode=False):
-        return costs.least_costs().to(device)
-
-
 def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
     """Run the stem on images, uint8 ``[batch, c, h, w]`` or float in [0, 1].
 
-    Returns:
-        The state before the first gated layer. It shares no memory with ``images``.
+    The returned state shares no memory with ``images``.
     """
     hidden = backbone.stem(images)
     if hidden.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
@@ -97,12 +90,9 @@ def run_layer(
         options: Option indices, int64 ``[batch]``, on the device of the activations.
         reuse: Overwrite ``state.hidden`` if the shape allows it, which saves a copy; every earlier
             state of this rollout is then invalid. Not allowed while gradients are recorded.
-
-    Returns:
-        The state after the layer.
     """
     layer = state.layer
-    costs = option_costs(backbone.costs, options.device)[layer]
+    costs = backbone.costs.option_costs(options.device)[layer]
     chosen = state.options if reuse else state.options.clone()
     chosen[:, layer] = options
     hidden = _run_groups(
@@ -116,6 +106,50 @@ def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
     return backbone.head(state.hidden)
 
 
+def advance(
+    backbone: WalkableBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
+) -> tuple[ExecutionState, Finished | None]:
+    """Run the next layer, or take the exit before it, for each sample.
+
+    Args:
+        backbone: The network.
+        state: State of the batch; at least one layer must be left.
+        actions: int64 ``[batch]``. At a layer without an exit the exit action means the cheapest
+            option, see ``CostTable``.
+        reuse: Overwrite ``state.hidden`` if possible, see ``run_layer``.
+
+    Returns:
+        The state of the remaining samples after the layer, empty if all have left, and the samples
+        that took the exit, ``None`` if none did.
+    """
+    costs = backbone.costs
+    if not costs.exits:
+        return run_layer(backbone, state, actions, reuse=reuse), None
+    leaving = actions == costs.exit_action
+    if state.layer not in costs.exits_after:
+        return run_layer(backbone, state, actions.masked_fill(leaving, 0), reuse=reuse), None
+    samples = leaving.nonzero()[:, 0]
+    if len(samples) == 0:
+        return run_layer(backbone, state, actions, reuse=reuse), None
+    exited = _take_exit(backbone, gather_state(state, samples))
+    remaining = (~leaving).nonzero()[:, 0]
+    rest = gather_state(state, remaining)
+    if len(remaining) == 0:
+        return rest._replace(layer=state.layer + 1), exited
+    # The rest is a copy, so the layer may overwrite it.
+    reuse = not torch.is_grad_enabled()
+    return run_layer(backbone, rest, actions[remaining], reuse=reuse), exited
+
+
+def _take_exit(backbone: WalkableBackbone, state: ExecutionState) -> Finished:
+    assert isinstance(backbone, WithExits), "a backbone with exits in its costs has exit heads"
+    costs, layer = backbone.costs, state.layer
+    state.options[:, layer:] = costs.exit_action
+    exit_cost = costs.action_costs(state.spent.device)[layer, costs.exit_action]
+    logits = backbone.answer(state.hidden, layer)
+    return Finished(state._replace(spent=state.spent + exit_cost), logits)
+
+
 def _run_groups(
     layer: GatedLayer, bit_options: BitOptions, hidden: Tensor, options: Tensor, *, reuse: bool
 ) -> Tensor:
@@ -127,31 +161,18 @@ def _run_groups(
     order = torch.argsort(options, stable=True)
     sizes = [count for count in counts if count]
     if torch.is_grad_enabled():
-        return _run_sorted(layer, bits, hidden, order, sizes)
-    return _run_scattered(layer, bits, hidden, list(torch.split(order, sizes)), reuse=reuse)
-
-
-def _run_sorted(
-    layer: GatedLayer, bits: list[int], hidden: Tensor, order: Tensor, sizes: list[int]
-) -> Tensor:
-    """Gather all groups at once and restore the order by one permutation: few autograd nodes."""
-    parts = torch.split(hidden[order], sizes)
-    merged = torch.cat([layer(part, b) for part, b in zip(parts, bits, strict=True)])
-    return merged[torch.argsort(order)]
-
-
-def _run_scattered(
-    layer: GatedLayer, bits: list[int], hidden: Tensor, groups: list[Tensor], *, reuse: bool
-) -> Tensor:
-    """Gather, run and write back each group; skipped samples stay if the layer keeps the shape."""
-    skipped = groups[0] if bits[0] == SKIP and not runs_when_skipped(layer) else None
-    first = 0 if skipped is None else 1
+        # Gathering all groups at once and one permutation back make few autograd nodes.
+        parts = torch.split(hidden[order], sizes)
+        merged = torch.cat([layer(part, b) for part, b in zip(parts, bits, strict=True)])
+        return merged[torch.argsort(order)]
+    groups = dict(zip(bits, torch.split(order, sizes), strict=True))
+    skipped = None if runs_when_skipped(layer) else groups.pop(SKIP, None)
     output: Tensor | None = None
-    for rows, b in zip(groups[first:], bits[first:], strict=True):
+    for b, rows in groups.items():
         result = layer(gather_rows(hidden, rows), b)
         if output is None:
             same_shape = result.shape[1:] == hidden.shape[1:]
-            if same_shape:
+            if same_shape:  # skipped samples stay in place
                 output = hidden if reuse else hidden.clone()
             else:
                 output = empty_rows(len(hidden), result)

@@ -34,11 +34,9 @@ class Trace(NamedTuple):
         options: Option indices, int64 ``[batch, layers]``; for layers after an image's exit, the
             index after the last option.
         bits: Bit widths of the options, int64 ``[batch, layers]``; 0 for a layer that did not run.
-        computation: Percent of running every gated layer at 32 bit, the never-gated parts and the
-            gate included, float64 ``[batch]``; sum of both passes for an image that a cascade ran
-            twice.
-        n_layers_run: Number of gated layers each image passed before its exit, all of them without
-            one, int64 ``[batch]``.
+        computation: Percent of running every gated layer at 32 bit, the never-gated parts, the gate
+            and both passes of a cascade included, float64 ``[batch]``.
+        n_layers_run: Number of gated layers each image passed before its exit, int64 ``[batch]``.
         escalated: True for images that a cascade ran a second time, bool ``[batch]``; their
             ``options`` and ``bits`` are those of the second pass.
     """
@@ -60,10 +58,6 @@ class GatedModel(nn.Module):
         classes: Names of the classes, in the order of the logits.
         image_size: Height and width that images of any size are resized and cropped to, see
             ``load_dataset``; ``None`` accepts only images of the backbone's size.
-
-    Attributes:
-        classes: Class names; ``load`` sets those of the data set that the backbone was trained on.
-        image_size: Image size; ``load`` sets the size that the backbone was trained with.
 
     Raises:
         CheckpointError: If the gate belongs to another network, or the number of names differs from
@@ -93,12 +87,10 @@ class GatedModel(nn.Module):
         self.image_size = image_size
 
     def set_budget(self, budget: float) -> None:
-        """Set the mean budget of a budget-conditioned gate.
+        """Bound the mean computation per image of a budget-conditioned gate, in percent.
 
-        Args:
-            budget: Bound on the mean computation per image in percent, everything included. It
-                holds for images like those of the validation split, where the cost of each
-                preference was measured.
+        The bound holds for images like those of the validation split, where the cost of each
+        preference was measured.
 
         Raises:
             ConfigError: If the gate is not budget-conditioned, or the budget is below its minimum.
@@ -115,15 +107,12 @@ class GatedModel(nn.Module):
     # The layers that run differ per image, and a loop compiled piecewise is slower.
     @torch.compiler.disable(reason="each image runs its own layers")  # type: ignore[no-untyped-call,untyped-decorator]
     def forward(self, images: Tensor) -> tuple[Tensor, Trace]:
-        """Classify a batch of images; ``torch.compile`` leaves this method uncompiled.
+        """Return the logits of images, float32 ``[batch, classes]``, and the execution record.
 
         Args:
             images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. If the
                 backbone was trained with ``image_size``, images of another size are resized and
                 cropped like its training images.
-
-        Returns:
-            Logits, float32 ``[batch, classes]``, and the execution record.
 
         Raises:
             DataError: If the shape, type, range or device of the images does not match the network.
@@ -174,26 +163,17 @@ def bits_of(costs: CostTable, options: Tensor) -> Tensor:
 
 
 def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
-    """Return the multiply-accumulates of a gate, float64 ``[batch]``.
+    """Return the multiply-accumulates of a gate for each image, float64 ``[batch]``.
 
-    A gate without per-layer MACs counts in full for every image.
-
-    Args:
-        gate: The gate.
-        n_layers_run: Number of layers each image passed, int64 ``[batch]``.
+    A gate without per-layer MACs counts in full, whatever ``n_layers_run`` is, int64 ``[batch]``.
     """
     if isinstance(gate, LearnedGate):
         return gate.macs_taken(n_layers_run)
-    device = n_layers_run.device
-    return torch.full(n_layers_run.shape, gate.macs, dtype=torch.float64, device=device)
+    return torch.full_like(n_layers_run, gate.macs, dtype=torch.float64)
 
 
 def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
-    """Validate that a gate fits a backbone.
-
-    Raises:
-        CheckpointError: If bit options, exits, number of layers or feature sizes differ.
-    """
+    """Raise a ``CheckpointError`` if a gate does not fit a backbone."""
     costs, name = backbone.costs, gate.name
     options = getattr(gate, "options", None)
     if options is not None and options != backbone.options:
@@ -237,6 +217,8 @@ def load(
 
     A gate that was trained with a per-input budget keeps it.
 
+    ``logits, trace = model(images)`` classifies; ``model.classes`` lists the class names.
+
     Args:
         run_dir: The run folder.
         device: Target device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
@@ -248,10 +230,6 @@ def load(
             ``None`` for the stored setting.
         trust_code: Allow the import of the constructor, ``module:function``, that made the network
             of a run.
-
-    Returns:
-        A model with ``logits, trace = model(images)``, in evaluation mode. ``model.classes`` lists
-        the class names.
 
     Raises:
         CheckpointError: If the folder contains no backbone with a gate, or the two do not fit.

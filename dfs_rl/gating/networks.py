@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
@@ -14,9 +13,10 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
 from dfs_rl.gating.registry import GATES
+from dfs_rl.utils.config import NonNegativeFloat, NonNegativeInt, configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ExitInfo:
     """Exits of a network, as a gate stores them.
 
@@ -25,12 +25,12 @@ class ExitInfo:
         layer_feature_macs: MACs of the features before each layer, see ``WithExits``.
     """
 
-    after: tuple[int, ...]
-    layer_feature_macs: tuple[float, ...]
+    after: tuple[NonNegativeInt, ...]
+    layer_feature_macs: tuple[NonNegativeFloat, ...]
 
 
 def exit_info(backbone: WalkableBackbone) -> ExitInfo | None:
-    """Return the exits of a backbone; ``None`` if it has none."""
+    """Return the exits of a backbone, ``None`` if it has none."""
     if not backbone.costs.exits:
         return None
     assert isinstance(backbone, WithExits), "a backbone with exits in its costs has exit heads"
@@ -47,22 +47,18 @@ class LearnedGate(nn.Module, ABC):
     Args:
         feature_sizes: Number of features that the gate reads before each gated layer.
         options: Bit options of the backbone.
-        feature_macs: MACs of these features, see ``WalkableBackbone``.
-        hidden: Width of the hidden layers.
-        budget: Per-input budget of the training in percent; ``None`` for none.
+        feature_macs: MACs of these features, see ``WalkableBackbone``; 0 or more.
+        hidden: Width of the hidden layers, at least 1.
+        budget: Per-input budget of the training in percent.
         budget_conditioning: Measured costs of a gate for all budgets; ``None`` for a gate that was
             trained for one budget.
-        preference: Preference in [0, 1], see ``BudgetConditioning``; ignored without budget
-            conditioning.
+        preference: Preference in [0, 1], without effect without budget conditioning.
         choices: Indices of the allowed options, ascending; ``None`` for all.
-        exits: Exits that the gate may take, and the MACs of its features on the way; ``None`` for a
-            gate that runs every image to the last layer.
+        exits: Exits that the gate may take, which excludes ``choices``.
         name: Name in tables and plots.
 
     Raises:
-        ConfigError: If ``preference`` is outside [0, 1], ``hidden`` is not positive,
-            ``feature_macs`` is negative, ``choices`` are not ascending option indices, or a gate
-            with ``exits`` has ``choices``.
+        ConfigError: If a value is invalid.
     """
 
     def __init__(
@@ -109,12 +105,8 @@ class LearnedGate(nn.Module, ABC):
         self.budget_conditioning = budget_conditioning
         self.preference = preference
         self.name = name
+        self.context_size = context_size(budget_conditioning=budget_conditioning is not None)
         self._build([size + self.context_size for size in self.feature_sizes])
-
-    @property
-    def context_size(self) -> int:
-        """Number of context values in the input."""
-        return context_size(budget_conditioning=self.budget_conditioning is not None)
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Return each image's preference, float32 ``[batch]``; ``None`` if not conditioned."""
@@ -151,18 +143,21 @@ class LearnedGate(nn.Module, ABC):
         """Return the multiply-accumulates of the gate for each image, float64 ``[batch]``.
 
         The gate runs at every layer that an image passes, and at the layer before which it leaves.
-        The features at an exit come from the exit's head, whose cost belongs to the exit action.
 
         Args:
             n_layers_run: Number of layers each image passed, int64 ``[batch]``.
         """
-        device = n_layers_run.device
-        if self.exits is None:
-            return torch.full(n_layers_run.shape, self.macs, dtype=torch.float64, device=device)
-        own = torch.tensor([0, *self.layer_macs], dtype=torch.float64).cumsum(0)
-        features = torch.tensor([0, *self.exits.layer_feature_macs], dtype=torch.float64).cumsum(0)
         decisions = (n_layers_run + 1).clamp(max=len(self.feature_sizes))
-        return own.to(device)[decisions] + features.to(device)[n_layers_run]
+        return _sums(self.layer_macs, decisions) + self.feature_macs_taken(n_layers_run)
+
+    def feature_macs_taken(self, n_layers_run: Tensor) -> Tensor:
+        """Return the multiply-accumulates of the features for each image, float64 ``[batch]``.
+
+        The features at an exit come from the exit's head, whose cost belongs to the exit action.
+        """
+        if self.exits is None:
+            return torch.full_like(n_layers_run, self.feature_macs, dtype=torch.float64)
+        return _sums(self.exits.layer_feature_macs, n_layers_run)
 
     def reset(self, batch_size: int) -> None:
         """Start a rollout of ``batch_size`` images."""
@@ -183,18 +178,15 @@ class LearnedGate(nn.Module, ABC):
     def decide(
         self, features: Tensor, layer: int, context: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
-        """Return the option with the largest logit for every image.
+        """Return the option with the largest logit for every image, see ``Gate``.
 
         Args:
-            features: float32 ``[batch, width]``, see ``Observation``.
+            features: float32 ``[batch, width]``.
             layer: Index of the layer to choose for.
-            context: float32 ``[batch, 3 or 4]``, see ``Observation``.
+            context: float32 ``[batch, 3 or 4]``.
             allowed: Mask of the allowed actions, bool ``[batch, actions]``: in each row the
                 cheapest options up to a limit, and the exit action; ``None`` allows all. If the
                 mask excludes all ``choices``, the cheapest choice is taken.
-
-        Returns:
-            Option indices, int64 ``[batch]``.
         """
         logits = self.forward(features, layer, context)
         if allowed is not None:
@@ -221,18 +213,10 @@ def register_gate(name: str) -> Callable[[GateT], GateT]:
     trains it, and can be stored and loaded. The class defines ``_build``, ``_score`` and
     ``layer_macs``, and ``reset`` if it has a memory.
 
-    Args:
-        name: Its name: lower-case letters, digits and underscores.
-
     Raises:
         ConfigError: If the name is taken or malformed.
     """
-
-    def register(gate: GateT) -> GateT:
-        GATES.add(name, gate)
-        return gate
-
-    return register
+    return GATES.register(name)
 
 
 class MLPGate(LearnedGate):
@@ -323,3 +307,8 @@ class OneShotGate(LearnedGate):
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+
+def _sums(macs: Sequence[float], n: Tensor) -> Tensor:
+    """Return the sum of the first ``n`` of ``macs`` for each ``n``, float64."""
+    return torch.tensor([0, *macs], dtype=torch.float64).cumsum(0).to(n.device)[n]

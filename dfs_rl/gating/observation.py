@@ -13,8 +13,7 @@ from dfs_rl.gating.execution import ExecutionState
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
 """Number of context values without budget conditioning; a preference adds one."""
-MIN_STD = 1e-6
-"""Smallest standard deviation, which avoids division by zero for a channel that never fires."""
+_MIN_STD = 1e-6  # avoids division by zero for a channel that never fires
 
 
 class Observation(NamedTuple):
@@ -24,7 +23,7 @@ class Observation(NamedTuple):
         features: The backbone's ``feature`` in standard deviations from its mean at this layer,
             clipped to [-10, 10] and padded with zeros to the widest layer, float32 ``[batch,
             width]``.
-        layer: Index of the layer to choose for.
+        layer: Index of the layer to choose for; the last one after it has run.
         context: Spent cost, budget, previous option and, with budget conditioning, preference, each
             in [0, 1], float32 ``[batch, 3]`` or ``[batch, 4]``.
     """
@@ -65,11 +64,9 @@ def observe(
 ) -> Observation:
     """Return the observation of every sample of a batch before its next layer.
 
-    After the last layer the features are zero and the layer index stays at the last layer.
-
     Args:
         backbone: The network.
-        state: State of the batch.
+        state: State of the batch; after the last layer the features are zero.
         budget: Upper bound on computation in percent; ``None`` is encoded as 1.
         gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
         preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
@@ -82,7 +79,7 @@ def observe(
     if with_features and state.layer < costs.n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
-        std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
+        std = backbone.feature_std[state.layer, :size].clamp(min=_MIN_STD)
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
         features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
     width = context_size(budget_conditioning=preferences is not None)

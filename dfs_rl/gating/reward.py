@@ -33,11 +33,7 @@ def register_reward_term(name: str) -> Callable[[RewardTerm], RewardTerm]:
         ConfigError: If the name is taken or malformed.
     """
 
-    def register(term: RewardTerm) -> RewardTerm:
-        REWARD_TERMS.add(name, term)
-        return term
-
-    return register
+    return REWARD_TERMS.register(name)
 
 
 @configuration
@@ -90,11 +86,9 @@ class RewardWeights(RewardTerms):
 def reward_weights(given: object) -> RewardWeights:
     """Convert the reward argument of an environment into ``RewardWeights``.
 
-    Args:
-        given: Reward weights, a mapping of some of its fields, or ``None`` for the defaults.
-
     Raises:
-        ConfigError: If the type, a name or a value is invalid.
+        ConfigError: If it is neither weights, a mapping of some of them nor ``None``, or a name or
+            value is invalid.
     """
     if given is None:
         return RewardWeights()
@@ -142,15 +136,12 @@ def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
 def step_cost(
     weights: RewardWeights, cost: "Tensor", *, cost_weight: "Tensor | None" = None
 ) -> "Tensor":
-    """Return the cost that is subtracted from the reward of one step.
+    """Return the cost that is subtracted from the reward of one step, float64 ``[batch]``.
 
     Args:
-        weights: Reward weights.
+        weights: Reward weights; with ``cost_timing`` terminal the result is zero.
         cost: Cost fractions of the options, float64 ``[batch]``.
         cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
-
-    Returns:
-        float64 ``[batch]``, at least 0 for options; zeros if the cost is subtracted at the end.
     """
     if weights.cost_timing != "step":
         return cost.new_zeros(cost.shape)
@@ -165,7 +156,7 @@ def terminal_reward(
     gated_budget: float | None,
     cost_weight: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return the reward of the last step, without its ``step_cost``.
+    """Return the reward of the last step, without its ``step_cost``, float64 ``[batch]``.
 
     Args:
         weights: Reward weights.
@@ -173,9 +164,6 @@ def terminal_reward(
         spent: Fraction spent in all layers, float64 ``[batch]``.
         gated_budget: Budget of the gated layers as a fraction; ``None`` for no budget.
         cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
-
-    Returns:
-        float64 ``[batch]``.
     """
     floor = weights.log_likelihood_floor
     likelihood = scores.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]

@@ -10,8 +10,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks, clamp_options
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
-from dfs_rl.gating.early_exit import Finished, advance
-from dfs_rl.gating.execution import ExecutionState, run_head, run_stem
+from dfs_rl.gating.execution import ExecutionState, Finished, advance, run_head, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
 
@@ -76,7 +75,7 @@ def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) 
     rows = again.nonzero()[:, 0]
     options = first
     if len(rows):
-        gate.start_second_pass(len(rows))
+        gate.start_second_pass()
         second = _run_pass(backbone, gate, images[rows])
         logits = logits.index_copy(0, rows, second.logits)
         options = first.index_copy(0, rows, second.options)

@@ -6,7 +6,7 @@ from collections import UserDict
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from dfs_rl.errors import ConfigError
 
 T = TypeVar("T")
+EntryT = TypeVar("EntryT")
 GROUP = "dfs_rl.plugins"
 """Group of entry points; each names a module that registers objects when it is imported."""
 _NAME = re.compile("[a-z][a-z0-9_]*")
@@ -48,6 +49,15 @@ class Registry(UserDict[str, T]):
         if name in self:
             raise ConfigError(f"{self.kind} {name!r} is already registered; choose another name.")
         self[name] = entry
+
+    def register(self, name: str) -> Callable[[EntryT], EntryT]:
+        """Return a decorator that adds an object, see ``add``, and leaves it as it is."""
+
+        def register(entry: EntryT) -> EntryT:
+            self.add(name, cast("T", entry))
+            return entry
+
+        return register
 
     def __getitem__(self, name: str) -> T:
         entry = self.data[name]

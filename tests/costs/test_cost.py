@@ -13,22 +13,15 @@ from dfs_rl.costs import (
     CostTable,
     FixedCost,
     parse_bit_options,
-    relative_cost,
 )
+from dfs_rl.costs.cost_models import computation
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
 
 
 def test_cost_of_an_option_is_dfs_measure():
-    assert [relative_cost(b) for b in (0, 2, 3, 4, 8, 16, 32)] == [
-        0.0,
-        0.00390625,
-        0.0087890625,
-        0.015625,
-        0.0625,
-        0.25,
-        1.0,
-    ]
+    costs = [computation(1.0, bits) for bits in (0, 2, 3, 4, 8, 16, 32)]
+    assert costs == [0.0, 0.00390625, 0.0087890625, 0.015625, 0.0625, 0.25, 1.0]
 
 
 @pytest.mark.parametrize("values", [(), (4, 2), (2, 2), (0, 9), (-1, 2), (2, 64)])

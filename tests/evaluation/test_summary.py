@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dfs_rl.costs import relative_cost
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.baselines import run_baselines
 from dfs_rl.evaluation.baselines.registry import MethodResult
@@ -99,7 +98,7 @@ def test_shares_of_gate_and_fixed_parts(summary):
         ("head", 10.0, 32),
     ]
     percents = [share.percent for share in summary.shares]
-    assert percents == pytest.approx([0.5, 5 * relative_cost(8), 1.0])
+    assert percents == pytest.approx([0.5, 5 * (8 / 32) ** 2, 1.0])
 
 
 def test_summary_round_trips_through_json(summary, tmp_path):

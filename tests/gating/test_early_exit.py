@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.early_exit import Finished, advance
-from dfs_rl.gating.execution import run_head, run_stem
+from dfs_rl.gating.execution import Finished, advance, run_head, run_stem
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import ExitInfo, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.rollout import rollout

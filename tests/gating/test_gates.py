@@ -220,9 +220,9 @@ def test_stored_static_gate_is_the_same(construct, tmp_path):
     for name in ("name", "options", "budget"):
         assert getattr(again, name) == getattr(gate, name)
     features, context = inputs(2)
-    for start in ("reset", "start_second_pass")[: 1 + isinstance(gate, CascadeGate)]:
-        getattr(gate, start)(2)
-        getattr(again, start)(2)
+    for second_pass in (False, True)[: 1 + isinstance(gate, CascadeGate)]:
+        for each in (gate, again):
+            each.start_second_pass() if second_pass else each.reset(2)
         for layer in range(4):
             chosen = [each.decide(features, layer, context) for each in (gate, again)]
             assert torch.equal(*chosen)
@@ -248,8 +248,6 @@ CHANGES = {
         "preference": [1.5],
         "budget_conditioning": [
             3,
-            {},
-            {"preferences": []},
             {"preferences": [0.0, 1.0]},
             {"computations": [0.5, 0.75, 3.0], "preferences": [0.0, 1.0]},
             {"computations": [0.5, 0.75], "reach": [0.5, 0.75]},
