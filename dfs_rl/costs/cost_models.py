@@ -33,7 +33,6 @@ def register_cost_model(name: str) -> Callable[[CostModel], CostModel]:
     Raises:
         ConfigError: If the name is taken or malformed.
     """
-
     return COST_MODELS.register(name)
 
 

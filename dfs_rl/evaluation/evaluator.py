@@ -16,6 +16,7 @@ from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.cascade import confidence
 from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
 from dfs_rl.gating.model import macs_taken
+from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rollout import rollout
 
 BATCH_SIZE = 256
@@ -53,9 +54,11 @@ def evaluate_gate(
             record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
             if result.first_pass is not None:
                 record = replace(record, first_pass=result.first_pass.cpu())
+            n_layers_run = backbone.costs.n_layers_run(record.options)
             if backbone.costs.exits:
-                taken = macs_taken(gate, backbone.costs.n_layers_run(record.options))
-                record = replace(record, gate_macs_taken=taken)
+                record = replace(record, gate_macs_taken=macs_taken(gate, n_layers_run))
+            if isinstance(gate, LearnedGate):
+                record = replace(record, feature_macs=gate.feature_macs_taken(n_layers_run))
             parts.append(record)
     return concatenate(parts)
 

@@ -27,6 +27,8 @@ class GateRecords:
         gate_macs: MACs per image of the gate, 0 for methods that decide without a network.
         gate_macs_taken: MACs of the gate for each image if some exit early, float64 ``[n]``; None
             if every image takes ``gate_macs``.
+        feature_macs: Those among them that compute features at the precision of the stem, float64
+            ``[n]``; None for methods without features.
         first_pass: First pass of a cascade, None for methods with a single pass.
 
     Raises:
@@ -41,6 +43,7 @@ class GateRecords:
     confidence: Tensor
     gate_macs: float = 0.0
     gate_macs_taken: Tensor | None = None
+    feature_macs: Tensor | None = None
     first_pass: FirstPass | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class GateRecords:
         fields: dict[str, Tensor] = {name: getattr(self, name) for name in names}
         if self.gate_macs_taken is not None:
             fields["gate_macs_taken"] = self.gate_macs_taken
+        if self.feature_macs is not None:
+            fields["feature_macs"] = self.feature_macs
         if self.first_pass is not None:
             fields["first_pass.options"] = self.first_pass.options
             fields["first_pass.escalated"] = self.first_pass.escalated
@@ -102,7 +107,8 @@ class GateRecords:
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
-        spent = costs.bitops(self.options, gate_macs=self._gate)
+        features = 0.0 if self.feature_macs is None else self.feature_macs
+        spent = costs.bitops(self.options, gate_macs=self._gate, feature_macs=features)
         if self.first_pass is None:
             return spent
         return self.first_pass.total_cost(spent, costs.bitops)
@@ -124,6 +130,7 @@ def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
         confidence=join("confidence"),
         gate_macs=parts[0].gate_macs,
         gate_macs_taken=None if parts[0].gate_macs_taken is None else join("gate_macs_taken"),
+        feature_macs=None if parts[0].feature_macs is None else join("feature_macs"),
         first_pass=FirstPass(
             options=torch.cat([first.options for first in firsts]),
             escalated=torch.cat([first.escalated for first in firsts]),

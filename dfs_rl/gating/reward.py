@@ -32,7 +32,6 @@ def register_reward_term(name: str) -> Callable[[RewardTerm], RewardTerm]:
     Raises:
         ConfigError: If the name is taken or malformed.
     """
-
     return REWARD_TERMS.register(name)
 
 

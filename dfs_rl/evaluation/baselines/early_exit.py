@@ -98,6 +98,7 @@ def apply_exit_rule(
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
     images = torch.arange(len(exit_index))
+    overhead = _exit_overhead_macs(rule.first, costs)[exit_index]
     return GateRecords(
         name=name,
         predictions=outputs.predictions[images, exit_index],
@@ -105,7 +106,8 @@ def apply_exit_rule(
         options=_options_by_exit(rule.option, costs)[exit_index],
         log_likelihood=outputs.log_likelihood[images, exit_index],
         confidence=outputs.confidence[images, exit_index],
-        gate_macs_taken=_exit_overhead_macs(rule.first, costs)[exit_index],
+        gate_macs_taken=overhead,
+        feature_macs=overhead,
     )
 
 
