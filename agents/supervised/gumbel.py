@@ -30,6 +30,7 @@ from dfs_rl.agents.supervised.trainer import (
     TrainerState,
     accuracy_of,
 )
+from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.data import ImageSet
 
 
@@ -122,9 +123,8 @@ class GumbelTrainer(GateTrainer):
         """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
         frozen = self.frozen
         with torch.no_grad():
-            hidden = frozen.stem(images)
-            for layer in frozen.layers:
-                hidden = layer(hidden, frozen.options[frozen.options.full])
+            whole = [frozen.options[frozen.options.full]] * len(frozen.layers)
+            hidden = run_layers(frozen, frozen.stem(images), whole)
             teacher = frozen.head(hidden).log_softmax(dim=1)
         return functional.kl_div(
             logits.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True

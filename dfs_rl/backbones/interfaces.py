@@ -1,6 +1,6 @@
 """Interfaces of backbones, satisfied by training and inference forms alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -45,7 +45,7 @@ class WalkableBackbone(Protocol):
         options: Bit options of every gated layer.
         costs: Costs of every option.
         feature_sizes: Sizes of ``feature`` before each gated layer.
-        feature_macs: MACs of all features per image; one at b bits counts (b / 32)**2.
+        feature_macs: Cost of all features per image in MACs at 32 bit, by the cost model.
     """
 
     options: BitOptions
@@ -96,10 +96,18 @@ class WalkableBackbone(Protocol):
         ...
 
 
-def run_layers(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Tensor:
-    """Run all gated layers, each at its bits, and return the last activation."""
+def activations(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Iterator[Tensor]:
+    """Run all gated layers, each at its bits; yield ``hidden`` and the output of every layer."""
+    yield hidden
     for layer, bits in zip(backbone.layers, mix, strict=True):
         hidden = layer(hidden, bits)
+        yield hidden
+
+
+def run_layers(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Tensor:
+    """Run all gated layers, each at its bits, and return the last activation."""
+    for output in activations(backbone, hidden, mix):
+        hidden = output
     return hidden
 
 

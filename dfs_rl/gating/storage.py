@@ -78,13 +78,13 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
         ConfigError: If the gate is a static bit table without bit options.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record: _Record
     if gate.options is None:
         raise ConfigError(
             f"gate {gate.name!r} is a table without bit options; only one that has them can be "
             "stored."
         )
     name, bits = gate.name, gate.options.values
+    record: _Record
     if isinstance(gate, TableGate):
         kind, record = TABLE, _TableRecord(name=name, bits=bits, table=gate.table, exits=gate.exits)
     elif isinstance(gate, CascadeGate):
@@ -121,9 +121,9 @@ def load_gate(folder: Path) -> StoredGate:
     parts = read_manifest(path, what="gate", kinds=(*GATES, TABLE, CASCADE), version=FORMAT)
     kind = str(parts["kind"])
     parts = {name: part for name, part in parts.items() if name not in ("kind", "format")}
-    form = {TABLE: _TableRecord, CASCADE: _CascadeRecord}.get(kind, _LearnedRecord)
+    form: type[_Record] = {TABLE: _TableRecord, CASCADE: _CascadeRecord}.get(kind, _LearnedRecord)
     try:
-        record = config_from_dict(parts, form, source=f"gate of kind {kind!r}")
+        record: _Record = config_from_dict(parts, form, source=f"gate of kind {kind!r}")
         settings = {f.name: getattr(record, f.name) for f in fields(record)}
         options = BitOptions(settings.pop("bits"))
         if kind == TABLE:

@@ -9,6 +9,7 @@ the same sums in 8-bit integers do so, with the same result.
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -92,37 +93,38 @@ class PerBits(nn.Module):
     """Inference forms of an operator, one for each bit width and set of norms.
 
     Args:
-        bits: Bit widths.
-        forms: One for each bit width, set after set.
+        source: The training form; its ``norm_sets``, if it has any, come set after set.
+        make: Makes a form of the source, a bit width, and a set of norms.
+        n_inputs: Number of tensors that the operator takes; bits and set of norms follow them.
     """
 
     calibrating = False
 
-    def __init__(self, bits: Sequence[int], forms: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        source: Any,  # noqa: ANN401 - any module with bit widths
+        make: Callable[[Any, int, int], nn.Module],
+        *,
+        n_inputs: int = 1,
+    ) -> None:
         super().__init__()
-        self.forms = nn.ModuleList(forms)
+        places = [(b, s) for s in range(getattr(source, "norm_sets", 1)) for b in source.bits]
+        self.forms = nn.ModuleList(make(source, *place) for place in places)
+        self.n_inputs = n_inputs
         # A dictionary too, since torch finds the items of its lists slowly.
-        self._at: dict[tuple[int | None, int], nn.Module] = {
-            (bits[i % len(bits)], i // len(bits)): form for i, form in enumerate(forms)
-        }
-        if len(bits) == 1:
-            self._at[None, 0] = forms[0]
+        self._at: dict[tuple[int, ...], nn.Module] = dict(zip(places, self.forms, strict=True))
+        self._at |= {(b,): self._at[b, 0] for b in source.bits}
+        if len(source.bits) == 1:
+            self._at[()] = self.forms[0]
 
-    def at(self, bits: int | None = None, norm_set: int = 0) -> nn.Module:
-        """Return the form at a bit width, by default the only one."""
-        return self._at[bits, norm_set]
+    def at(self, *place: int) -> nn.Module:
+        """Return the form at a bit width, by default the only one, and a set of norms."""
+        return self._at[place]
 
-    def forward(self, x: Tensor, bits: int | None = None, norm_set: int = 0) -> Tensor:
+    def forward(self, *arguments: Any) -> Tensor:  # noqa: ANN401 - tensors, then numbers
         """Run the operator, as in the training form."""
-        return cast("Tensor", self._at[bits, norm_set](x))
-
-
-class MatmulPerBits(PerBits):
-    """Inference forms of a ``FractionalMatmul``."""
-
-    def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:  # type: ignore[override]
-        """Multiply ``[..., n, k]`` by ``[..., k, m]`` at ``bits``."""
-        return cast("Tensor", self._at[bits, 0](first, second))
+        n = self.n_inputs
+        return cast("Tensor", self._at[arguments[n:]](*arguments[:n]))
 
 
 def _input_codes(x: Tensor, inverse_scale: Tensor, quant_range: QuantRange) -> Tensor:
@@ -140,8 +142,8 @@ def _quantized(
     """Return input range, inverse input scale, weight codes, product of both scales (flat)."""
     input_scale = quantizers.input_scale(bits)
     weight_scale = quantizers.weight_scale(bits, weight)
-    codes = to_codes(weight, weight_scale, QuantRange.of(bits, signed=True))
-    input_range = QuantRange.of(bits, signed=quantizers.signed_input)
+    input_range, weight_range = quantizers.ranges(bits)
+    codes = to_codes(weight, weight_scale, weight_range)
     return input_range, input_scale.reciprocal(), codes, (input_scale * weight_scale).flatten()
 
 
@@ -151,8 +153,8 @@ class InferenceConv2d(nn.Module):
     Args:
         source: The trained convolution, its norm with the running statistics.
         bits: One of its bit widths.
-        dtype: bfloat16 holds codes of up to 8 bit exactly, but rounds the output.
         norm_set: One of its sets of norms.
+        dtype: bfloat16 holds codes of up to 8 bit exactly, but rounds the output.
     """
 
     inverse_scale: Tensor
@@ -164,9 +166,9 @@ class InferenceConv2d(nn.Module):
         self,
         source: FractionalConv2d,
         bits: int,
+        norm_set: int = 0,
         *,
         dtype: torch.dtype = torch.float32,
-        norm_set: int = 0,
     ) -> None:
         super().__init__()
         scale, bias = source.scale_and_shift(bits, norm_set)
@@ -234,16 +236,15 @@ class InferenceConv2d(nn.Module):
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer at one bit width, by default the only one, in float32."""
+    """A linear layer at one bit width, in float32."""
 
     inverse_scale: Tensor
     weight: Tensor
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, source: FractionalLinear, bits: int | None = None) -> None:
+    def __init__(self, source: FractionalLinear, bits: int, _: int) -> None:
         super().__init__()
-        bits = source.bits[0] if bits is None else bits
         self.quant_range: QuantRange | None = None
         inverse_scale, scale = torch.ones(()), torch.ones(())
         weight: Tensor = source.weight
@@ -266,16 +267,13 @@ class InferenceMatmul(nn.Module):
 
     scales: Tensor
 
-    def __init__(self, source: FractionalMatmul, bits: int) -> None:
+    def __init__(self, source: FractionalMatmul, bits: int, _: int) -> None:
         super().__init__()
         quantizers = source.quantizers
         self.quant_ranges: tuple[QuantRange, QuantRange] | None = None
         scales = torch.ones(2)
         if bits != FULL:
-            self.quant_ranges = (
-                QuantRange.of(bits, signed=quantizers.signed_input),
-                QuantRange.of(bits, signed=True),
-            )
+            self.quant_ranges = quantizers.ranges(bits)
             second = quantizers.weight_log_scale[quantizers.bits.index(bits)].exp()
             scales = torch.stack([quantizers.input_scale(bits), second])
         _hold(self, scales=scales)
@@ -295,7 +293,7 @@ class InferenceBatchNorm(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, source: BatchNormPerBits, bits: int, norm_set: int = 0) -> None:
+    def __init__(self, source: BatchNormPerBits, bits: int, norm_set: int) -> None:
         super().__init__()
         scale, shift = source.scale_and_shift(bits, norm_set)
         _hold(self, scale=scale, shift=shift)
@@ -306,7 +304,7 @@ class InferenceBatchNorm(nn.Module):
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
-class InferenceLayerNorm(LayerNormPerBits):
+class _InferenceLayerNorm(LayerNormPerBits):
     """A layer norm that computes in float32 whatever its input is kept in."""
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
@@ -314,38 +312,19 @@ class InferenceLayerNorm(LayerNormPerBits):
         return super().forward(x.float(), bits, norm_set)
 
 
-@inference_form(FractionalConv2d)
-def _convolution(source: FractionalConv2d, dtype: torch.dtype) -> PerBits:
-    sets = range(1 if source.norm is None else source.norm.norm_sets)
-    return PerBits(
-        source.bits,
-        [InferenceConv2d(source, b, dtype=dtype, norm_set=s) for s in sets for b in source.bits],
-    )
-
-
-@inference_form(BatchNormPerBits)
-def _batch_norm(source: BatchNormPerBits, _: torch.dtype) -> PerBits:
-    sets = range(source.norm_sets)
-    return PerBits(
-        source.bits, [InferenceBatchNorm(source, b, s) for s in sets for b in source.bits]
-    )
-
-
 @inference_form(LayerNormPerBits)
 def _layer_norm(source: LayerNormPerBits, dtype: torch.dtype) -> LayerNormPerBits:
     copied = copy_for_inference(source, dtype)
-    copied.__class__ = InferenceLayerNorm
+    copied.__class__ = _InferenceLayerNorm
     return copied
 
 
-@inference_form(FractionalLinear)
-def _linear(source: FractionalLinear, _: torch.dtype) -> PerBits:
-    return PerBits(source.bits, [InferenceLinear(source, b) for b in source.bits])
-
-
-@inference_form(FractionalMatmul)
-def _matmul(source: FractionalMatmul, _: torch.dtype) -> MatmulPerBits:
-    return MatmulPerBits(source.bits, [InferenceMatmul(source, b) for b in source.bits])
+_FORMS |= {
+    FractionalConv2d: lambda source, dtype: PerBits(source, partial(InferenceConv2d, dtype=dtype)),
+    BatchNormPerBits: lambda source, _: PerBits(source, InferenceBatchNorm),
+    FractionalLinear: lambda source, _: PerBits(source, InferenceLinear),
+    FractionalMatmul: lambda source, _: PerBits(source, InferenceMatmul, n_inputs=2),
+}
 
 
 def keep_from_integers_unless_finite(network: nn.Module) -> None:

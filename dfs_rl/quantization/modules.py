@@ -1,6 +1,7 @@
 """Modules of several bit widths: shared weights, one scale and one norm per width."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,10 @@ class LayerQuantizers(nn.Module):
         self.input_log_scale = nn.Parameter(torch.zeros(len(self.bits)))
         self.weight_log_scale = nn.Parameter(torch.zeros(weight_shape))
 
+    def ranges(self, bits: int) -> tuple[QuantRange, QuantRange]:
+        """Return the ranges of the codes of input and weight at ``bits``."""
+        return QuantRange.of(bits, signed=self.signed_input), QuantRange.of(bits, signed=True)
+
     def input_scale(self, bits: int) -> Tensor:
         """Return the scale of the input at ``bits``, a scalar."""
         return self.input_log_scale[self.bits.index(bits)].exp()
@@ -63,7 +68,7 @@ class LayerQuantizers(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Quantize an input ``[batch, ...]`` and a weight; LSQ scales gradients per sample."""
-        inputs, weights = self._ranges(bits)
+        inputs, weights = self.ranges(bits)
         shared = weight[0].numel() if self.per_channel else weight.numel()
         factors = lsq_gradient_scale(x[0].numel(), inputs), lsq_gradient_scale(shared, weights)
         weight_scale = self.weight_scale(bits, weight)
@@ -76,35 +81,38 @@ class LayerQuantizers(nn.Module):
     def calibrate(self, x: Tensor, weight: Tensor) -> None:
         """Set every scale to the one with the least squared error on this input and weight."""
         for i, bits in enumerate(self.bits):
-            inputs, weights = self._ranges(bits)
+            inputs, weights = self.ranges(bits)
             self.input_log_scale[i] = mse_scale(x, inputs).log()
             scale = mse_scale(weight, weights, per_channel=self.per_channel)
             self.weight_log_scale[i] = scale.log()
 
-    def _ranges(self, bits: int) -> tuple[QuantRange, QuantRange]:
-        return QuantRange.of(bits, signed=self.signed_input), QuantRange.of(bits, signed=True)
-
 
 class FractionalLayer(nn.Module):
-    """Base of the modules with quantizers; a subclass sets all attributes.
+    """Base of the modules with quantizers.
 
     While ``calibrating``, every forward pass sets the scales from the input it gets.
     """
 
     bits: tuple[int, ...]
-    weight: nn.Parameter
     quantizers: LayerQuantizers
     calibrating = False
 
-    def quantized(self, x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    def quantized(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Return input and weight at ``bits``, after setting the scales while calibrating."""
         if self.calibrating:
-            self.quantizers.calibrate(x, self.weight)
-        return (x, self.weight) if bits == FULL else self.quantizers(x, self.weight, bits)
+            self.quantizers.calibrate(x, weight)
+        return (x, weight) if bits == FULL else self.quantizers(x, weight, bits)
 
-    def calibrate_scales(self, *, on: bool) -> None:
-        """Start or stop setting the scales from every input."""
-        self.calibrating = on
+
+@contextmanager
+def calibrating(layers: Iterable[FractionalLayer]) -> Iterator[None]:
+    """Let modules set their scales from every input."""
+    layers = list(layers)
+    for layer in layers:
+        layer.calibrating = True
+    yield
+    for layer in layers:
+        layer.calibrating = False
 
 
 class NormPerBits(nn.Module):
@@ -242,21 +250,22 @@ class FractionalConv2d(FractionalLayer):
         signed_input: bool = True,
         per_channel: bool = False,
     ) -> None:
-        super().__init__()
         if SKIP in bits:
             raise ConfigError(f"bits is {list(bits)}; a convolution cannot run at 0 bit.")
+        super().__init__()
         self.bits = tuple(bits)
         self.geometry = geometry
         self.weight = weight
         self.bias = bias
         self.norm = norm
+        self.norm_sets = 1 if norm is None else norm.norm_sets
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=len(weight) if per_channel else None
         )
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
-        x, weight = self.quantized(x, bits)
+        x, weight = self.quantized(x, self.weight, bits)
         out = self.geometry.convolve(x, weight, self.bias)
         return out if self.norm is None else self.norm(out, bits, norm_set)
 
@@ -329,7 +338,7 @@ class FractionalLinear(FractionalLayer):
 
     def forward(self, x: Tensor, bits: int | None = None) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]`` at ``bits``, by default the only ones."""
-        x, weight = self.quantized(x, self.bits[0] if bits is None else bits)
+        x, weight = self.quantized(x, self.weight, self.bits[0] if bits is None else bits)
         return functional.linear(x, weight, self.bias)
 
 
@@ -343,10 +352,7 @@ class FractionalMatmul(FractionalLayer):
 
     def forward(self, first: Tensor, second: Tensor, bits: int) -> Tensor:
         """Multiply ``[..., n, k]`` by ``[..., k, m]``."""
-        if self.calibrating:
-            self.quantizers.calibrate(first, second)
-        if bits != FULL:
-            first, second = self.quantizers(first, second, bits)
+        first, second = self.quantized(first, second, bits)
         return first @ second
 
 
@@ -376,16 +382,9 @@ class FractionalAttention(nn.Module):
         self.mix = FractionalMatmul(bits, signed_input=False)  # of probabilities
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | int) -> Tensor:
-        """Attend.
+        """Return ``[..., n, v]`` of ``[..., n, k]``, ``[..., m, k]`` and ``[..., m, v]``.
 
-        Args:
-            query: ``[..., n, k]``.
-            key: ``[..., m, k]``.
-            value: ``[..., m, v]``.
-            rest: A mask, added to the scores or boolean, if there is one; then the bits.
-
-        Returns:
-            ``[..., n, v]``.
+        The rest is a mask, added to the scores or boolean, if there is one, and the bits.
         """
         *masks, bits = rest
         assert isinstance(bits, int)

@@ -42,13 +42,8 @@ def sample_student_mix(
 ) -> BitMix | None:
     """Draw the mix that a step distils into, ``None`` if there is none.
 
-    Args:
-        options: Bit options of the gated layers.
-        n_layers: Number of gated layers.
-        generator: Random generator of the draws.
-        recipe: ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal
-            odds uses ``sample_low_mix`` too if ``quantized``.
-        quantized: True if there are low mixes whose quantizers are already initialized.
+    The recipe ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal odds
+    uses ``sample_low_mix`` too. ``quantized`` tells if the quantizers of low mixes are initialized.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
         return uniform_mix(SKIP, n_layers)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import run_layers
+from dfs_rl.backbones.interfaces import activations, run_layers
 from dfs_rl.backbones.probe import EXIT_GRID, confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
 from dfs_rl.quantization.modules import (
@@ -15,6 +15,7 @@ from dfs_rl.quantization.modules import (
     FractionalLayer,
     FractionalLinear,
     NormPerBits,
+    calibrating,
 )
 from dfs_rl.training.bit_sampling import BitMix, sample_low_mix, uniform_mix
 
@@ -32,14 +33,10 @@ def calibrate_scales(
     parts: Iterable[nn.Module],
     batch_statistics: bool = False,
 ) -> None:
-    """Set the quantizer scales of ``parts`` from one pass of the largest bit width.
+    """Set the quantizer scales of modules of a backbone from one pass of the largest bit width.
 
-    Args:
-        backbone: Backbone, changed in place.
-        images: Images, uint8 ``[batch, c, h, w]``.
-        parts: Modules with the quantizers.
-        batch_statistics: True to normalise with these images' statistics, as an untrained network
-            requires; the running statistics stay unchanged.
+    With ``batch_statistics``, these images' statistics normalise, as an untrained network requires.
+    Running statistics stay unchanged.
     """
     layers = [
         module for part in parts for module in part.modules() if isinstance(module, FractionalLayer)
@@ -47,11 +44,8 @@ def calibrate_scales(
     was_training = backbone.training
     measured = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.train(batch_statistics)
-    for layer in layers:
-        layer.calibrate_scales(on=True)
-    backbone(images, backbone.options[backbone.options.full])
-    for layer in layers:
-        layer.calibrate_scales(on=False)
+    with calibrating(layers):
+        backbone(images, backbone.options[backbone.options.full])
     for name, buffer in backbone.named_buffers():
         buffer.copy_(measured[name])
     backbone.train(was_training)
@@ -68,12 +62,8 @@ def copy_full_norms(backbone: Backbone) -> None:
 def calibrate_norms(backbone: Backbone, batches: Iterator[Tensor], mixes: Iterable[BitMix]) -> None:
     """Replace all running statistics by plain averages over batches, one for each mix.
 
-    An average over batches at fixed weights is less noisy than the running mean of training.
-
-    Args:
-        backbone: Backbone, changed in place and left in evaluation mode.
-        batches: Images, uint8 ``[batch, c, h, w]``.
-        mixes: Bits of each pass; a norm whose bits never occur keeps its statistics.
+    An average over batches at fixed weights is less noisy than the running mean of training. A norm
+    whose bits never occur keeps its statistics. The backbone is left in evaluation mode.
     """
     norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
@@ -96,24 +86,18 @@ def feature_batches(backbone: Backbone) -> int:
 def measure_features(
     backbone: Backbone, batches: Iterable[ImageSet], generator: torch.Generator
 ) -> None:
-    """Fit the probes and set ``feature_mean`` and ``feature_std`` under random mixes.
-
-    Args:
-        backbone: Backbone, changed in place.
-        batches: Images of the train split with their labels; each batch runs at one mix.
-        generator: Random generator of the mixes.
-    """
+    """Fit the probes and set ``feature_mean`` and ``feature_std``, each batch at a random mix."""
     n_layers = len(backbone.blocks)
     parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
     labels = []
     frozen = backbone.to_inference()
     for batch in batches:
         labels.append(batch.labels)
-        hidden = frozen.stem(batch.images)
         mix = sample_low_mix(backbone.options, n_layers, generator)
-        for layer, bits in enumerate(mix):
-            parts[layer].append(backbone.parts(hidden))
-            hidden = frozen.layers[layer](hidden, bits)
+        # The output of the last layer has no probe.
+        inputs = activations(frozen, frozen.stem(batch.images), mix)
+        for pooled, hidden in zip(parts, inputs, strict=False):
+            pooled.append(backbone.parts(hidden))
     backbone.feature_mean.zero_()
     backbone.feature_std.fill_(1.0)
     for layer, probe in enumerate(backbone.probes):
@@ -136,13 +120,12 @@ def fit_exits(
     """Replace the exits of a trained backbone; nothing else changes.
 
     Each head learns the network's probabilities at the largest bit width, without labels, from
-    activations under random mixes.
+    activations under a random mix for each batch.
 
     Args:
         backbone: Backbone, changed in place.
         after: Numbers of gated layers before the exits.
-        batches: Images of the train split, uint8 ``[batch, c, h, w]``; each batch runs at one
-            mix.
+        batches: Images, uint8 ``[batch, c, h, w]``.
         generator: Random generator of the mixes.
 
     Raises:
@@ -160,13 +143,13 @@ def fit_exits(
         stem = frozen.stem(images)
         whole = uniform_mix(frozen.options[frozen.options.full], n_layers)
         answers.append(frozen.head(run_layers(frozen, stem, whole)).softmax(dim=1))
-        hidden = stem
         mix = sample_low_mix(frozen.options, n_layers, generator)
-        for layer in range(max(after) + 1):
+        for layer, hidden in enumerate(activations(frozen, stem, mix)):
             if layer in heads:
                 pooled = backbone.parts(hidden, grid=EXIT_GRID).flatten(1)
                 parts[after.index(layer)].append(pooled)
-            hidden = frozen.layers[layer](hidden, mix[layer])
+            if layer == after[-1]:
+                break
     targets = torch.cat(answers)
     for i, head in enumerate(heads.heads):
         seen = torch.cat(parts[i])  # [images, channels * parts]

@@ -72,15 +72,8 @@ def build_calibrated_backbone(
 ) -> StoredBackbone:
     """Build a user's pretrained network and calibrate it on the train split, without labels.
 
-    Args:
-        name: Constructor, ``module:function``.
-        dataset: Data set; its val split measures the accuracy of uniform bits.
-        weights: Weights to load into the network.
-        device: Device to compute on.
-
-    Raises:
-        DataError: If the network does not fit the data set.
-        ConfigError: If the network cannot be built, or gated.
+    The val split measures the accuracy of uniform bits. For arguments and errors see
+    ``build_custom_backbone``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(0, "weights"))  # reproducible constructor

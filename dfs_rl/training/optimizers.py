@@ -33,12 +33,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Make an optimizer with weight decay on weights but not on quantizer scales, norms and biases.
 
-    Args:
-        name: Name of the optimizer.
-        parameters: Parameters with their names; those without gradients are left out.
-        lr: Learning rate.
-        weight_decay: Weight decay.
-        momentum: Nesterov momentum of SGD.
+    Parameters without gradients are left out. ``momentum`` is the Nesterov momentum of SGD.
     """
     trained = [(n, p) for n, p in parameters if p.requires_grad]
     groups = [

@@ -26,10 +26,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import OptimizerName, Recipe, run_layers, runs_when_skipped
+from dfs_rl.backbones.interfaces import (
+    OptimizerName,
+    Recipe,
+    activations,
+    run_layers,
+    runs_when_skipped,
+)
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
+from dfs_rl.data.batching import batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.training.bit_sampling import BitMix, sample_student_mix, uniform_mix
 from dfs_rl.training.calibration import (
@@ -102,7 +109,7 @@ class SupernetConfig:
 
 
 class Position(NamedTuple):
-    """Progress of a training: epochs completed, and steps completed in the current one."""
+    """Completed epochs of a training, and completed steps of the current one."""
 
     epoch: int
     step: int
@@ -132,10 +139,9 @@ def accuracy_of(
     frozen = backbone.to_inference()
     right = 0
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            hidden = run_layers(frozen, frozen.stem(images.images[batch]), mix)
-            right += int((frozen.head(hidden).argmax(dim=1) == images.labels[batch]).sum())
+        for batch in batches(images, batch_size):
+            hidden = run_layers(frozen, frozen.stem(batch.images), mix)
+            right += int((frozen.head(hidden).argmax(dim=1) == batch.labels).sum())
     return 100.0 * right / len(images)
 
 
@@ -160,7 +166,7 @@ class SupernetTrainer:
         epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
         device: Device to compute on.
-        recipe: ``"supernet"`` or ``"adn"``, see the module.
+        recipe: See the module.
     """
 
     def __init__(
@@ -336,14 +342,13 @@ class SupernetTrainer:
         with precision.autocast(self.dtype, self.device):
             if not keep:
                 return self.backbone(images, mix), []
-            hidden = self.backbone.stem(images)
+            _, *outputs = activations(self.backbone, self.backbone.stem(images), mix)
             features: list[Tensor] = []
-            for layer, bits in zip(self.backbone.layers, mix, strict=True):
-                hidden = layer(hidden, bits)
+            for layer, hidden in zip(self.backbone.layers, outputs, strict=True):
                 if self.recipe == "adn" and features and not runs_when_skipped(layer):
                     features.pop()  # same stage: it starts with blocks that always run
                 features.append(self.backbone.comparable(hidden))
-            return self.backbone.head(hidden), features
+            return self.backbone.head(outputs[-1]), features
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position
@@ -355,19 +360,15 @@ class SupernetTrainer:
 
     def _begin_epoch(self) -> None:
         if self.position == (self.warmup_epochs, 0):
-            self._begin_low_mixes()
+            # The quantizers and norms of all options start from the network's present state.
+            calibrate_scales(
+                self.backbone,
+                self.images.images[:_STEP_IMAGES],
+                parts=self.backbone.gated,
+                batch_statistics=not self.warmup_epochs,
+            )
+            copy_full_norms(self.backbone)
         self.backbone.train()
-
-    def _begin_low_mixes(self) -> None:
-        """Initialize quantizers and norms of all options from the network's present state."""
-        first_images = self.images.images[:_STEP_IMAGES]
-        calibrate_scales(
-            self.backbone,
-            first_images,
-            parts=self.backbone.gated,
-            batch_statistics=not self.warmup_epochs,
-        )
-        copy_full_norms(self.backbone)
 
     def _calibration_batches(self) -> Iterator[ImageSet]:
         """Yield augmented train images in a fixed shuffled order, without end.
@@ -386,6 +387,5 @@ class SupernetTrainer:
         """Return the augmented images of a step with their labels."""
         batch = self.images.subset(rows)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
-        return ImageSet(
-            augment(batch.images, draws, pad=self.config.pad, flip=self.flip), batch.labels
-        )
+        images = augment(batch.images, draws, pad=self.config.pad, flip=self.flip)
+        return ImageSet(images, batch.labels)

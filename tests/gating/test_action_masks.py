@@ -45,25 +45,17 @@ def test_all_actions_are_allowed_without_a_budget():
         assert allowed.tolist() == [[True] * 4 + [layer in (1, 3)]] * 2
 
 
-def test_budget_of_a_uniform_setting_allows_it():
-    costs = ToyBackbone().costs
-    budget = float(costs.computation(torch.full((1, 4), 2)))
-    spent = torch.zeros(1, dtype=torch.float64)
-    for layer in range(4):
-        assert action_masks(costs, layer, spent, budget)[0, 2]
-        spent = spent + costs.option_costs()[layer, 2]
-    assert float(spent) == pytest.approx(gated_budget(costs, budget))
-
-
-def test_clamp_options():
-    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
-    assert clamp_options(torch.tensor([2, 2, 2]), mask).tolist() == [1, 0, 2]
-    assert clamp_options(torch.tensor([0, 0, 1]), mask).tolist() == [0, 0, 1]
-
-
-def test_clamp_options_with_exit():
-    rows = [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
-    mask = torch.tensor(rows, dtype=torch.bool)
-    chosen, options = torch.tensor([3, 3, 3, 1]), torch.tensor([2, 2, 2, 2])
-    assert clamp_options(chosen, mask, exit_action=3).tolist() == [3, 0, 3, 3]
-    assert clamp_options(options, mask, exit_action=3).tolist() == [1, 1, 3, 3]
+@pytest.mark.parametrize(
+    ("actions", "mask", "exit_action", "clamped"),
+    [
+        ([2, 2, 2], ["110", "100", "111"], None, [1, 0, 2]),
+        ([0, 0, 1], ["110", "100", "111"], None, [0, 0, 1]),
+        ([3, 3, 3, 1], ["1101", "1100", "0001", "0001"], 3, [3, 0, 3, 3]),
+        ([2, 2, 2, 2], ["1101", "1100", "0001", "0001"], 3, [1, 1, 3, 3]),
+    ],
+)
+def test_clamp_options(actions, mask, exit_action, clamped):
+    allowed = torch.tensor([[bit == "1" for bit in row] for row in mask])
+    assert (
+        clamp_options(torch.tensor(actions), allowed, exit_action=exit_action).tolist() == clamped
+    )

@@ -91,14 +91,6 @@ def test_costs_are_interpolated_on_the_logarithm(data, n, preference):
     assert cost == pytest.approx(expected)
 
 
-@given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=17))
-def test_smallest_budget_has_a_preference(computations):
-    conditioned = conditioning(*computations)
-    least = conditioned.budget_range[0]
-    last = max(i for i, cost in enumerate(computations) if cost == least)
-    assert conditioned.preference_for_budget(least) == pytest.approx(last / (len(computations) - 1))
-
-
 @pytest.mark.parametrize(
     ("computations", "budget", "preference"),
     [

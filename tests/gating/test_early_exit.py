@@ -1,75 +1,19 @@
-"""Exits: each image as if it ran alone, and no layer runs for images that have left."""
+"""Gates that take exits: decisions, MACs and storage."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.execution import Finished, advance, run_head, run_stem
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import ExitInfo, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.storage import load_gate, save_gate
-from tests.helpers.toy_backbone import (
-    BITS,
-    CHANNELS,
-    MACS,
-    ToyBackbone,
-    run_alone_with_exits,
-    toy_images,
-)
+from tests.helpers.toy_backbone import BITS, CHANNELS, MACS, ToyBackbone, toy_images
 
 EXIT = len(BITS)
 kinds = pytest.mark.parametrize("kind", [MLPGate, LSTMGate])
-action_rows = st.lists(
-    st.lists(st.integers(0, EXIT), min_size=4, max_size=4), min_size=1, max_size=12
-)
-
-
-def run(backbone, images, actions):
-    """Return logits, options and costs of a batch at given actions, in order."""
-    state, finished = run_stem(backbone, images), []
-    while state.layer < 4 and len(state.spent):
-        chosen = actions[:, state.layer]
-        chosen = chosen if state.rows is None else chosen[state.rows]
-        state, exited = advance(backbone, state, chosen, reuse=True)
-        finished += [] if exited is None else [exited]
-    if len(state.spent):
-        finished.append(Finished(state, run_head(backbone, state)))
-    rows = [torch.arange(len(images)) if s.rows is None else s.rows for s, _ in finished]
-    values = zip(*((logits, s.options, s.spent) for s, logits in finished), strict=True)
-    return tuple(torch.cat(parts)[torch.cat(rows).argsort()] for parts in values)
-
-
-@torch.no_grad()
-@settings(max_examples=80)
-@given(
-    rows=action_rows,
-    after=st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True).map(sorted),
-)
-def test_batch_equals_each_image_alone(rows, after):
-    backbone = ToyBackbone(exits=after)
-    images, actions = toy_images(len(rows)), torch.tensor(rows)
-    logits, options, spent = run(backbone, images, actions)
-    alone = [run_alone_with_exits(backbone, i, row) for i, row in zip(images, rows, strict=True)]
-    assert torch.equal(logits, torch.stack([one.logits for one in alone]))
-    assert options.tolist() == [one.options for one in alone]
-    assert torch.equal(options, backbone.costs.canonicalize(actions))
-    assert spent.tolist() == pytest.approx(backbone.costs.fractions(options).tolist(), abs=1e-15)
-    computation = backbone.costs.computation(options)
-    assert computation.tolist() == pytest.approx([one.macs / 10 for one in alone])
-
-
-@torch.no_grad()
-def test_nothing_runs_for_images_that_have_left():
-    backbone = ToyBackbone(exits=(1, 2))
-    rows = [[3, EXIT, 3, 3], [3, 3, EXIT, 3], [3, EXIT, 3, 3], [3, 3, 3, 3], [3, 3, EXIT, 3]]
-    run(backbone, toy_images(5), torch.tensor(rows))
-    assert [layer.seen for layer in backbone.layers] == [[(8, 5)], [(8, 3)], [(8, 1)], [(8, 1)]]
-    assert backbone.answered == [(1, 2), (2, 2)]
 
 
 def test_rollout_ends_when_all_have_left():

@@ -43,13 +43,9 @@ def test_terminal_reward_closed_form():
         -0.4 - 5.0 * 0.15,
     ]
     assert reward.tolist() == pytest.approx(expected)
-
-
-def test_no_overshoot_without_budget():
-    weights = RewardWeights(accuracy=0.0, log_likelihood=0.0, overshoot=100.0)
-    assert terminal_reward(
-        weights, score_predictions(LOGITS, LABELS), torch.ones(3).double(), gated_budget=None
-    ).tolist() == [0, 0, 0]
+    free = terminal_reward(weights, score_predictions(LOGITS, LABELS), spent, gated_budget=None)
+    overshoot = torch.tensor([0.0, 0.05, 0.15]).double()
+    torch.testing.assert_close(free - reward, 5.0 * overshoot)
 
 
 @given(costs=st.lists(st.floats(0, 0.3), min_size=3, max_size=3), weight=st.floats(0, 100))

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from dfs_rl.quantization import FractionalAttention, to_inference
+from dfs_rl.quantization.modules import calibrating
 
 MASK = torch.tensor([[True, True, False, True], [False] * 4, [False, True, False, False]])
 
@@ -27,9 +28,7 @@ def test_attention_equals_torchs_up_to_its_scales(mask, ours, torchs):
     query, key, value = torch.randn(2, 6, 3, 8), *torch.randn(2, 2, heads, 4, 8)
     arguments = (query, key, value) if mask is None else (query, key, value, mask)
     attention = FractionalAttention((2, 16, 32), scale=None, **ours)
-    for on in (True, False):
-        for product in (attention.scores, attention.mix):
-            product.calibrate_scales(on=on)
+    with calibrating([attention.scores, attention.mix]):
         attention(*arguments, 32)
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **torchs)
     for form in (attention, to_inference(attention)):

@@ -15,23 +15,18 @@ from dfs_rl.quantization import (
     inference_form,
     to_inference,
 )
-from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear
-from dfs_rl.quantization.modules import FractionalLayer
+from dfs_rl.quantization.inference import InferenceConv2d
+from dfs_rl.quantization.modules import calibrating
 
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
-
-
-def calibrate(layer: FractionalLayer, *arguments: object) -> None:
-    layer.calibrate_scales(on=True)
-    layer(*arguments)
-    layer.calibrate_scales(on=False)
 
 
 def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConvNorm:
     """A convolution with calibrated scales and running statistics that are neither zero nor one."""
     torch.manual_seed(0)
     conv = FractionalConvNorm(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
-    calibrate(conv, images(signed=signed_input), 32)
+    with calibrating([conv]):
+        conv(images(signed=signed_input), 32)
     with torch.no_grad():
         conv.norm.norm_weight.uniform_(0.5, 1.5)
         conv.norm.norm_bias.uniform_(-0.5, 0.5)
@@ -125,7 +120,8 @@ def test_each_set_of_norms_works_behind_any_kernel(kernel_size, groups, bits):
     conv = FractionalConvNorm(
         3, 6, (4, 32), kernel_size=kernel_size, stride=2, groups=groups, norm_sets=2
     )
-    calibrate(conv, images(), 32)
+    with calibrating([conv]):
+        conv(images(), 32)
     with torch.no_grad():
         for tensor in conv.norm.norm_tensors():
             tensor.uniform_(0.5, 1.5)
@@ -198,7 +194,8 @@ def test_linear_forms_equal_torch(bits):
     layer = FractionalLinear(6, 4, bits=bits)
     x = torch.rand(9, 6)
     if bits != 32:
-        calibrate(layer, x)
+        with calibrating([layer]):
+            layer(x)
         q = layer.quantizers
         inputs = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=False))
         weight = fake_quantize(
@@ -208,7 +205,7 @@ def test_linear_forms_equal_torch(bits):
         inputs, weight = x, layer.weight
     expected = torch.nn.functional.linear(inputs, weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(InferenceLinear(layer)(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(to_inference(layer)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_convolution_cannot_run_at_0_bit():

@@ -25,7 +25,7 @@ from dfs_rl.backbones.probe import pool_grid
 from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.modules import FractionalLayer
+from dfs_rl.quantization.modules import FractionalLayer, calibrating
 
 _MAP, _TOKENS = 4, 3
 _CHANNELS_LAST = ("layer_norm", "linear")
@@ -118,11 +118,8 @@ class Fractionalized(Backbone):
         hooks = [module.register_forward_pre_hook(_measure_sign) for module in operators]
         was_training = self.training
         self.eval()
-        for module in operators:
-            module.calibrate_scales(on=True)
-        self.run(images, self.options[self.options.full])
-        for module in operators:
-            module.calibrate_scales(on=False)
+        with calibrating(operators):
+            self.run(images, self.options[self.options.full])
         for hook in hooks:
             hook.remove()
         self.train(was_training)

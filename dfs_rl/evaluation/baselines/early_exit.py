@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits, activations
 from dfs_rl.costs import CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
@@ -74,11 +74,11 @@ def run_exit_outputs(
         for option, bits in enumerate(backbone.options):
             parts: list[Tensor] = []
             for batch in batches(image_set, batch_size):
-                hidden, logits = backbone.stem(batch.images), []
-                for index, layer in enumerate(backbone.layers):
+                logits, mix = [], [bits] * len(backbone.layers)
+                stem = backbone.stem(batch.images)
+                for index, hidden in enumerate(activations(backbone, stem, mix)):
                     if index in after:
                         logits.append(backbone.answer(hidden, index))
-                    hidden = layer(hidden, bits)
                 logits.append(backbone.head(hidden))
                 parts.append(torch.stack(logits, dim=1).double().log_softmax(dim=-1).cpu())
             log_probabilities = torch.cat(parts)  # [n, exits + 1, classes]
