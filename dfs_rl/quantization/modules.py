@@ -12,8 +12,8 @@ from dfs_rl.costs import FULL, SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
-NORM_MOMENTUM = 0.1
-NORM_EPSILON = 1e-5
+_NORM_MOMENTUM = 0.1
+_NORM_EPSILON = 1e-5
 
 Pair = tuple[int, int]
 
@@ -122,13 +122,11 @@ class NormPerBits(nn.Module):
     layers that run later (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
     2024): further sets are for other modes of the network.
 
-    Attributes:
-        norm_weight: Scales, ``[sets * bits, channels]``.
-        norm_bias: Shifts, likewise.
+    All tensors are ``[sets * bits, channels]``.
     """
 
     def __init__(
-        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = NORM_EPSILON
+        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = _NORM_EPSILON
     ) -> None:
         super().__init__()
         self.bits = tuple(bits)
@@ -170,18 +168,14 @@ class LayerNormPerBits(NormPerBits):
 class BatchNormPerBits(NormPerBits):
     """Batch norm with running statistics per bit width and set too, see ``NormPerBits``.
 
-    Attributes:
-        running_mean: Means, ``[sets * bits, channels]``.
-        running_var: Variances, likewise.
-        batch_norm: The function that normalises, with the arguments of torch's; distributed
-            training and calibration exchange it.
+    ``batch_norm`` is the function that normalises, with the arguments of torch's.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = NORM_EPSILON
+        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = _NORM_EPSILON
     ) -> None:
         super().__init__(channels, bits, sets=sets, epsilon=epsilon)
         self.register_buffer("running_mean", torch.zeros_like(self.norm_bias))
@@ -196,7 +190,7 @@ class BatchNormPerBits(NormPerBits):
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Normalise ``[batch, channels, ...]`` at ``bits``."""
         i = self.norm_row(bits, norm_set)
-        momentum = NORM_MOMENTUM
+        momentum = _NORM_MOMENTUM
         if self._averaged is not None:
             self._averaged[i] += 1
             # The k-th batch enters with weight 1 / k: the running mean becomes the mean.
@@ -223,15 +217,30 @@ class BatchNormPerBits(NormPerBits):
         self._averaged = [0] * len(self.norm_weight) if on else None
 
 
+@contextmanager
+def other_batch_norms(
+    module: nn.Module, make: Callable[[BatchNormPerBits], Callable[..., Tensor]]
+) -> Iterator[None]:
+    """Let each batch norm of a module normalise with the function that ``make`` returns for it."""
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNormPerBits)]
+    for norm in norms:
+        norm.batch_norm = make(norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.batch_norm = functional.batch_norm
+
+
 class FractionalConv2d(FractionalLayer):
     """A convolution of any shape at any of several bit widths, with the batch norm after it.
 
     Args:
         weight: ``[out, in / groups, height, width]``, shared by all bit widths.
-        bits: Bit widths, each 1 to 8, 10, 12, 14, 16 or 32; never 0, which runs no convolution.
+        bits: Bit widths; never 0, which runs no convolution.
         geometry: Stride, padding, dilation and groups.
-        bias: ``[out]``, or ``None``.
-        norm: The batch norm after it, or ``None``.
+        bias: ``[out]``.
+        norm: The batch norm after it.
         signed_input: Whether the input can be negative.
         per_channel: One weight scale per output channel instead of one per layer.
 

@@ -15,18 +15,16 @@ each backward pass, a step has two, and the norms and quantizers of a pass chang
 All messages use the default process group of ``torch.distributed``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from dfs_rl.backbones.base import Backbone
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import TrainingError
-from dfs_rl.quantization.modules import BatchNormPerBits
+from dfs_rl.quantization.modules import other_batch_norms
 from dfs_rl.training.supernet import StepLosses, SupernetTrainer
 
 LEADER = 0
@@ -37,16 +35,8 @@ def share_of(n: int, *, rank: int, size: int) -> slice:
     return slice(n * rank // size, n * (rank + 1) // size)
 
 
-class _Statistics(NamedTuple):
-    """Mean and biased variance of all processes, float32 ``[channels]``; elements per channel."""
-
-    mean: Tensor
-    variance: Tensor
-    elements: Tensor
-
-
-def _shared_statistics(x: Tensor) -> _Statistics:
-    """Return the joint statistics of all processes' ``x``, ``[batch, channels, h, w]``.
+def _shared_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, biased variance and elements per channel of all processes' ``[n, c, h, w]``.
 
     They take one message. Merging means and variances (Chan et al., 1979) is more accurate than
     sums of squares.
@@ -66,7 +56,7 @@ def _shared_statistics(x: Tensor) -> _Statistics:
     shares = elements / elements.sum()
     mean = (means * shares).sum(dim=0)
     variance = ((variances + (means - mean).square()) * shares).sum(dim=0)
-    return _Statistics(mean.float(), variance.float(), elements.sum())
+    return mean.float(), variance.float(), elements.sum()
 
 
 class _SharedNorm(torch.autograd.Function):
@@ -139,19 +129,6 @@ def shared_batch_norm(
     return out  # type: ignore[no-any-return]
 
 
-@contextmanager
-def shared_norms(backbone: Backbone) -> Iterator[None]:
-    """Normalise over the samples of all processes, which must run ``backbone`` together."""
-    layers = [m for m in backbone.modules() if isinstance(m, BatchNormPerBits)]
-    for layer in layers:
-        layer.batch_norm = shared_batch_norm
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.batch_norm = functional.batch_norm
-
-
 class _Order(NamedTuple):
     """Message of the leader: load a state, take part in a step, or, with neither, end."""
 
@@ -163,8 +140,7 @@ class ParallelTrainer(SupernetTrainer):
     """Trainer of one of several processes; arguments as for ``SupernetTrainer``.
 
     The process of rank 0 leads: its trainer is used like any other, with a call of ``dismiss`` at
-    the end. The others only ``follow``. At the start of each epoch they load the leader's state, so
-    that the leader saves the state of all.
+    the end. The others only ``follow``. At the start of each epoch they load the leader's state.
     """
 
     def follow(self) -> None:
@@ -200,17 +176,13 @@ class ParallelTrainer(SupernetTrainer):
         rows = share_of(n, rank=distributed.get_rank(), size=distributed.get_world_size())
         share = ImageSet(batch.images[rows], batch.labels[rows])
         weight = torch.tensor(len(share) / n, device=self.device)
-        with shared_norms(self.backbone):
+        with other_batch_norms(self.backbone, lambda _: shared_batch_norm):
             own = super()._backward(epoch, step, share, weight=weight)
-        return self._add_up(own, weight)
-
-    def _add_up(self, own: StepLosses, weight: Tensor) -> StepLosses:
-        """Sum the gradients over all processes and return the losses of the whole batch."""
         # The same on all processes: the parameters with gradients depend on the step alone.
         gradients = [p.grad for p in self.backbone.parameters() if p.grad is not None]
         losses = [loss for loss in own if loss is not None]
         parts = [*gradients, torch.tensor(losses, device=self.device) * weight]
-        flat = torch.cat([part.flatten() for part in parts])
+        flat = torch.cat([part.flatten() for part in parts])  # summed over all processes
         distributed.all_reduce(flat)
         *sums, means = torch.split(flat, [part.numel() for part in parts])
         for gradient, total in zip(gradients, sums, strict=True):

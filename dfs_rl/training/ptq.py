@@ -14,8 +14,7 @@ from dfs_rl.costs import SKIP
 from dfs_rl.data import ImageSet
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.quantization.modules import BatchNormPerBits
-from dfs_rl.training.bit_sampling import uniform_mix
+from dfs_rl.quantization.modules import BatchNormPerBits, other_batch_norms
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_scales,
@@ -119,18 +118,14 @@ class _Matching:
 
 def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
     """Set the statistics of all lower bit widths so that outputs match those of full precision."""
-    n_layers = len(backbone.blocks)
-    norms = [module for module in backbone.blocks.modules() if isinstance(module, BatchNormPerBits)]
     backbone.eval()
-    for norm in norms:
-        norm.batch_norm = _Matching(norm)
+    if not any(isinstance(module, BatchNormPerBits) for module in backbone.blocks.modules()):
+        return
     largest_first = [bits for bits in reversed(backbone.options.values) if bits != SKIP]
-    for _ in range(_ROUNDS if norms else 0):
-        batch = next(batches)
-        for bits in largest_first:
-            backbone(batch, uniform_mix(bits, n_layers))
-    for norm in norms:
-        norm.batch_norm = functional.batch_norm
+    with other_batch_norms(backbone.blocks, _Matching):
+        for batch in itertools.islice(batches, _ROUNDS):
+            for bits in largest_first:
+                backbone(batch, bits)
 
 
 def _predicted(backbone: Backbone, images: Tensor) -> Tensor:

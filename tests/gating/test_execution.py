@@ -43,7 +43,9 @@ def run(backbone, images, actions, *, reuse=False):
 @settings(max_examples=40)
 @given(rows=action_rows, after=exits)
 def test_batch_equals_each_image_alone(rows, after, reuse, grad, channels_last):
-    backbone, images, actions = ToyBackbone(exits=after), toy_images(len(rows)), torch.tensor(rows)
+    backbone, images = ToyBackbone(exits=after), toy_images(len(rows))
+    rows = [[min(action, backbone.costs.n_actions - 1) for action in row] for row in rows]
+    actions = torch.tensor(rows)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     before = images.clone()

@@ -10,7 +10,7 @@ from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.quantization.functional import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
+from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mix, uniform_mix
 from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
@@ -154,6 +154,19 @@ def test_half_of_low_mixes_are_uniform():
 
 def test_full_precision_alone_is_its_own_low_mix():
     assert sample_low_mix(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
+
+
+def test_half_of_adn_mixes_are_the_base_net():
+    def draw(n, **how):
+        options, generator = BitOptions((0, 2, 8, 32)), torch.Generator().manual_seed(0)
+        return [sample_student_mix(options, 4, generator, **how) for _ in range(n)]
+
+    assert set(draw(50, recipe="adn", quantized=False)) == {(0, 0, 0, 0)}
+    assert set(draw(50, recipe="supernet", quantized=False)) == {None}
+    drawn = draw(2000, recipe="adn", quantized=True)
+    # A random mix skips all of four layers in one of 256 draws.
+    assert drawn.count((0, 0, 0, 0)) / 2000 == pytest.approx(0.5 + 0.25 / 256, abs=0.035)
+    assert drawn.count((2, 2, 2, 2)) / 2000 == pytest.approx(0.125, abs=0.03)
 
 
 @pytest.mark.parametrize("untrained", [False, True])

@@ -40,12 +40,7 @@ ADN = {"recipe": "adn"}
 NETWORKS = {
     "resnet": (ResNet, RESNET, 6, {"lr": 0.05}),
     "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"lr": 0.05}),
-    "adaptive blocks": (
-        AdaptiveResNet,
-        ADAPTIVE | ADN | {"granularity": "block"},
-        8,
-        {"lr": 0.05},
-    ),
+    "adaptive blocks": (AdaptiveResNet, ADAPTIVE | ADN | {"granularity": "block"}, 8, {"lr": 0.05}),
     "adaptive low bits": (
         AdaptiveResNet,
         ADAPTIVE | ADN | {"bits": (0, 2, 8, 32), "stem_bits": 8},
@@ -72,9 +67,11 @@ def trainer(halves: Dataset, *, epochs: int = 6, **training: object) -> Supernet
     return trainer_of(ResNet, halves, epochs=epochs, training={"lr": 0.05, **training}, **RESNET)
 
 
-def named(name: str, halves: Dataset, *, epochs: int | None = None) -> SupernetTrainer:
-    kind, shape, usual, training = NETWORKS[name]
-    return trainer_of(kind, halves, epochs=epochs or usual, training=training, **shape)
+def named(
+    name: str, halves: Dataset, *, epochs: int | None = None, training: dict | None = None
+) -> SupernetTrainer:
+    kind, shape, usual, settings = NETWORKS[name]
+    return trainer_of(kind, halves, epochs=epochs or usual, training=training or settings, **shape)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -152,15 +149,29 @@ def test_the_warm_up_runs_the_largest_option_alone(halves):
     assert kinds == [{True}, {True}, {False}, {False}]
 
 
-@pytest.mark.parametrize("feature_weight", [None, 0.7])
-def test_a_step_distils_outputs_of_all_layers(halves, feature_weight):
+RECIPES = {
+    "supernet": ("resnet", {"feature_weight": None}, 1.0, 1.0),
+    "supernet features": ("resnet", {"feature_weight": 0.7}, 1.0, 1.0),
+    "adn": ("adaptive", {"feature_weight": 0.0, "alpha": 0.5}, 0.5, 0.5),
+    "adn features": ("adaptive", {"feature_weight": 0.7, "alpha": 0.2}, 0.2, 0.8),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "label_weight", "soft_weight"), RECIPES.values(), ids=RECIPES
+)
+def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_weight, soft_weight):
+    # A batch that is the whole split, not augmented, has the same loss in any order.
     still = replace(halves, flip=False)
-    training = trainer(still, batch_size=96, warmup=0.0, feature_weight=feature_weight)
+    usual = {"batch_size": 96, "warmup": 0.0, "lr": 0.05}
+    training = named(name, still, training=usual | training)
     for _ in training.train_epoch():
         pass  # one step, at a learning rate of 0
     net = copy.deepcopy(training.backbone)
     net.zero_grad()
-    mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
+    mix = uniform_mix(0, 2)
+    if name == "resnet":
+        mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
     # In the same order: sums in another one move values across the border between two codes.
     (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
     batch = halves.train.subset(rows)
@@ -172,14 +183,15 @@ def test_a_step_distils_outputs_of_all_layers(halves, feature_weight):
             leaving.append(hidden)
         return net.head(hidden), leaving
 
-    whole, theirs = run_at((32, 32, 32))
+    whole, theirs = run_at((32,) * len(mix))
     low, ours = run_at(mix)
     teacher = whole.detach().softmax(dim=1)
-    loss = functional.cross_entropy(whole, batch.labels)
-    loss = loss + functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
+    loss = label_weight * functional.cross_entropy(whole, batch.labels)
+    distance = functional.kl_div(low.log_softmax(dim=1), teacher, reduction="batchmean")
+    weight = training.config.feature_weight or 0.0
     for a, b in zip(ours, theirs, strict=True):
-        loss = loss + (feature_weight or 0.0) * (a - b.detach()).square().mean() / 3
-    loss.backward()
+        distance = distance + weight * (a - b.detach()).square().mean() / len(mix)
+    (loss + soft_weight * distance).backward()
     compared = 0
     for (name, p), q in zip(training.backbone.named_parameters(), net.parameters(), strict=True):
         if q.grad is not None:
@@ -188,22 +200,60 @@ def test_a_step_distils_outputs_of_all_layers(halves, feature_weight):
     assert compared > 10
 
 
-def test_a_loss_not_finite_stops_with_a_sentence(halves):
-    training = trainer(halves)
-    with torch.no_grad():
-        training.backbone.classifier.bias.fill_(math.nan)
-    with pytest.raises(
-        TrainingError,
-        match=r"the loss is no longer finite in epoch 1 after step 0; a lower learning rate",
-    ):
-        train_all(training)
+def adn_trainer(halves: Dataset, **training: object) -> SupernetTrainer:
+    return named("adaptive low bits", halves, epochs=2, training={"lr": 0.05, **training})
 
 
-def test_in_bfloat16_more_digits_may_help_as_well(halves):
-    training = trainer(halves, precision="bfloat16")
+def test_the_base_net_teaches_the_path_nothing(halves):
+    training = named("adaptive", halves, training={"lr": 0.05, "alpha": 1e-12})  # no labels
+    next(training.train_epoch())
+    gradients = dict(training.backbone.named_parameters())
+    assert gradients["blocks.0.path.0.conv1.weight"].grad.abs().max() < 1e-9
+    mandatory = gradients["blocks.0.mandatory.0.conv1.weight"].grad
+    assert mandatory.abs().max() > 1e-6
+    norms = gradients["blocks.0.mandatory.0.conv1.norm.norm_weight"].grad.abs().amax(dim=1)
+    assert norms[1] > 1e-6 > norms[0]
+
+
+def test_the_end_measures_the_norms_of_both_modes(halves):
+    training = adn_trainer(halves)
+    for name, buffer in training.backbone.named_buffers():
+        if "running" in name:
+            buffer.fill_(1e6)  # must leave no trace
+    measured = dict(training.finish().named_buffers())
+    sets = measured["blocks.1.mandatory.0.conv2.norm.running_mean"]
+    assert all(tensor.max() < 1e3 for name, tensor in measured.items() if "running" in name)
+    assert (sets[0] - sets[1]).abs().max() > 1e-3
+
+
+def test_new_quantizers_leave_the_base_net_unchanged(halves):
+    training = adn_trainer(halves, warmup=0.5)
+    for loss in training.train_epoch():
+        assert loss.distillation is not None  # from the first step on
+    before = {n: p.clone() for n, p in training.backbone.named_parameters()}
+    next(training.train_epoch())
+    after = dict(training.backbone.named_parameters())
+    scale = "quantizers.weight_log_scale"
+    path = f"blocks.0.path.0.conv1.{scale}"
+    # One step moves learned values a little; calibration would set those of the path anew.
+    assert (after[path] - before[path]).abs().min() > 0.1
+    for name in (f"conv1.{scale}", "conv1.norm.norm_weight", "conv1.norm.norm_bias"):
+        full = f"blocks.0.mandatory.0.{name}"
+        assert (after[full] - before[full]).abs().max() < 0.1, name
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("float32", r"in epoch 1 after step 0; a lower learning rate than 0\.05 may help"),
+        ("bfloat16", r"than 0\.05, or training\.precision float32 may help"),
+    ],
+)
+def test_a_loss_not_finite_stops_with_a_sentence(halves, precision, advice):
+    training = trainer(halves, precision=precision)
     with torch.no_grad():
         training.backbone.classifier.bias.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"than 0.05, or training.precision float32 may help"):
+    with pytest.raises(TrainingError, match=f"the loss is no longer finite .*{advice}"):
         train_all(training)
 
 
@@ -227,12 +277,11 @@ def test_a_wild_learning_rate_ends_in_a_sentence(halves, lr):
         train_and_look()
 
 
-def test_the_schedule_rises_and_falls_to_zero():
-    assert learning_rate(0.0, peak=0.2) == 0.0
-    assert learning_rate(0.025, peak=0.2) == pytest.approx(0.1)
-    assert learning_rate(0.05, peak=0.2) == pytest.approx(0.2)
-    assert learning_rate(0.525, peak=0.2) == pytest.approx(0.1)
-    assert learning_rate(1.0, peak=0.2) == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize(
+    ("progress", "rate"), [(0.0, 0.0), (0.025, 0.1), (0.05, 0.2), (0.525, 0.1), (1.0, 0.0)]
+)
+def test_the_schedule_rises_and_falls_to_zero(progress, rate):
+    assert learning_rate(progress, peak=0.2) == pytest.approx(rate, abs=1e-12)
 
 
 @pytest.mark.parametrize(
