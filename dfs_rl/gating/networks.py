@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
 from dfs_rl.costs import BitOptions
+from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
@@ -107,6 +109,8 @@ class LearnedGate(nn.Module, ABC):
         self.name = name
         self.context_size = context_size(budget_conditioning=budget_conditioning is not None)
         self._build([size + self.context_size for size in self.feature_sizes])
+        self.layer_macs = self._count_macs()
+        """Multiply-accumulates of the network per image at each layer."""
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Return each image's preference, float32 ``[batch]``; ``None`` if not conditioned."""
@@ -118,15 +122,21 @@ class LearnedGate(nn.Module, ABC):
     def _build(self, sizes: list[int]) -> None:
         """Create the networks; layer ``i`` has ``sizes[i]`` inputs, context included."""
 
+    def _count_macs(self) -> tuple[int, ...]:
+        features = torch.zeros(1, max(self.feature_sizes))
+        context = torch.zeros(1, self.context_size)
+        self.eval().reset(1)
+        macs = tuple(
+            count_macs(partial(self._score, features, layer, context))
+            for layer in range(len(self.feature_sizes))
+        )
+        self.train().reset(1)
+        return macs
+
     @property
     def n_actions(self) -> int:
         """Number of logits: one per bit option and, with exits, one for the exit action."""
         return len(self.options) + (self.exits is not None)
-
-    @property
-    @abstractmethod
-    def layer_macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates of the gate's network per image at each layer."""
 
     @property
     def macs(self) -> float:
@@ -210,8 +220,8 @@ def register_gate(name: str) -> Callable[[GateT], GateT]:
     """Register a network as a kind of gate.
 
     It is then a choice of ``train_gumbel --gate``, of ``compare --gates`` with every method that
-    trains it, and can be stored and loaded. The class defines ``_build``, ``_score`` and
-    ``layer_macs``, and ``reset`` if it has a memory.
+    trains it, and can be stored and loaded. The class defines ``_build`` and ``_score``, and
+    ``reset`` if it has a memory.
 
     Raises:
         ConfigError: If the name is taken or malformed.
@@ -231,12 +241,6 @@ class MLPGate(LearnedGate):
             _two_layers(size, self.hidden, len(self.choices)) for size in sizes
         )
 
-    @property
-    def layer_macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates of the gate's network per image at each layer."""
-        each = self.context_size + len(self.choices)
-        return tuple(self.hidden * (size + each) for size in self.feature_sizes)
-
     def _score(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         return cast("Tensor", self.networks[layer](self._inputs(features, layer, context)))
 
@@ -254,13 +258,6 @@ class LSTMGate(LearnedGate):
         self.cell = nn.LSTMCell(self.hidden, self.hidden)
         self.scores = nn.Linear(self.hidden, len(self.choices))
         self._memory: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def layer_macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates of the gate's network per image at each layer."""
-        cell = 4 * 2 * self.hidden  # four gates, each of the embedding and of the memory
-        each = self.context_size + cell + len(self.choices)
-        return tuple(self.hidden * (size + each) for size in self.feature_sizes)
 
     def reset(self, batch_size: int) -> None:  # noqa: ARG002
         """Clear the memory."""
@@ -285,13 +282,6 @@ class OneShotGate(LearnedGate):
     def _build(self, sizes: list[int]) -> None:
         self.network = _two_layers(sizes[0], self.hidden, len(sizes) * len(self.choices))
         self._decided: Tensor | None = None
-
-    @property
-    def layer_macs(self) -> tuple[int, ...]:
-        """Multiply-accumulates of the gate's network per image, all of them at the first layer."""
-        outputs = len(self.feature_sizes) * len(self.choices)
-        first = self.hidden * (self.feature_sizes[0] + self.context_size + outputs)
-        return (first, *[0] * (len(self.feature_sizes) - 1))
 
     def reset(self, batch_size: int) -> None:  # noqa: ARG002
         """Clear the logits of the last rollout."""

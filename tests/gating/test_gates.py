@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
@@ -44,13 +43,14 @@ def inputs(n, context=3):
 
 @kinds
 @pytest.mark.parametrize("choices", [None, (0, 3)])
-def test_macs_equal_counted_ones(kind, choices):
-    gate, (features, context) = make(kind, choices=choices), inputs(1)
-    with FlopCounterMode(display=False) as counter:
-        for layer in range(N_LAYERS):
-            gate.decide(features, layer, context)
-    assert gate.macs == counter.get_total_flops() / 2
-    assert make(kind).macs - gate.macs == (N_LAYERS * HIDDEN * 2 if choices else 0)
+def test_macs_by_hand(kind, choices):
+    n = 2 if choices else 4
+    cell = 4 * 2 * HIDDEN if kind is LSTMGate else 0  # four gates, of the input and the memory
+    by_hand = [HIDDEN * (size + 3 + cell + n) for size in CHANNELS]
+    if kind is OneShotGate:
+        by_hand = [HIDDEN * (CHANNELS[0] + 3 + N_LAYERS * n), 0, 0, 0]
+    gate = make(kind, choices=choices, feature_macs=7.0)
+    assert (gate.layer_macs, gate.macs) == (tuple(by_hand), 7.0 + sum(by_hand))
 
 
 def test_mlp_gate_reads_its_own_channels():

@@ -11,10 +11,5 @@ class LinearGate(LearnedGate):
     def _build(self, sizes):
         self.networks = nn.ModuleList(nn.Linear(size, len(self.choices)) for size in sizes)
 
-    @property
-    def layer_macs(self):
-        width = self.context_size
-        return tuple((size + width) * len(self.choices) for size in self.feature_sizes)
-
     def _score(self, features, layer, context):
         return self.networks[layer](self._inputs(features, layer, context))
