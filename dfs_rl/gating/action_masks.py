@@ -71,12 +71,7 @@ def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = No
     """Clip disallowed actions to the most expensive allowed option.
 
     If only the exit action is allowed, it is taken; if it is disallowed, it becomes the cheapest
-    option.
-
-    Args:
-        actions: int64 ``[batch]``.
-        mask: Result of ``action_masks``, bool ``[batch, actions]``.
-        exit_action: Index of the exit action; ``None`` for a network without exits.
+    option. ``mask`` is a result of ``action_masks``.
     """
     if exit_action is None:
         return torch.minimum(actions, mask.sum(dim=1) - 1)

@@ -78,18 +78,14 @@ def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
 def run_layer(
     backbone: WalkableBackbone, state: ExecutionState, options: Tensor, *, reuse: bool = False
 ) -> ExecutionState:
-    """Run the next layer, every sample at its own option.
+    """Run the next layer, every sample at its own option, int64 ``[batch]``.
 
     Samples are grouped by option and each group runs once. Skipped samples cost nothing: they stay
     in place, or pass only the shortcut if the layer changes the shape. A layer with a part that
     also runs when it is skipped runs that part.
 
-    Args:
-        backbone: The network.
-        state: State of the batch; at least one layer must be left.
-        options: Option indices, int64 ``[batch]``, on the device of the activations.
-        reuse: Overwrite ``state.hidden`` if the shape allows it, which saves a copy; every earlier
-            state of this rollout is then invalid. Not allowed while gradients are recorded.
+    With ``reuse``, the layer overwrites ``state.hidden`` if the shape allows it, which saves a
+    copy; every earlier state of this rollout is then invalid. Gradients must not be recorded.
     """
     layer = state.layer
     costs = backbone.costs.option_costs(options.device)[layer]
@@ -111,12 +107,8 @@ def advance(
 ) -> tuple[ExecutionState, Finished | None]:
     """Run the next layer, or take the exit before it, for each sample.
 
-    Args:
-        backbone: The network.
-        state: State of the batch; at least one layer must be left.
-        actions: int64 ``[batch]``. At a layer without an exit the exit action means the cheapest
-            option, see ``CostTable``.
-        reuse: Overwrite ``state.hidden`` if possible, see ``run_layer``.
+    At a layer without an exit the exit action means the cheapest option, see ``CostTable``. For
+    ``reuse`` see ``run_layer``.
 
     Returns:
         The state of the remaining samples after the layer, empty if all have left, and the samples

@@ -69,10 +69,8 @@ def observe(
         state: State of the batch; after the last layer the features are zero.
         budget: Upper bound on computation in percent; ``None`` is encoded as 1.
         gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
-        preferences: Preference of each sample, float32 ``[batch]``; ``None`` for gates without
-            budget conditioning.
-        with_features: Compute the features, which takes time; ``False`` leaves them zero, for gates
-            that do not read them and for samples that have left.
+        preferences: Preference of each sample, float32 ``[batch]``, for budget conditioning.
+        with_features: ``False`` leaves the features zero, which saves time.
     """
     costs, n, device = backbone.costs, len(state.spent), state.spent.device
     features = torch.zeros(n, observation_width(backbone), dtype=torch.float32, device=device)

@@ -83,11 +83,10 @@ class RewardWeights(RewardTerms):
 
 
 def reward_weights(given: object) -> RewardWeights:
-    """Convert the reward argument of an environment into ``RewardWeights``.
+    """Convert weights, a mapping of some of them, or ``None`` for the defaults.
 
     Raises:
-        ConfigError: If it is neither weights, a mapping of some of them nor ``None``, or a name or
-            value is invalid.
+        ConfigError: If the type, a name or a value is invalid.
     """
     if given is None:
         return RewardWeights()
@@ -135,12 +134,10 @@ def score_predictions(logits: "Tensor", labels: "Tensor") -> PredictionScores:
 def step_cost(
     weights: RewardWeights, cost: "Tensor", *, cost_weight: "Tensor | None" = None
 ) -> "Tensor":
-    """Return the cost that is subtracted from the reward of one step, float64 ``[batch]``.
+    """Return what one step subtracts from the reward, ``[batch]``, of its ``cost`` fractions.
 
-    Args:
-        weights: Reward weights; with ``cost_timing`` terminal the result is zero.
-        cost: Cost fractions of the options, float64 ``[batch]``.
-        cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
+    It is zero if ``cost_timing`` is terminal. ``cost_weight`` holds one cost weight for each
+    episode, in place of ``weights.cost``.
     """
     if weights.cost_timing != "step":
         return cost.new_zeros(cost.shape)
@@ -161,8 +158,8 @@ def terminal_reward(
         weights: Reward weights.
         scores: Scores of the predictions.
         spent: Fraction spent in all layers, float64 ``[batch]``.
-        gated_budget: Budget of the gated layers as a fraction; ``None`` for no budget.
-        cost_weight: Cost weight of each episode in place of ``weights.cost``, float64 ``[batch]``.
+        gated_budget: Budget of the gated layers as a fraction.
+        cost_weight: See ``step_cost``.
     """
     floor = weights.log_likelihood_floor
     likelihood = scores.log_likelihood.clamp(min=floor) / -floor  # in [-1, 0]

@@ -45,9 +45,9 @@ def rollout(
         backbone: The network.
         gate: The gate.
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
-        budget: Upper bound on each image's computation in percent, fixed parts and gate included. A
-            learned gate takes the allowed action with the largest logit; choices of other gates are
-            lowered to the most expensive allowed option.
+        budget: Upper bound on each image's computation in percent, everything included. A learned
+            gate takes the allowed action with the largest logit; choices of other gates are lowered
+            to the most expensive allowed option.
         preferences: Preference of each image, float32 ``[batch]``; ``None`` for the gate's own.
 
     Raises:

@@ -125,16 +125,10 @@ def _neighbours(quant_range: QuantRange, dtype: torch.dtype) -> tuple[float, flo
 def fake_quantize(
     x: Tensor, scale: Tensor, quant_range: QuantRange, *, gradient_scale: float = 1.0
 ) -> Tensor:
-    """Round ``x`` to multiples of ``scale``, differentiable as in LSQ.
+    """Round ``x`` to multiples of a positive ``scale``, differentiable as in LSQ.
 
-    Args:
-        x: Any shape.
-        scale: Positive scale, a scalar or broadcastable to ``x``, such as ``[channels, 1, 1, 1]``.
-        quant_range: Range of the codes.
-        gradient_scale: Factor on the scale's gradient, see ``lsq_gradient_scale``.
-
-    Returns:
-        The quantized values, same shape and dtype as ``x``.
+    The scale is a scalar or broadcastable to ``x``. Its gradient is multiplied by
+    ``gradient_scale``, see ``lsq_gradient_scale``. Shape and dtype are those of ``x``.
     """
     y: Tensor = _LearnedScale.apply(x, scale, quant_range, gradient_scale)  # type: ignore[no-untyped-call]
     return y
@@ -143,13 +137,7 @@ def fake_quantize(
 def mse_scale(x: Tensor, quant_range: QuantRange, *, per_channel: bool = False) -> Tensor:
     """Return the scale with the least squared error on ``x``, by a search over clipping points.
 
-    Args:
-        x: Calibration values, any shape; the first dimension is the channel if ``per_channel``.
-        quant_range: Range of the codes.
-        per_channel: One scale for each entry of the first dimension.
-
-    Returns:
-        A float32 scalar, or ``[channels]`` if ``per_channel``.
+    It is a float32 scalar, or with ``per_channel`` one for each entry of the first dimension.
     """
     rows = x.detach().flatten(1) if per_channel else x.detach().reshape(1, -1)
     # Thinned where long, by an odd stride, so that all columns of an image take part.

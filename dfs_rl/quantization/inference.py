@@ -54,11 +54,8 @@ def to_inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mo
     """Return the inference form of a module, called in the same way; the module stays as it is.
 
     A module whose type has a registered form is replaced by it; any other is copied, with its
-    parameters and its submodules in their inference forms.
-
-    Args:
-        module: The training form.
-        dtype: float32, or bfloat16 for activations between gated layers.
+    parameters and its submodules in their inference forms. ``dtype`` is float32, or bfloat16 for
+    activations between gated layers.
     """
     for kind in type(module).__mro__:
         if kind in _FORMS:
@@ -148,13 +145,9 @@ def _quantized(
 
 
 class InferenceConv2d(nn.Module):
-    """A convolution at one bit width: quantize, convolve codes, scale and shift.
+    """A convolution at one bit width and set of norms: quantize, convolve codes, scale and shift.
 
-    Args:
-        source: The trained convolution, its norm with the running statistics.
-        bits: One of its bit widths.
-        norm_set: One of its sets of norms.
-        dtype: bfloat16 holds codes of up to 8 bit exactly, but rounds the output.
+    As ``dtype``, bfloat16 holds codes of up to 8 bit exactly, but rounds the output.
     """
 
     inverse_scale: Tensor
@@ -340,18 +333,10 @@ def keep_from_integers_unless_finite(network: nn.Module) -> None:
 def convolve_in_turn(
     convolutions: Sequence[nn.Module], x: Tensor, bits: int, norm_set: int = 0
 ) -> Tensor:
-    """Run convolutions one after another with a ReLU in between.
+    """Run convolutions, or their inference forms, one after another with a ReLU in between.
 
-    The inference forms stay on integers all the way where that gives the same result.
-
-    Args:
-        convolutions: ``FractionalConv2d``, or their inference forms.
-        x: ``[batch, in, h, w]``, left as it is.
-        bits: Bit width of all.
-        norm_set: Set of norms of all.
-
-    Returns:
-        A fresh ``[batch, out, h, w]`` that the caller may change in place.
+    The inference forms stay on integers all the way where that gives the same result. The input
+    ``[batch, in, h, w]`` stays unchanged; the caller may change the result in place.
     """
     if not isinstance(convolutions[0], PerBits):
         for convolution in convolutions[:-1]:
