@@ -80,7 +80,7 @@ def calibrate_budget_conditioning(
         batch_size: Number of images per batch.
 
     Returns:
-        Measured budget conditioning, and computation and accuracy at each measured preference.
+        Measured budget conditioning, and the point at each measured preference.
     """
 
     def measure(preference: float) -> CurvePoint:

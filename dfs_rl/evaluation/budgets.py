@@ -46,16 +46,15 @@ def results_at_budgets(
             trained = [p for p in members if p.kind == GATE and p.budget == budget]
             for point in (trained or select_points(_within(members, budget), correct))[:1]:
                 at_budget[family] = point
-        recommended = select_points(_within([*references, *points], budget), correct)
+        best = select_points(_within([*references, *points], budget), correct)
+        over = [p for p in at_budget.values() if p.budget == budget and exceeds_budget(p)]
         found.append(
             BudgetResult(
                 budget=budget,
-                recommended=recommended[0].label if recommended else None,
-                tied=tuple(point.label for point in recommended[1:]),
+                recommended=best[0].label if best else None,
+                tied=tuple(point.label for point in best[1:]),
                 methods={family: point.label for family, point in at_budget.items()},
-                over_budget=tuple(
-                    p.label for p in at_budget.values() if p.budget == budget and exceeds_budget(p)
-                ),
+                over_budget=tuple(point.label for point in over),
             )
         )
     covered = {family for at in found for family in at.methods}
@@ -66,17 +65,13 @@ def results_at_budgets(
 def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list[str]:
     """Rank the methods: gates first, then by number of budgets, then by selection accuracy."""
     by_label = {point.label: point for point in points}
-    members: dict[str, list[Point]] = {}
-    for one in at:
-        for family, label in one.methods.items():
-            members.setdefault(family, []).append(by_label[label])
 
     def rank(family: str) -> tuple[bool, int, float]:
-        found = members[family]
+        found = [by_label[one.methods[family]] for one in at if family in one.methods]
         mean = statistics.fmean(point.selection_accuracy for point in found)
         return found[0].kind != GATE, -len(found), -mean
 
-    return sorted(members, key=rank)
+    return sorted(dict.fromkeys(family for one in at for family in one.methods), key=rank)
 
 
 def exceeds_budget(point: Point) -> bool:

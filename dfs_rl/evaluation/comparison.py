@@ -2,9 +2,10 @@
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from dfs_rl.evaluation.comparison_records import (
     TrainingCost,
     spread,
 )
-from dfs_rl.evaluation.comparison_summary import comparison_verdict, is_significant_over_seeds
+from dfs_rl.evaluation.comparison_summary import comparison_verdict
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume_reference_point
 from dfs_rl.evaluation.grouping import (
     BUDGETS,
@@ -31,10 +32,10 @@ from dfs_rl.evaluation.grouping import (
     check_comparable,
     group_by_family,
     group_by_gate,
-    point_key,
 )
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
+from dfs_rl.evaluation.per_image_results import PerImageResults
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 _SKIP_ALL = "uniform_0"
@@ -58,58 +59,43 @@ def compare_runs(
         runs: Runs with the same data, split, bit options and backbone, at least one.
         failed: Reason of each run that could not be evaluated, by the run, for the report.
 
-    Returns:
-        Figures of the comparison.
-
     Raises:
         DataError: If the runs cannot be compared or a gate has the same seed twice.
     """
     check_comparable(runs)
-    named = group_by_gate(runs)
-    families = group_by_family(runs)
-    family_of = {
-        (run.path, point_key(run)): label for label, family in families.items() for run in family
-    }
-    gates = [
-        replace(_gate_point(label, group), family=family_of[group[0].path, point_key(group[0])])
-        for label, group in named.items()
-    ]
-    baselines = [
-        (label, _baseline_point(key, group), _on_selection(group[:1], key))
+    named, families = group_by_gate(runs), group_by_family(runs)
+    family_of = {run: label for label, family in families.items() for run in family}
+    gates = [_gate_point(label, family_of[group[0]], group) for label, group in named.items()]
+    baselines = _unique_baselines(
+        (label, _baseline_point(group[0], key), _on_selection(group[:1], key))
         for label, group in named.items()
         for name in DEPLOYABLE_BASELINES
         for key in (name, f"{name}{BEFORE}")
         if key in group[0].results.reported
-    ]
-    unique = _with_unique_labels(baselines)
-    points = sorted(
-        [*gates, *(point for point, _ in unique)], key=lambda point: point.computation.mean
     )
+    points = sorted([*gates, *(point for point, _ in baselines)], key=_cost)
     plain = next((run for run in runs if not run.is_cotrained), runs[0])
-    references = _references(plain)
+    uniform = [m.key for m in plain.summary.methods if m.role == "fixed"]
+    references = sorted((_baseline_point(plain, key) for key in uniform), key=_cost)
     running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
         **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
-        **{point.label: theirs for point, theirs in unique},
+        **{point.label: theirs for point, theirs in baselines},
         **{point.label: _on_selection([plain], point.kind) for point in running},
     }
     pareto_front = _pareto_front([*running, *points], correct)
-    about = runs[0].summary
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
-    all_curves = list(pareto_curves(families, reference_point))
-    curves = tuple(method.curve() for method in all_curves)
-    curve_differences = tuple(curve_pairs(all_curves))
+    curves = list(pareto_curves(families, reference_point))
     classes, class_of_image = _image_difficulty(runs[0])
-    counts = torch.bincount(class_of_image, minlength=len(classes)).double()
-    pairs = tuple(_pairs(named, gates))
-    settings = (run.settings.get(name) for run in runs for name in BUDGETS)
-    asked = sorted({float(str(budget)) for budget in settings if budget is not None})
-    budgets = results_at_budgets(asked, points, running, correct)
-    return ComparisonOfRuns(
+    shares = torch.bincount(class_of_image, minlength=len(classes)).double() / len(class_of_image)
+    asked = {run.settings.get(name) for run in runs for name in BUDGETS} - {None}
+    budgets = sorted({float(str(budget)) for budget in asked})
+    about = runs[0].summary
+    comparison = ComparisonOfRuns(
         dataset=about.dataset,
         split=about.split,
         n=about.n,
@@ -117,79 +103,91 @@ def compare_runs(
         cost_model=about.cost_model,
         points=tuple(points),
         references=tuple(references),
-        budgets=budgets,
-        pairs=pairs,
-        curves=curves,
-        curve_pairs=curve_differences,
+        budgets=results_at_budgets(budgets, points, running, correct),
+        pairs=tuple(_pairs(named, gates)),
+        curves=tuple(measured.curve for measured in curves),
+        curve_pairs=tuple(curve_pairs(curves)),
         reference_accuracy=reference_point.accuracy,
         reference_computation=reference_point.computation,
-        trainings=tuple(_trainings(families)),
+        trainings=tuple(_training_cost(*item) for item in families.items()),
         difficulty=classes,
-        difficulty_shares=tuple((counts / len(class_of_image)).tolist()),
+        difficulty_shares=tuple(shares.tolist()),
         computation_by_difficulty=tuple(
             _computation_by_difficulty(gate, named[gate.label], class_of_image, len(classes))
             for gate in gates
         ),
         pareto_front=tuple(point.label for point, *_ in pareto_front),
-        verdict=tuple(
-            comparison_verdict(
-                points=[*points, *running],
-                pareto_front=pareto_front,
-                budgets=budgets,
-                curves=curves,
-                curve_pairs=curve_differences,
-            )
-        ),
+        verdict=(),
         failed=dict(failed or {}),
     )
+    n_tied = {point.label: len(tied) for point, *tied in pareto_front}
+    return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
 
 
-def _with_unique_labels(
-    baselines: Sequence[tuple[str, Point, Tensor]],
+def _unique_baselines(
+    baselines: Iterator[tuple[str, Point, Tensor]],
 ) -> list[tuple[Point, Tensor]]:
     """Remove duplicate baselines and label the others by their cost.
 
     The cost has as many digits as a unique label needs. Baselines that differ only in accuracy
     have the gate in their label, too.
     """
-    different: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
+    unique: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
     for gate, point, correct in baselines:
         key = (point.family, point.accuracy, point.computation)
-        different.setdefault(key, (gate, point, correct))
+        unique.setdefault(key, (gate, point, correct))
 
     def label(point: Point, digits: int) -> str:
         return f"{point.family} at {point.computation.mean:.{digits}g} %"
 
+    counts = [Counter(label(point, d) for _, point, _ in unique.values()) for d in _DIGITS]
     named = []
-    for gate, point, correct in different.values():
-        others = [other for _, other, _ in different.values() if other is not point]
-        unique = [d for d in _DIGITS if label(point, d) not in {label(o, d) for o in others}]
-        suffix = "" if unique else f", for {gate}"
-        named.append((replace(point, label=label(point, (unique or _DIGITS)[0]) + suffix), correct))
+    for gate, point, correct in unique.values():
+        candidates = [label(point, digits) for digits in _DIGITS]
+        alone = [text for text, n in zip(candidates, counts, strict=True) if n[text] == 1]
+        text = alone[0] if alone else f"{candidates[0]}, for {gate}"
+        named.append((replace(point, label=text), correct))
     return named
 
 
-def _gate_point(label: str, group: Sequence[EvaluatedRun]) -> Point:
+def _point(group: Sequence[EvaluatedRun], key: str, **fields: Any) -> Point:  # noqa: ANN401
+    """Return the point of one method of all seeds; ``fields`` are the others of ``Point``."""
+
+    def means(results: Sequence[PerImageResults], name: str) -> list[float]:
+        return [float(getattr(result, name).double().mean()) for result in results]
+
+    reported = [run.results.reported[key] for run in group]
+    chosen = [run.results.selection[key] for run in group]
+    return Point(
+        runs=tuple(run.path for run in group),
+        seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
+        budget=cast("float | None", group[0].settings.get("budget")),
+        accuracy=spread([100.0 * share for share in means(reported, "correct")]),
+        computation=spread(means(reported, "computation")),
+        selection_accuracy=statistics.fmean(100.0 * v for v in means(chosen, "correct")),
+        selection_computation=statistics.fmean(means(chosen, "computation")),
+        complexity=max(_complexity(run, key) for run in group),
+        **fields,
+    )
+
+
+def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point:
+    patterns = spread([run.summary.methods[0].patterns for run in group])
+    point = _point(group, GATE, label=label, kind=GATE, family=family, patterns=patterns)
+    methods = group[0].summary.methods
+    allowed = with_cost_tolerance(point.computation.mean)
+    uniform = [m.key for m in methods if m.role == "fixed" and m.computation <= allowed]
+    better_than_uniform = all(_gain_over(group, key)[1] for key in uniform)
     gains: dict[str, Spread] = {}
     better_than, tied = [], []
-    patterns = spread([run.summary.methods[0].patterns for run in group])
-    point = _point(label, GATE, group, patterns=patterns, gains=gains)
-    uniform = [
-        method.key
-        for method in group[0].summary.methods
-        if method.role == "fixed"
-        and method.computation <= with_cost_tolerance(point.computation.mean)
-    ]
-    better_than_uniform = all(_gain_over(group, key)[1] for key in uniform)
-    matched = [m.key for m in group[0].summary.methods if m.role == "matched"]
-    for key in matched:
-        if not key.endswith(BEFORE) and all(key in run.results.reported for run in group):
+    for key in [m.key for m in methods if m.role == "matched" and not m.key.endswith(BEFORE)]:
+        if all(key in run.results.reported for run in group):
             gains[key], is_better, is_tied = _gain_over(group, key)
             if is_tied:
                 tied.append(key)
             elif is_better and (better_than_uniform or key not in DEPLOYABLE_BASELINES):
                 better_than.append(key)
-    return replace(point, better_than=tuple(better_than), tied=tuple(tied))
+    return replace(point, gains=gains, better_than=tuple(better_than), tied=tuple(tied))
 
 
 def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, bool]:
@@ -207,88 +205,28 @@ def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, b
         ]
     )
     images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
-    better = is_significant_over_seeds(gain) and images.low > 0
-    return gain, better, images.low <= 0 <= images.high
+    return gain, gain.is_significant and images.low > 0, images.low <= 0 <= images.high
 
 
-def _point(
-    label: str,
-    key: str,
-    group: Sequence[EvaluatedRun],
-    *,
-    patterns: Spread | None,
-    gains: Mapping[str, Spread],
-) -> Point:
-    results = [run.results.reported[key] for run in group]
-    chosen = [run.results.selection[key] for run in group]
-    return Point(
-        label=label,
-        kind=key,
-        family=label,
-        runs=tuple(run.path for run in group),
-        seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
-        budget=cast("float | None", group[0].settings.get("budget")),
-        accuracy=spread([100.0 * float(o.correct.double().mean()) for o in results]),
-        computation=spread([float(o.computation.double().mean()) for o in results]),
-        selection_accuracy=statistics.fmean(
-            100.0 * float(o.correct.double().mean()) for o in chosen
-        ),
-        selection_computation=statistics.fmean(
-            float(o.computation.double().mean()) for o in chosen
-        ),
-        patterns=patterns,
-        gains=gains,
-        complexity=max(_complexity(run, key) for run in group),
-    )
+def _baseline_point(run: EvaluatedRun, key: str) -> Point:
+    """Return the point of a baseline, or of a uniform setting, of one run.
 
-
-def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
-    """Return the share of correct predictions per image of the selection split, ``[n]``."""
-    return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
+    Each seed of a gate has a different baseline, and only one of them is deployed.
+    """
+    by_key, kind = run.summary.by_key, key.removesuffix(BEFORE)
+    cotrained = run.is_cotrained and key == kind
+    label = by_key.get(kind, by_key[key]).label + (_ON_COTRAINED if cotrained else "")
+    return _point([run], key, label=label, kind=kind, family=label, cotrained=cotrained)
 
 
 def _complexity(run: EvaluatedRun, key: str) -> int:
     """Return the complexity of a method of a run, as defined in ``Point``."""
-    method = run.summary.method(key)
-    assert method is not None, "a summary and its outcomes cover the same methods"
+    method = run.summary.by_key[key]
     if key == GATE and method.patterns == 1:  # the gate is a static bit table
         return sum(max(shares) > 0 for shares in zip(*run.summary.histogram, strict=True))
     if method.table is not None:
         return len(set(method.table))
     return _LEARNED if key == GATE else _BOX_LINE
-
-
-def _baseline_point(key: str, group: Sequence[EvaluatedRun]) -> Point:
-    """Return the point of a baseline at the cost of one gate.
-
-    Only the baseline of the first seed counts: each seed has a different baseline, and only one of
-    them is deployed.
-    """
-    method = group[0].summary.method(key)
-    assert method is not None, "a summary and its outcomes cover the same methods"
-    name = key.removesuffix(BEFORE)
-    base = group[0].summary.method(name)
-    label = method.label if base is None else base.label
-    cotrained = group[0].is_cotrained and not key.endswith(BEFORE)
-    point = _point(method.label, key, group[:1], patterns=None, gains={})
-    family = f"{label}{_ON_COTRAINED}" if cotrained else label
-    return replace(point, kind=name, family=family, cotrained=cotrained)
-
-
-def _references(run: EvaluatedRun) -> list[Point]:
-    """Return the points of the uniform settings, cheapest first.
-
-    The settings are identical in all runs without co-training.
-    """
-    cotrained = run.is_cotrained
-    suffix = _ON_COTRAINED if cotrained else ""
-    points = [
-        _point(f"{m.label}{suffix}", m.key, [run], patterns=None, gains={})
-        for m in run.summary.methods
-        if m.role == "fixed"
-    ]
-    points.sort(key=lambda point: point.computation.mean)
-    return [replace(point, cotrained=cotrained) for point in points]
 
 
 def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
@@ -304,27 +242,17 @@ def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
     return kept
 
 
-def _pairs(named: Mapping[str, Sequence[EvaluatedRun]], gates: Sequence[Point]) -> Iterator[Pair]:
+def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
     """Yield the differences between gates whose costs are equal within 5 %, on the same images."""
-    for first, second in itertools.combinations(gates, 2):
+    for pair in itertools.combinations(gates, 2):
+        first, second = pair
         budgets = {first.budget, second.budget} - {None}
         if first.family == second.family or len(budgets) > 1:
             continue  # points of one curve, or gates of different budgets
-        less, more = sorted(gate.computation.mean for gate in (first, second))
-        if more > with_cost_tolerance(less):
-            continue
-        difference = paired_difference(*(_mean_correct(named[g.label]) for g in (first, second)))
-        yield Pair(
-            first=first.label,
-            second=second.label,
-            difference=difference.difference,
-            low=difference.low,
-            high=difference.high,
-        )
-
-
-def _curve_point(point: Point) -> CurvePoint:
-    return CurvePoint(point.computation.mean, point.accuracy.mean)
+        less, more = sorted(map(_cost, pair))
+        if more <= with_cost_tolerance(less):
+            difference = paired_difference(*(_mean_correct(named[gate.label]) for gate in pair))
+            yield Pair(first=first.label, second=second.label, **difference._asdict())
 
 
 def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
@@ -334,11 +262,11 @@ def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
     the setting that skips every layer. It does not depend on a gate.
     """
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
-    cheapest_first = sorted(fixed, key=lambda m: m.computation)
-    correct = torch.stack([run.results.reported[m.key].correct > 0 for m in cheapest_first])
+    fixed.sort(key=lambda method: method.computation)
+    correct = torch.stack([run.results.reported[m.key].correct > 0 for m in fixed])
     last = torch.ones(1, correct.shape[1], dtype=torch.bool)
     first_correct = torch.cat([correct, last]).int().argmax(dim=0)
-    return (*(m.label for m in cheapest_first), "none is right"), first_correct
+    return (*(m.label for m in fixed), "none is right"), first_correct
 
 
 def _computation_by_difficulty(
@@ -351,22 +279,31 @@ def _computation_by_difficulty(
     return ComputationByDifficulty(label=gate.label, family=gate.family, relative=tuple(relative))
 
 
-def _trainings(families: Groups) -> Iterator[TrainingCost]:
-    """Yield the training cost of each kind of gate.
+def _training_cost(label: str, family: Sequence[EvaluatedRun]) -> TrainingCost:
+    """Return the training cost of gates; a run evaluated at several budgets counts once."""
+    trained = {run.path: run for run in family}.values()
+    seconds = [run.seconds for run in trained if run.seconds is not None]
+    return TrainingCost(
+        label=label,
+        trainings=len(trained),
+        images=sum(run.images_seen for run in trained),
+        seconds=sum(seconds) if len(seconds) == len(trained) else None,
+    )
 
-    A run evaluated at several budgets counts once.
-    """
-    for label, family in families.items():
-        trained = list({run.path: run for run in family}.values())
-        seconds = [run.seconds for run in trained if run.seconds is not None]
-        yield TrainingCost(
-            label=label,
-            trainings=len(trained),
-            images=sum(run.images_seen for run in trained),
-            seconds=sum(seconds) if len(seconds) == len(trained) else None,
-        )
+
+def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
+    """Return the share of seeds correct on each image of the selection split, ``[n]``."""
+    return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
 
 
 def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
-    """Return the share of seeds whose gate classifies each reported image correctly, ``[n]``."""
+    """Return the share of seeds whose gate is correct on each reported image, ``[n]``."""
     return torch.stack([run.results.reported[GATE].correct for run in group]).mean(dim=0)
+
+
+def _cost(point: Point) -> float:
+    return point.computation.mean
+
+
+def _curve_point(point: Point) -> CurvePoint:
+    return CurvePoint(point.computation.mean, point.accuracy.mean)

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -13,41 +13,26 @@ from dfs_rl.evaluation.summary import EvaluationSummary
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""
-
-
 BEFORE = "_before"
 """Suffix of the keys of baselines on the backbone before co-training."""
 DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
 """Keys of the baselines that can be deployed instead of a gate."""
-_GAINS = ("static_table", "cascade", "exits", "patterns")
+_GAINS = (*DEPLOYABLE_BASELINES, "patterns")
 """Baselines whose gains are columns of ``to_frame``; exits only if the network has them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedRun:
-    """A run with the results of its evaluation.
+    """A run with the results of its evaluation."""
 
-    Attributes:
-        path: Folder of the run, as given by the user.
-        settings: Flat configuration, by dotted name.
-        command: Command line that started the run.
-        evaluation: Command line that shows the evaluation.
-        backbone: Digest of the backbone's weights, before any co-training.
-        figure_prefix: Common prefix of the paths of the evaluation's figures.
-        images_seen: Number of training images, repeats counted.
-        seconds: Training time in seconds, None if not recorded.
-        summary: Figures of the gate and its baselines.
-        results: Per-image results of the gate and its baselines.
-    """
-
-    path: str
-    settings: Mapping[str, object]
-    command: str
-    evaluation: str
-    backbone: str
-    figure_prefix: str
-    images_seen: int
-    seconds: float | None
+    path: str  # folder of the run, as given by the user
+    settings: Mapping[str, object]  # flat configuration, by dotted name
+    command: str  # command line that started the run
+    evaluation: str  # command line that shows the evaluation
+    backbone: str  # digest of the backbone's weights, before any co-training
+    figure_prefix: str  # common prefix of the paths of the evaluation's figures
+    images_seen: int  # number of training images, repeats counted
+    seconds: float | None  # training time, None if not recorded
     summary: EvaluationSummary
     results: SplitResults
 
@@ -71,15 +56,15 @@ class EvaluatedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean and standard deviation of a figure over seeds.
-
-    Attributes:
-        mean: Mean over seeds.
-        deviation: Standard deviation over seeds, None for a single seed.
-    """
+    """Mean and standard deviation of a figure over seeds."""
 
     mean: float
-    deviation: float | None
+    deviation: float | None  # None for a single seed
+
+    @property
+    def is_significant(self) -> bool:
+        """True for a gain of more than two standard deviations; False for a single seed."""
+        return self.deviation is not None and self.mean > 2 * self.deviation
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -90,88 +75,51 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One gate or baseline, over its seeds.
-
-    Attributes:
-        label: Name in tables and plots.
-        kind: ``"gate"``, or the key of a baseline.
-        family: Label without budget or cost weight for a gate, shared by all points of its curve;
-            label without cost for a baseline.
-        runs: Folders of the runs.
-        seeds: Seeds of the runs.
-        budget: Budget of the mean computation in percent, None if the gate has none.
-        accuracy: Accuracy in percent.
-        computation: Mean computation over images in percent, everything included.
-        selection_accuracy: Mean accuracy in percent on the selection split, used to choose points.
-        selection_computation: Mean computation in percent on the selection split.
-        patterns: Number of distinct bit patterns, None for baselines.
-        gains: Accuracy minus that of each baseline at no more than the gate's cost, in points, by
-            the baseline's key; empty for baselines.
-        better_than: Baselines that the gate exceeds by more than two standard deviations over
-            seeds and significantly over images. Baselines chosen from candidates that include
-            uniform settings count only if the gate also exceeds every uniform setting of no larger
-            cost.
-        tied: Baselines whose difference from the gate is not significant over images.
-        complexity: Rank for ties: the point with the smallest complexity is chosen. A static bit
-            table has the number of its distinct bits, 1 if uniform; a cascade or exits have more,
-            and a gate has most.
-        cotrained: True if the point runs on the co-trained backbone.
-    """
+    """One gate or baseline, over its seeds; accuracy and computation are in percent."""
 
     label: str
-    kind: str
-    family: str
-    runs: tuple[str, ...]
+    kind: str  # "gate", or the key of a baseline
+    family: str  # label without budget or cost weight (gates), or without cost (baselines)
+    runs: tuple[str, ...]  # folders
     seeds: tuple[int, ...]
-    budget: float | None
+    budget: float | None  # of the mean computation
     accuracy: Spread
     computation: Spread
-    selection_accuracy: float
+    selection_accuracy: float  # on the selection split, where points are chosen
     selection_computation: float
-    patterns: Spread | None
-    gains: Mapping[str, Spread]
+    patterns: Spread | None = None  # number of distinct bit patterns of a gate
+    gains: Mapping[str, Spread] = field(default_factory=dict)
+    """Accuracy of a gate minus that of each baseline at no more than its cost, in points."""
     complexity: int
+    """Rank for ties: the number of distinct bits of a static bit table; a cascade or exits have
+    more, and a gate has most."""
     better_than: tuple[str, ...] = ()
-    tied: tuple[str, ...] = ()
-    cotrained: bool = False
+    """Baselines that a gate exceeds by more than two standard deviations over seeds and
+    significantly over images. Those chosen from candidates that include uniform settings count only
+    if it also exceeds every uniform setting of no larger cost."""
+    tied: tuple[str, ...] = ()  # baselines whose difference is not significant over images
+    cotrained: bool = False  # runs on the co-trained backbone
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetResult:
-    """Methods at one budget (``dfs_rl.evaluation.budgets``).
-
-    Attributes:
-        budget: Bound on the mean computation in percent.
-        recommended: Label of the recommended point, None if no point is within the budget.
-        tied: Labels of the other points that are statistically tied on the selection split.
-        methods: Label of each method's point, by family; methods that cost more have no entry.
-        over_budget: Labels of the points among them that were trained for the budget and exceed
-            it.
-    """
+    """Methods at one budget (``dfs_rl.evaluation.budgets``)."""
 
     budget: float
-    recommended: str | None
-    tied: tuple[str, ...]
-    methods: Mapping[str, str]
-    over_budget: tuple[str, ...]
+    recommended: str | None  # label of a point, None if no point is within the budget
+    tied: tuple[str, ...]  # labels of the other points tied with it on the selection split
+    methods: Mapping[str, str]  # label of each method's point, by family
+    over_budget: tuple[str, ...]  # labels of those trained for the budget that exceed it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Difference in accuracy between two gates of about the same cost.
-
-    Attributes:
-        first: Label of the first gate.
-        second: Label of the second gate.
-        difference: Accuracy of the first minus that of the second, mean over seeds, in points.
-        low: Lower end of the 95 % interval over images.
-        high: Upper end of the 95 % interval over images.
-    """
+    """Difference in accuracy between two gates of about the same cost, in points."""
 
     first: str
     second: str
-    difference: float
-    low: float
+    difference: float  # of the first minus the second, mean over seeds
+    low: float  # ends of the 95 % interval over images
     high: float
 
 
@@ -179,142 +127,82 @@ class Pair:
 class Curve:
     """Figures of a gate over all its budgets or cost weights, or of a baseline at the same costs.
 
-    Attributes:
-        label: Name in tables.
-        gate: Label of the gate that determines the costs; the curve's own label for a gate.
-        baseline: Name of the baseline, for example ``"confidence cascades"``; None for a gate.
-        points: Number of budgets or cost weights.
-        seeds: Number of seeds that have every point; other seeds are left out.
-        n_incomplete_seeds: Number of seeds that are left out.
-        hypervolume: Hypervolume over seeds, in percent of accuracy times decades of computation,
-            bounded by the reference point of the comparison.
-        interval: Interval of the mean hypervolume over images.
-        accuracy_at: Accuracy at fixed computations, for those within the range of every seed.
-        accuracy_interval: Interval over images of these accuracies, averaged over seeds; for
-            computations within the range in nearly every draw.
-        histograms: Share of images per layer and option, averaged over seeds, ``[points, layers,
-            options]``, cheapest first; empty for baselines.
-        computations: Mean computation of each point in percent, cheapest first.
+    Hypervolumes are in percent of accuracy times decades of computation, bounded by the reference
+    point of the comparison. Intervals are over images, of means over seeds.
     """
 
     label: str
-    gate: str
-    baseline: str | None
-    points: int
-    seeds: int
-    n_incomplete_seeds: int
+    gate: str  # label of the gate that determines the costs
+    baseline: str | None  # for example "confidence cascades"; None for a gate
+    points: int  # number of budgets or cost weights
+    seeds: int  # number of seeds that have every point
+    n_incomplete_seeds: int  # number of the others, which are left out
     hypervolume: Spread
     interval: Interval
-    accuracy_at: Mapping[str, Spread]
-    accuracy_interval: Mapping[str, Interval]
+    accuracy_at: Mapping[str, Spread]  # by computation, within the range of every seed
+    accuracy_interval: Mapping[str, Interval]  # within the range in nearly every draw
     histograms: tuple[tuple[tuple[float, ...], ...], ...]
-    computations: tuple[float, ...]
+    """Share of images per layer and option, averaged over seeds, ``[points, layers, options]``,
+    cheapest first; empty for baselines."""
+    computations: tuple[float, ...]  # mean of each point in percent, cheapest first
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePair:
-    """Difference in hypervolume between two curves over the same images.
-
-    Attributes:
-        first: Label of the first curve.
-        second: Label of the second curve.
-        difference: Hypervolume of the first minus that of the second, each averaged over seeds.
-        interval: Interval of the difference over images.
-        spread: Spread of the difference over seeds; None for a single seed or different seeds.
-    """
+    """Difference in hypervolume between two curves over the same images."""
 
     first: str
     second: str
-    difference: float
-    interval: Interval
-    spread: Spread | None
+    difference: float  # of the first minus the second, each averaged over seeds
+    interval: Interval  # over images
+    spread: Spread | None  # over seeds; None for a single seed or different seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCost:
-    """Training cost of one kind of gate.
-
-    Attributes:
-        label: Name in tables.
-        trainings: Number of training runs.
-        images: Total number of training images, repeats counted.
-        seconds: Total training time in seconds, None if it was not recorded for every run.
-    """
+    """Training cost of one kind of gate."""
 
     label: str
-    trainings: int
-    images: int
-    seconds: float | None
+    trainings: int  # number of runs
+    images: int  # of all runs, repeats counted
+    seconds: float | None  # of all runs, None if not recorded for every one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputationByDifficulty:
-    """Computation of a gate on images of different difficulty.
-
-    Attributes:
-        label: Label of the gate.
-        family: Label of the gate without budget or cost weight.
-        relative: Mean computation of each difficulty class divided by that of all images; None for
-            a class with too few images.
-    """
+    """Mean computation of a gate in each difficulty class, divided by that of all images."""
 
     label: str
     family: str
-    relative: tuple[float | None, ...]
+    relative: tuple[float | None, ...]  # None for a class with too few images
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOfRuns:
     """All figures of a comparison of runs.
 
-    Attributes:
-        dataset: Name of the data set.
-        split: The reported split.
-        n: Number of images in the reported split.
-        options: Bit options.
-        points: Gates and their baselines, cheapest first.
-        references: Uniform settings and full precision, cheapest first.
-        budgets: Results at each budget of the gates, lowest first; empty if a gate has no point at
-            any budget.
-        pairs: Pairs of gates of about the same cost.
-        curves: Curves of the gates with more than one budget or cost weight, each with its
-            baselines at the same costs.
-        curve_pairs: Comparison of each gate's curve with those of its baselines and other gates.
-        reference_accuracy: Accuracy of the reference point of hypervolumes in percent
-            (``hypervolume_reference_point``).
-        reference_computation: Computation of that reference point in percent.
-        trainings: Training cost of each kind of gate.
-        difficulty: Names of the difficulty classes of images: the cheapest uniform setting that
-            classifies them correctly.
-        difficulty_shares: Share of the images in each difficulty class.
-        computation_by_difficulty: Computation of each gate in the difficulty classes.
-        pareto_front: Labels of the points, references included, that are recommended as the
-            allowed computation grows, cheapest first. They are chosen on the selection split, like
-            those at budgets, never on the reported split.
-        verdict: Recommended points and gates better than their baselines, in sentences.
-        failed: Reason of each run that could not be evaluated, by the run.
-        cost_model: Cost model that all figures of computation follow.
+    Choices are made on the selection split, never on the reported one.
     """
 
     dataset: str
-    split: str
-    n: int
+    split: str  # the reported split
+    n: int  # number of its images
     options: tuple[int, ...]
-    points: tuple[Point, ...]
-    references: tuple[Point, ...]
-    budgets: tuple[BudgetResult, ...]
+    points: tuple[Point, ...]  # gates and their baselines, cheapest first
+    references: tuple[Point, ...]  # uniform settings and full precision, cheapest first
+    budgets: tuple[BudgetResult, ...]  # lowest first; empty if a gate has no point at any
     pairs: tuple[Pair, ...]
-    curves: tuple[Curve, ...]
-    curve_pairs: tuple[CurvePair, ...]
-    reference_accuracy: float
+    curves: tuple[Curve, ...]  # gates with more than one budget, each with its baselines
+    curve_pairs: tuple[CurvePair, ...]  # each gate against its baselines and other gates
+    reference_accuracy: float  # of the reference point of hypervolumes, in percent
     reference_computation: float
     trainings: tuple[TrainingCost, ...]
-    difficulty: tuple[str, ...]
-    difficulty_shares: tuple[float, ...]
+    difficulty: tuple[str, ...]  # classes: the cheapest uniform setting that is correct
+    difficulty_shares: tuple[float, ...]  # share of the images in each class
     computation_by_difficulty: tuple[ComputationByDifficulty, ...]
-    pareto_front: tuple[str, ...]
-    verdict: tuple[str, ...]
-    failed: Mapping[str, str]
+    pareto_front: tuple[str, ...]  # labels of the points recommended as the cost may grow
+    verdict: tuple[str, ...]  # sentences
+    failed: Mapping[str, str]  # reason of each run that could not be evaluated
     cost_model: str = COMPUTATION
 
     def to_frame(self) -> pd.DataFrame:

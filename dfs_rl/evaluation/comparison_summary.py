@@ -4,14 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from dfs_rl.evaluation.comparison_records import (
-    GATE,
-    BudgetResult,
-    Curve,
-    CurvePair,
-    Point,
-    Spread,
-)
+from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 
 _MAX_NAMED = 3
 """Largest number of labels in a list."""
@@ -22,33 +15,23 @@ _BASELINES = {
 }
 
 
-def comparison_verdict(
-    *,
-    points: Sequence[Point],
-    pareto_front: Sequence[Sequence[Point]],
-    budgets: Sequence[BudgetResult],
-    curves: Sequence[Curve],
-    curve_pairs: Sequence[CurvePair],
-) -> Iterator[str]:
+def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) -> Iterator[str]:
     """Yield the recommended points and the gates that are better than their baselines.
 
     Args:
-        points: Gates, baselines and uniform settings.
-        pareto_front: Recommended points as the allowed computation grows, each followed by the
-            points tied with it on val.
-        budgets: Results at each budget; if empty, the Pareto front is described instead.
-        curves: Curves of the gates over all budgets, each with its baselines.
-        curve_pairs: Differences in hypervolume between the curves.
+        comparison: All other figures of the comparison.
+        n_tied: Number of points tied on val with each point of the Pareto front, by its label.
     """
-    by_label = {point.label: point for point in points}
-    if budgets:
-        labels = [at.recommended for at in budgets if at.recommended is not None]
-        listed = "; ".join(_at_budgets(budgets, by_label))
+    by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
+    if comparison.budgets:
+        labels = [at.recommended for at in comparison.budgets if at.recommended is not None]
+        listed = "; ".join(_at_budgets(comparison, by_label))
     else:
-        labels = [point.label for point, *_ in pareto_front]
+        labels = list(comparison.pareto_front)
         listed = "; ".join(
-            f"from {point.computation.mean:.3g} % computation: {_text(point, len(tied))}"
-            for point, *tied in pareto_front
+            f"from {by_label[label].computation.mean:.3g} % computation: "
+            f"{_text(by_label[label], n_tied[label])}"
+            for label in labels
         )
     yield f"Recommended on val, the simplest of tied methods: {listed}."
     # Rounded up, so that the budget admits the recommended cascade.
@@ -59,7 +42,7 @@ def comparison_verdict(
     )
     if cascades:
         yield f"To use a recommended cascade, run train_cascade --budget {' or '.join(cascades)}."
-    gates = [point for point in points if point.kind == GATE]
+    gates = [point for point in comparison.points if point.kind == GATE]
     keys = [key for key in _BASELINES if any(key in gate.gains for gate in gates)]
     if keys:
         better = ", ".join(
@@ -69,22 +52,23 @@ def comparison_verdict(
         yield f"Gates significantly better than their {better}."
     if gates and "cascade" not in keys:
         yield "No confidence cascade is as cheap as a gate: a pass through the network costs more."
-    ranked = sorted((c for c in curves if c.baseline is None), key=lambda c: -c.hypervolume.mean)
-    if ranked:
-        first = ranked[0].label
+    curves = [curve for curve in comparison.curves if curve.baseline is None]
+    if curves:
+        best = max(curves, key=lambda curve: curve.hypervolume.mean)
         tied = [
-            ({pair.first, pair.second} - {first}).pop()
-            for pair in curve_pairs
-            if first in (pair.first, pair.second) and pair.interval.low <= 0 <= pair.interval.high
+            pair.second if pair.first == best.label else pair.first
+            for pair in comparison.curve_pairs
+            if best.label in (pair.first, pair.second)
+            and pair.interval.low <= 0 <= pair.interval.high
         ]
         suffix = f"; tied with {_listed(tied)}" if tied else ""
-        yield f"Largest hypervolume: {first} with {ranked[0].hypervolume.mean:.2f}{suffix}."
+        yield f"Largest hypervolume: {best.label} with {best.hypervolume.mean:.2f}{suffix}."
 
 
-def _at_budgets(budgets: Sequence[BudgetResult], by_label: Mapping[str, Point]) -> Iterator[str]:
+def _at_budgets(comparison: ComparisonOfRuns, by_label: Mapping[str, Point]) -> Iterator[str]:
     """Yield the recommended point at each budget, once for consecutive equal ones."""
     for (label, tied), group in itertools.groupby(
-        budgets, key=lambda at: (at.recommended, at.tied)
+        comparison.budgets, key=lambda at: (at.recommended, at.tied)
     ):
         values = ", ".join(f"{at.budget:g}" for at in group)
         point = "no method" if label is None else _text(by_label[label], len(tied))
@@ -100,8 +84,3 @@ def _listed(labels: Sequence[str]) -> str:
     """Return the first labels and the number of the others."""
     more = len(labels) - _MAX_NAMED
     return "; ".join([*labels[:_MAX_NAMED], *([f"{more} more"] if more > 0 else [])]) or "none"
-
-
-def is_significant_over_seeds(gain: Spread) -> bool:
-    """Return True if a gain exceeds two standard deviations over seeds; False for a single seed."""
-    return gain.deviation is not None and gain.mean > 2 * gain.deviation

@@ -19,12 +19,7 @@ REFERENCE_COMPUTATION = 10.0
 
 
 class CurvePoint(NamedTuple):
-    """One operating point.
-
-    Attributes:
-        computation: Computation in percent, above 0.
-        accuracy: Accuracy in percent.
-    """
+    """One operating point, both in percent; the computation is above 0."""
 
     computation: float
     accuracy: float
@@ -70,14 +65,8 @@ def hypervolume(points: Sequence[CurvePoint], *, reference_point: CurvePoint) ->
     """Return the hypervolume of points over log computation (Zitzler and Thiele, 1999).
 
     A point dominates every point of at least its computation and at most its accuracy. The area is
-    bounded by ``reference_point``; points beyond it contribute nothing.
-
-    Args:
-        points: Operating points of one method.
-        reference_point: Point that every useful point dominates.
-
-    Returns:
-        Hypervolume in percent of accuracy times decades of computation.
+    bounded by ``reference_point``; points beyond it contribute nothing. The unit is percent of
+    accuracy times decades of computation.
 
     Raises:
         ConfigError: If a computation is not positive.
@@ -101,14 +90,8 @@ def accuracy_at(points: Sequence[CurvePoint], computation: float) -> float | Non
     """Interpolate a method's accuracy at a computation, linear in the logarithm of computation.
 
     Only points on the Pareto front count. Between the most expensive point of the front and the
-    most expensive point of all, the accuracy of the former applies.
-
-    Args:
-        points: Operating points of one method.
-        computation: Computation in percent.
-
-    Returns:
-        Accuracy in percent, None outside the range of the points.
+    most expensive point of all, the accuracy of the former applies. Outside the range of the
+    points the result is None.
     """
     front = pareto_front(points)
     costs = [point.computation for point in front]

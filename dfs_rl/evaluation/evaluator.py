@@ -1,7 +1,7 @@
 """Run a gate, or given options, on a split and record the results."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,21 +44,21 @@ def evaluate_gate(
     parts, seen = [], 0
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):
-            batch_preferences = (
-                None if preferences is None else preferences[seen : seen + len(batch.images)]
-            )
+            own = None if preferences is None else preferences[seen : seen + len(batch.images)]
             seen += len(batch.images)
-            result = rollout(
-                backbone, gate, batch.images, budget=budget, preferences=batch_preferences
+            result = rollout(backbone, gate, batch.images, budget=budget, preferences=own)
+            n_layers_run = backbone.costs.n_layers_run(result.options.cpu())
+            learned = isinstance(gate, LearnedGate)
+            record = _record(
+                gate.name,
+                result.logits,
+                batch.labels,
+                result.options,
+                gate_macs=gate.macs,
+                gate_macs_taken=macs_taken(gate, n_layers_run) if backbone.costs.exits else None,
+                feature_macs=gate.feature_macs_taken(n_layers_run) if learned else None,
+                first_pass=None if result.first_pass is None else result.first_pass.cpu(),
             )
-            record = _record(gate.name, result.logits, batch.labels, result.options, gate.macs)
-            if result.first_pass is not None:
-                record = replace(record, first_pass=result.first_pass.cpu())
-            n_layers_run = backbone.costs.n_layers_run(record.options)
-            if backbone.costs.exits:
-                record = replace(record, gate_macs_taken=macs_taken(gate, n_layers_run))
-            if isinstance(gate, LearnedGate):
-                record = replace(record, feature_macs=gate.feature_macs_taken(n_layers_run))
             parts.append(record)
     return concatenate(parts)
 
@@ -103,9 +103,8 @@ def evaluate_draws(
         splits = torch.split(chosen, n_together, dim=1)  # [draws, batch, layers] each
         for batch, options in zip(batches(image_set, n_together), splits, strict=True):
             logits = _run_tree(backbone, batch.images, options.flatten(0, 1))
-            shared = zip(parts, logits.chunk(n_draws), options, strict=True)
-            for part, answers, taken in shared:
-                part.append(_record(name, answers, batch.labels, taken, 0.0))
+            for part, answers, taken in zip(parts, logits.chunk(n_draws), options, strict=True):
+                part.append(_record(name, answers, batch.labels, taken))
     return tuple(concatenate(part) for part in parts)
 
 
@@ -159,7 +158,11 @@ def evaluate_static_table(
 
 
 def _record(
-    name: str, logits: Tensor, labels: Tensor, options: Tensor, gate_macs: float
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    options: Tensor,
+    **gate: Any,  # noqa: ANN401 - of `GateRecords`
 ) -> GateRecords:
     log_probabilities = logits.double().log_softmax(dim=-1).cpu()  # [batch, classes]
     labels = labels.cpu()
@@ -170,5 +173,5 @@ def _record(
         options=options.cpu(),
         log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
         confidence=confidence(logits).cpu(),
-        gate_macs=gate_macs,
+        **gate,
     )

@@ -1,6 +1,7 @@
 """Groups of runs: seeds of one gate, and points of one curve."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 from dfs_rl.errors import DataError
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
@@ -31,20 +32,19 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     Raises:
         DataError: If images, split, bit options, backbone or cost model differ.
     """
-    for run in runs[1:]:
-        first = runs[0]
-        for what, ours, theirs in (
-            ("image fingerprint", first.summary.fingerprint, run.summary.fingerprint),
-            ("split", first.summary.split, run.summary.split),
-            ("list of bit options", list(first.summary.options), list(run.summary.options)),
-            ("backbone digest", first.backbone, run.backbone),
-            ("cost model", first.summary.cost_model, run.summary.cost_model),
-        ):
-            if ours != theirs:
-                raise DataError(
-                    f"{run.path} cannot be compared with {first.path}: its {what} is {theirs}, "
-                    f"not {ours}."
-                )
+    properties: dict[str, Callable[[EvaluatedRun], object]] = {
+        "image fingerprint": lambda run: run.summary.fingerprint,
+        "split": lambda run: run.summary.split,
+        "list of bit options": lambda run: list(run.summary.options),
+        "backbone digest": lambda run: run.backbone,
+        "cost model": lambda run: run.summary.cost_model,
+    }
+    for run, (name, of) in itertools.product(runs, properties.items()):
+        if of(run) != of(runs[0]):
+            raise DataError(
+                f"{run.path} cannot be compared with {runs[0].path}: its {name} is {of(run)}, not "
+                f"{of(runs[0])}."
+            )
 
 
 def group_by_gate(runs: Sequence[EvaluatedRun]) -> Groups:
@@ -89,10 +89,7 @@ def _grouped(runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> Groups:
         )
         groups.setdefault((run.summary.methods[0].label, *settings), []).append(run)
     firsts = [group[0] for group in groups.values()]
-    named = {
-        _label(run, firsts, ignored): group
-        for run, group in zip(firsts, groups.values(), strict=True)
-    }
+    named = {_label(group[0], firsts, ignored): group for group in groups.values()}
     assert len(named) == len(groups), "labels name everything that groups differ in"
     return named
 

@@ -52,11 +52,6 @@ def class_accuracy(correct: Tensor, labels: Tensor, n_classes: int) -> tuple[flo
     return tuple(100.0 * r / t if t else None for r, t in pairs)
 
 
-def distinct_patterns(options: Tensor) -> int:
-    """Return the number of distinct rows of ``options`` ``[n, layers]``."""
-    return int(torch.unique(options, dim=0).shape[0])
-
-
 def option_histogram(options: Tensor, n_options: int) -> Tensor:
     """Return the share of images per layer and option, float64 ``[layers, options]``."""
     layers = options.shape[1]
@@ -118,7 +113,6 @@ def resampled_means(values: Tensor) -> Tensor:
 def interval(draws: Sequence[float]) -> Interval:
     """Return the central 95 % interval of the draws."""
     tail = (1.0 - 0.95) / 2
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(
-        torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
-    )
-    return Interval(low=float(low), high=float(high))
+    ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+    low, high = torch.tensor(draws, dtype=torch.float64).quantile(ends).tolist()
+    return Interval(low=low, high=high)

@@ -15,15 +15,10 @@ from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
 
 class PerImageResults(NamedTuple):
-    """Results of a method on each image of a split, averaged over its draws.
+    """Results of a method on each image of a split, averaged over its draws."""
 
-    Attributes:
-        correct: Share of draws that classify each image correctly, float32 ``[n]`` in [0, 1].
-        computation: Computation of each image in percent, everything included, float32 ``[n]``.
-    """
-
-    correct: Tensor
-    computation: Tensor
+    correct: Tensor  # share of draws that classify the image correctly, float32 [n]
+    computation: Tensor  # in percent, everything included, float32 [n]
 
 
 class SplitResults(NamedTuple):
@@ -50,15 +45,13 @@ def per_image_results_of(methods: Sequence[MethodResult], costs: CostTable) -> S
 
 def save_per_image_results(path: Path, results: SplitResults) -> None:
     """Write per-image results atomically."""
-    save_tensors(
-        path,
-        {
-            f"{split}/{key}/{name}": value
-            for split, by_method in results._asdict().items()
-            for key, of_method in by_method.items()
-            for name, value in of_method._asdict().items()
-        },
-    )
+    tensors = {
+        f"{split}/{key}/{name}": value
+        for split, by_method in results._asdict().items()
+        for key, of_method in by_method.items()
+        for name, value in of_method._asdict().items()
+    }
+    save_tensors(path, tensors)
 
 
 def load_per_image_results(path: Path) -> SplitResults:

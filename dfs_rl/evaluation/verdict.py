@@ -25,43 +25,25 @@ _MARGINALS = ("mode_table", "random", "patterns")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Comparison of the gate with one baseline on the same images.
+    """Comparison of the gate with one baseline on the same images."""
 
-    Attributes:
-        key: Key of the baseline, as in ``MethodResult``.
-        label: Name of the baseline in tables.
-        role: Role of the baseline, as in ``MethodResult``.
-        difference: Accuracy of the gate minus accuracy of the baseline, in points.
-        low: Lower end of the 95 % interval of the difference.
-        high: Upper end of the 95 % interval of the difference.
-        relative_computation: Computation of the gate divided by that of the baseline, None if the
-            latter is 0.
-        outcome: ``"better"``: more accurate at no more computation; ``"better_at_higher_cost"``:
-            more accurate at more computation; ``"tie"``: no significant difference;
-            ``"worse_at_lower_cost"``: less accurate at less computation; ``"worse"``: less
-            accurate at no less computation. Computation within 5 % counts as equal
-            (``with_cost_tolerance``).
-    """
-
-    key: str
+    key: str  # key, label and role of the baseline, as in ``MethodResult``
     label: str
     role: str
-    difference: float
-    low: float
+    difference: float  # accuracy of the gate minus accuracy of the baseline, in points
+    low: float  # ends of the 95 % interval of the difference
     high: float
-    relative_computation: float | None
+    relative_computation: float | None  # of the gate and the baseline, None if the latter is 0
     outcome: ComparisonOutcome
 
 
 def comparison_outcome(
     difference: PairedDifference, relative_computation: float | None
 ) -> ComparisonOutcome:
-    """Classify a difference in accuracy, given the relative cost of the two methods.
+    """Classify a gate by its accuracy and computation relative to a baseline.
 
-    Args:
-        difference: Accuracy of the gate minus accuracy of the baseline.
-        relative_computation: Computation of the gate divided by that of the baseline, None if the
-            latter is 0.
+    ``"better"`` is significantly more accurate at no more computation, and ``"worse"`` less
+    accurate at no less; computation within 5 % counts as equal.
     """
     ratio = float("inf") if relative_computation is None else relative_computation
     if difference.low > 0:

@@ -137,7 +137,7 @@ def _notes(summary: EvaluationSummary) -> list[str]:
             deviation = method.draws_deviation
             spread = "" if deviation is None else f", standard deviation {deviation:.2f}"
             notes.append(f"{method.label}{chosen}: {method.detail}{spread}.")
-    if summary.comparisons and summary.method("cascade") is None:
+    if summary.comparisons and "cascade" not in summary.by_key:
         least = min(m.computation for m in summary.methods if m.role == "fixed")
         notes.append(
             "There is no confidence cascade at the gate's cost: a pass through the whole network "

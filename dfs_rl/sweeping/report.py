@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from dfs_rl.evaluation.comparison_records import Spread
-from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import hypervolume
 from dfs_rl.evaluation.number_format import duration_text, number_text, setting_text, spread_text
 from dfs_rl.reporting.render import render
@@ -91,11 +90,9 @@ def _mark(gain: Spread | None) -> str:
     """Return + or - for a gain or loss of more than two standard deviations over seeds."""
     if gain is None:
         return ""
-    if is_significant_over_seeds(gain):
+    if gain.is_significant:
         return "+"
-    return (
-        "-" if is_significant_over_seeds(Spread(mean=-gain.mean, deviation=gain.deviation)) else ""
-    )
+    return "-" if Spread(mean=-gain.mean, deviation=gain.deviation).is_significant else ""
 
 
 def _importance(record: SweepRecord) -> str:

@@ -12,7 +12,6 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
-from dfs_rl.evaluation.comparison_summary import is_significant_over_seeds
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference, resampled_means
 from dfs_rl.utils.config import config_from_dict, config_to_dict
@@ -104,10 +103,10 @@ def test_gates_of_the_same_cost_are_paired_over_images():
 
 
 def test_significant_gains_exceed_two_deviations():
-    assert is_significant_over_seeds(Spread(mean=1.0, deviation=0.49))
-    assert not is_significant_over_seeds(Spread(mean=1.0, deviation=0.51))
-    assert not is_significant_over_seeds(Spread(mean=-1.0, deviation=0.0))
-    assert not is_significant_over_seeds(spread([9.0]))
+    assert Spread(mean=1.0, deviation=0.49).is_significant
+    assert not Spread(mean=1.0, deviation=0.51).is_significant
+    assert not Spread(mean=-1.0, deviation=0.0).is_significant
+    assert not spread([9.0]).is_significant
 
 
 def test_gates_better_than_the_static_table():
@@ -237,7 +236,7 @@ def test_one_image_per_seed_is_not_significant():
     runs = [fake_run(f"r{i}", (151, 0.8), seed=i) for i in range(3)]
     comparison = compare_runs(runs)
     gate = next(p for p in comparison.points if p.kind == "gate")
-    assert is_significant_over_seeds(gate.gains["static_table"])
+    assert gate.gains["static_table"].is_significant
     assert gate.better_than == ()
 
 

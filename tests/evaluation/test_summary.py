@@ -48,7 +48,7 @@ def summary(backbone, methods):
 
 def test_figures_come_from_the_records(backbone, methods, summary):
     gate = methods[0].records[0]
-    found = summary.method("gate")
+    found = summary.by_key["gate"]
     assert found.accuracy == pytest.approx(100 * gate.correct.double().mean().item())
     share = found.accuracy / 100
     assert found.accuracy_error == pytest.approx(100 * math.sqrt(share * (1 - share) / 201))
@@ -57,15 +57,14 @@ def test_figures_come_from_the_records(backbone, methods, summary):
     assert found.bitops == pytest.approx(found.computation / 100 * 1000 * 1024)
     assert (found.n, found.draws, found.draws_deviation) == (201, 1, None)
     assert found.class_accuracy[4] is None
-    assert summary.method("full").table == (32,) * 4
-    assert summary.method("no such") is None
+    assert summary.by_key["full"].table == (32,) * 4
     assert summary.histogram[1] == pytest.approx(gate.histogram(3)[1].tolist())
     static = next(method for method in methods if method.key == "static_table")
     assert static.selection.accuracy == pytest.approx(summary.search.accuracy)
 
 
 def test_draws_are_averaged(methods, summary):
-    found = summary.method("random")
+    found = summary.by_key["random"]
     (random,) = (method for method in methods if method.key == "random")
     draws = [records.accuracy for records in random.records]
     mean = sum(draws) / 5
@@ -123,7 +122,7 @@ def test_per_image_results_are_means_over_draws(backbone, methods, summary, tmp_
     # Methods that can be deployed: all but mode table, shuffles and oracle.
     assert set(results.selection) == {m.key for m in methods if m.selection is not None}
     for method in methods:
-        found, figures = results.reported[method.key], summary.method(method.key)
+        found, figures = results.reported[method.key], summary.by_key[method.key]
         assert 100 * found.correct.mean().item() == pytest.approx(figures.accuracy, rel=1e-5)
         assert found.computation.mean().item() == pytest.approx(figures.computation, rel=1e-5)
         if method.selection is not None:

@@ -101,7 +101,7 @@ def test_run_gets_summary_and_figures(evaluated, digits):
 
 def test_gate_matches_the_loaded_model(evaluated, digits):
     run, result = evaluated
-    gate = result.summary.method("gate")
+    gate = result.summary.by_key["gate"]
     logits, trace = load(run.path)(digits.test.images)
     right = (logits.argmax(dim=1) == digits.test.labels).double()
     assert gate.accuracy == pytest.approx(100 * right.mean().item())

@@ -15,7 +15,7 @@ def test_rows_have_the_figures_of_the_summary(summary):
     head, groups = methods_table(summary)
     rows = {row[0]: dict(zip(head, row, strict=True)) for group in groups for row in group}
     assert [len(group) for group in groups] == [1, 4, 6]  # gate, matched, fixed
-    gate = summary.method("gate")
+    gate = summary.by_key["gate"]
     assert rows["PPO gate"]["accuracy %"] == f"{gate.accuracy:.2f} ± {gate.accuracy_error:.2f}"
     assert rows["PPO gate"]["patterns"] == f"{gate.patterns:,.0f}"
     assert rows["uniform 2 bit"]["gated only %"] == "0.391"

@@ -26,14 +26,12 @@ class Cascade(NamedTuple):
     threshold: float
 
 
-def run_cascade(
-    uniform: Sequence[GateRecords], cascade: Cascade, *, name: str = "cascade"
-) -> GateRecords:
+def run_cascade(uniform: Sequence[GateRecords], cascade: Cascade) -> GateRecords:
     """Combine two of the uniform passes; images with a second pass pay for both."""
     first, second = uniform[cascade.first], uniform[cascade.second]
     escalated = first.confidence < cascade.threshold
     return GateRecords(
-        name=name,
+        name="cascade",
         predictions=torch.where(escalated, second.predictions, first.predictions),
         labels=first.labels,
         options=torch.where(escalated[:, None], second.options, first.options),
@@ -64,7 +62,7 @@ def choose_cascade(
     Args:
         uniform: Records of each uniform option on the selection split.
         costs: Cost table of the backbone.
-        budget: Upper bound on the mean computation in percent, fixed parts included.
+        budget: In percent, fixed parts included.
 
     Returns:
         The cascade, None if a pass at the cheapest option exceeds the budget.

@@ -91,16 +91,14 @@ def run_exit_outputs(
     return passes
 
 
-def apply_exit_rule(
-    passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable, *, name: str = "exits"
-) -> GateRecords:
+def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable) -> GateRecords:
     """Return the records of an exit rule; each image pays for all exits that it reaches."""
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
     images = torch.arange(len(exit_index))
     overhead = _exit_overhead_macs(rule.first, costs)[exit_index]
     return GateRecords(
-        name=name,
+        name="exits",
         predictions=outputs.predictions[images, exit_index],
         labels=outputs.labels,
         options=_options_by_exit(rule.option, costs)[exit_index],

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,17 +74,16 @@ def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best confidence cascade within the cost of the gate."""
     on_selection = [method.selection for method in setup.uniform if method.selection is not None]
     chosen = choose_cascade(on_selection, setup.backbone.costs, setup.budget)
-    if chosen is None:
-        return
-    records = run_cascade([method.records[0] for method in setup.uniform], chosen)
-    yield MethodResult(
-        key="cascade",
-        label="confidence cascade",
-        records=(records,),
-        selection=run_cascade(on_selection, chosen),
-        chosen_on=setup.selection_name,
-        detail=cascade_text(chosen, records, setup.backbone.options),
-    )
+    if chosen is not None:
+        records = run_cascade([method.records[0] for method in setup.uniform], chosen)
+        yield MethodResult(
+            key="cascade",
+            label="confidence cascade",
+            records=(records,),
+            selection=run_cascade(on_selection, chosen),
+            chosen_on=setup.selection_name,
+            detail=cascade_text(chosen, records, setup.backbone.options),
+        )
 
 
 @register_baseline("exits")
@@ -129,13 +129,13 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run the most frequent option of the gate at each layer."""
     if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
         return
-    table = mode_table(setup.gate.options, setup.backbone.costs)
+    table, label = mode_table(setup.gate.options, setup.backbone.costs), "mode table"
     records = evaluate_static_table(
-        setup.backbone, setup.reported, table, name="mode table", batch_size=setup.batch_size
+        setup.backbone, setup.reported, table, name=label, batch_size=setup.batch_size
     )
     yield MethodResult(
         key="mode_table",
-        label="mode table",
+        label=label,
         records=(records,),
         chosen_on=setup.reported_name,
         detail=f"bits {static_table_text(table, setup.backbone.options)}",
@@ -144,10 +144,10 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 
 
 def _shuffled(
-    setup: EvaluationSetup,
     key: str,
     label: str,
     shuffle: Callable[[Tensor, torch.Generator, int | None], Tensor],
+    setup: EvaluationSetup,
 ) -> Iterator[MethodResult]:
     """Shuffle the options of the gate across images."""
     if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
@@ -158,12 +158,13 @@ def _shuffled(
         shuffle(setup.gate.options, torch_generator(f"{key} baseline", draw), exit_action)
         for draw in range(RANDOM_DRAWS)
     ]
+    records = evaluate_draws(
+        setup.backbone, setup.reported, draws, name=key, batch_size=setup.batch_size
+    )
     yield MethodResult(
         key=key,
         label=label,
-        records=evaluate_draws(
-            setup.backbone, setup.reported, draws, name=key, batch_size=setup.batch_size
-        ),
+        records=records,
         chosen_on=setup.reported_name,
         detail=f"mean of {RANDOM_DRAWS} draws",
     )
@@ -195,14 +196,12 @@ def _shuffled_patterns(options: Tensor, generator: torch.Generator, _: int | Non
     return options[torch.randperm(len(options), generator=generator).to(options.device)]
 
 
-@register_baseline("random")
-def _random(setup: EvaluationSetup) -> Iterator[MethodResult]:
-    return _shuffled(setup, "random", "random, same marginals", shuffled_options)
-
-
-@register_baseline("patterns")
-def _patterns(setup: EvaluationSetup) -> Iterator[MethodResult]:
-    return _shuffled(setup, "patterns", "own patterns, shuffled", _shuffled_patterns)
+register_baseline("random")(
+    partial(_shuffled, "random", "random, same marginals", shuffled_options)
+)
+register_baseline("patterns")(
+    partial(_shuffled, "patterns", "own patterns, shuffled", _shuffled_patterns)
+)
 
 
 @register_baseline("oracle")
@@ -215,23 +214,15 @@ def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
     correct = torch.stack([records.correct for records in passes])  # [options, n]
     chosen = correct.int().argmax(dim=0)  # the first correct option, 0 if there is none
     images = torch.arange(correct.shape[1])
-
-    def select(field: str) -> Tensor:
-        return torch.stack([getattr(records, field) for records in passes])[chosen, images]
-
-    records = GateRecords(
-        name="oracle",
-        predictions=select("predictions"),
-        labels=passes[0].labels,
-        options=select("options"),
-        log_likelihood=select("log_likelihood"),
-        confidence=select("confidence"),
-    )
+    taken: dict[str, Any] = {
+        field: torch.stack([getattr(records, field) for records in passes])[chosen, images]
+        for field in ("predictions", "options", "log_likelihood", "confidence")
+    }
     yield MethodResult(
         key="oracle",
         label="oracle, no gate",
         role="oracle",
-        records=(records,),
+        records=(GateRecords(name="oracle", labels=passes[0].labels, **taken),),
         detail="for each image the cheapest uniform option that is correct, by its label",
     )
 
@@ -270,10 +261,8 @@ def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[
     """Return computation and accuracy of each uniform option, given its accuracy by its bits."""
     costs = backbone.costs
     settings = [torch.full((1, costs.n_layers), costs.options.index(int(b))) for b in accuracies]
-    return [
-        CurvePoint(costs.computation(options).item(), accuracy)
-        for options, accuracy in zip(settings, accuracies.values(), strict=True)
-    ]
+    computations = [costs.computation(options).item() for options in settings]
+    return list(map(CurvePoint, computations, accuracies.values()))
 
 
 def mode_table(options: Tensor, costs: CostTable) -> StaticTable:

@@ -13,80 +13,53 @@ from typing import Literal
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data.images import ImageSet
-from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import StaticTable
 from dfs_rl.evaluation.static_tables.search import CachedScores, SearchSummary
 from dfs_rl.evaluation.verdict import with_cost_tolerance
+from dfs_rl.utils.registry import Registry
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
+"""``fixed`` has its own cost, ``matched`` that of the gate; ``oracle`` needs the labels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MethodResult:
-    """Result of a gate or of a baseline.
+    """Result of a gate or of a baseline."""
 
-    Attributes:
-        key: Stable name in files, for example ``gate``, ``uniform_8`` or ``static_table``.
-        label: Name in tables and plots.
-        records: Records of each draw on the reported split; one draw for deterministic methods.
-        role: ``"gate"``; ``"fixed"`` for points with a cost of their own; ``"matched"`` for
-            baselines at the cost of the gate; ``"oracle"`` for what needs the labels.
-        selection: Records on the selection split for methods that can be deployed, else None.
-        chosen_on: Split used to choose the parameters, None if there are none.
-        detail: Description of the chosen parameters.
-        table: Static bit table, None for other methods.
-        search: Effort of the search for the table, None without a search.
-    """
-
-    key: str
-    label: str
-    records: tuple[GateRecords, ...]
+    key: str  # stable name in files, for example "gate", "uniform_8" or "static_table"
+    label: str  # name in tables and plots
+    records: tuple[GateRecords, ...]  # of each draw on the reported split; one without chance
     role: Role = "matched"
-    selection: GateRecords | None = None
-    chosen_on: str | None = None
-    detail: str = ""
-    table: StaticTable | None = None
-    search: SearchSummary | None = None
+    selection: GateRecords | None = None  # on the selection split if it can be deployed
+    chosen_on: str | None = None  # split used to choose the parameters, None if there are none
+    detail: str = ""  # description of the chosen parameters
+    table: StaticTable | None = None  # None if it is no static bit table
+    search: SearchSummary | None = None  # effort of the search for the table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationSetup:
-    """Backbone, images and gate that all baselines of an evaluation share.
+    """Backbone, images and gate that all baselines of an evaluation share."""
 
-    Attributes:
-        backbone: Backbone on the device of both splits.
-        gate: Records of the gate on the reported split.
-        gate_selection: Records of the gate on the selection split.
-        uniform: Results of ``uniform_baselines`` on both splits.
-        reported: Split that figures are reported on.
-        selection: Split that parameters are chosen on.
-        reported_name: Name of the reported split.
-        selection_name: Name of the selection split.
-        before_cotraining: Backbone before it was trained with the gate, None if it was not.
-            Co-training makes a backbone worse at options that the gate does not choose, so
-            baselines run on the earlier backbone too.
-        search: Limits of the search for the best static bit table; None for the defaults.
-        batch_size: Number of images per batch.
-        progress: Callback that receives the name of each baseline before it runs.
-        cached_scores: Scores of earlier searches, as in ``search_static_table``.
-    """
-
-    backbone: WalkableBackbone
-    gate: GateRecords
-    gate_selection: GateRecords
-    uniform: Sequence[MethodResult]
-    reported: ImageSet
-    selection: ImageSet
+    backbone: WalkableBackbone  # on the device of both splits
+    gate: GateRecords  # on the reported split
+    gate_selection: GateRecords  # on the selection split
+    uniform: Sequence[MethodResult]  # results of ``uniform_baselines`` on both splits
+    reported: ImageSet  # split that figures are reported on
+    selection: ImageSet  # split that parameters are chosen on
     reported_name: str = "test"
     selection_name: str = "val"
     before_cotraining: WalkableBackbone | None = None
-    search: SearchConfig | None = None
+    """Backbone before it was trained with the gate, None if it was not. Co-training makes a
+    backbone worse at options that the gate does not choose, so baselines run on the earlier one
+    too."""
+    search: SearchConfig | None = None  # None for the default limits
     batch_size: int = BATCH_SIZE
-    progress: Callable[[str], None] = lambda _: None
-    cached_scores: CachedScores | None = None
+    progress: Callable[[str], None] = lambda _: None  # receives the name of each baseline
+    cached_scores: CachedScores | None = None  # as in ``search_static_table``
 
     @property
     def budget(self) -> float:
@@ -102,7 +75,7 @@ class EvaluationSetup:
 Baseline = Callable[[EvaluationSetup], Iterable[MethodResult]]
 """Function that yields results; none if it does not apply to the gate or the backbone."""
 
-BASELINES: dict[str, Baseline] = {}
+BASELINES: Registry[Baseline] = Registry("baseline")
 """Baselines by name, in the order of tables and files."""
 
 
@@ -110,33 +83,16 @@ def register_baseline(name: str) -> Callable[[Baseline], Baseline]:
     """Return a decorator that adds a function to ``BASELINES``."""
 
     def register(baseline: Baseline) -> Baseline:
-        if name in BASELINES:
-            raise ConfigError(f"baseline {name!r} is already registered; choose another name.")
-        BASELINES[name] = baseline
+        BASELINES.add(name, baseline)
         return baseline
 
     return register
 
 
-def run_baselines(setup: EvaluationSetup, names: Iterable[str] | None = None) -> list[MethodResult]:
-    """Run baselines in the order of ``BASELINES``.
-
-    Args:
-        setup: Backbone, images and gate.
-        names: Names of the baselines; None for all that apply.
-
-    Raises:
-        ConfigError: If a name is unknown, or a named baseline does not apply.
-    """
-    wanted = list(BASELINES if names is None else names)
-    for name in wanted:
-        if name not in BASELINES:
-            raise ConfigError(f"baseline is {name!r}; allowed are {', '.join(BASELINES)}.")
+def run_baselines(setup: EvaluationSetup) -> list[MethodResult]:
+    """Run the baselines that apply, in the order of ``BASELINES``."""
     found: list[MethodResult] = []
-    for name in (name for name in BASELINES if name in wanted):
+    for name, baseline in BASELINES.items():
         setup.progress(f"baseline {name}")
-        results = list(BASELINES[name](setup))
-        if names is not None and not results:
-            raise ConfigError(f"baseline {name!r} does not apply to this gate and backbone.")
-        found += results
+        found += baseline(setup)
     return found

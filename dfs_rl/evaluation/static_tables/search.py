@@ -42,26 +42,15 @@ _Key = Callable[[StaticTableScore], tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSummary:
-    """Result and effort of a search for the best static bit table.
+    """Result and effort of a search for the best static bit table."""
 
-    Attributes:
-        accuracy: Accuracy of the table on the selection split in percent; it is selected for being
-            high.
-        computation: Computation of the table in percent, fixed parts included.
-        budget: Upper bound on the computation in percent.
-        tables: Number of scored tables.
-        images: Number of images that score each table.
-        finalists: Number of tables that the whole split ranks again.
-        exhaustive: True if the whole split scored every table within the budget.
-    """
-
-    accuracy: float
-    computation: float
-    budget: float
-    tables: int
-    images: int
-    finalists: int
-    exhaustive: bool
+    accuracy: float  # of the table on the selection split in percent; selected for being high
+    computation: float  # of the table in percent, fixed parts included
+    budget: float  # upper bound on it
+    tables: int  # number of scored tables
+    images: int  # number of images that score each table
+    finalists: int  # number of tables that the whole split ranks again
+    exhaustive: bool  # True if the whole split scored every table within the budget
 
 
 def search_static_table(
@@ -79,16 +68,13 @@ def search_static_table(
     Args:
         backbone: Backbone on the device of ``image_set``.
         image_set: Selection split.
-        budget: Upper bound on the computation in percent, fixed parts included.
+        budget: In percent, fixed parts included.
         initial_tables: Tables to start from, next to the uniform ones; they are fitted to the
             budget.
         search: Limits of the search; None for the defaults.
         batch_size: Number of images per batch.
         cached_scores: Scores of earlier searches with the same backbone, images and batch size; new
             ones are added to them. They save time and do not affect the result.
-
-    Returns:
-        The table, and the effort of its search.
 
     Raises:
         ConfigError: If no table is within the budget.

@@ -16,6 +16,7 @@ from dfs_rl.evaluation.baselines.methods import (
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.evaluation.metrics import option_histogram
+from dfs_rl.utils.registry import Registry
 from tests.evaluation.conftest import MixBackbone, make_setup
 
 MATCHED = ["static_table", "cascade", "mode_table", "random", "patterns"]
@@ -86,7 +87,7 @@ def test_searched_baselines_have_the_same_tolerance(look_setup, backbone, over, 
     gate, on_val = (replace(r, gate_macs=macs) for r in (skip.records[0], skip.selection))
     assert on_val.computation(backbone.costs).mean().item() == pytest.approx(cost / over)
     setup = replace(look_setup, gate=gate, gate_selection=on_val)
-    for method in run_baselines(setup, ["static_table", "cascade"]):
+    for method in (m for key in ("static_table", "cascade") for m in BASELINES[key](setup)):
         spent = method.selection.computation(backbone.costs).mean().item()
         assert spent <= 1.05 * cost / over + 1e-9
         assert method.selection.accuracy >= two.selection.accuracy or not fits
@@ -111,8 +112,11 @@ def test_results_agree_with_their_parameters(backbone, test_set, look_setup, met
 def test_baselines_run_on_the_original_backbone(backbone, look_setup):
     before = MixBackbone((0, 2, 32), seed=4)
     setup = replace(look_setup, before_cotraining=before)
-    names = ["cascade", "static_table", "static_table_before", "cascade_before"]
-    static, _, static_before, cascade_before = run_baselines(setup, names)
+    static, static_before, cascade_before = (
+        *BASELINES["static_table"](setup),
+        *BASELINES["static_table_before"](setup),
+        *BASELINES["cascade_before"](setup),
+    )
     assert (static_before.key, cascade_before.key) == ("static_table_before", "cascade_before")
     alone = evaluate_static_table(before, setup.reported, static_before.table, name="alone")
     assert torch.equal(static_before.records[0].predictions, alone.predictions)
@@ -139,25 +143,17 @@ def test_order_of_baselines_is_stable():
     ]
 
 
-def test_registered_baseline_runs_by_name(look_setup, monkeypatch):
-    monkeypatch.setattr("dfs_rl.evaluation.baselines.registry.BASELINES", dict(BASELINES))
+def test_registered_baselines_run_in_order(look_setup, monkeypatch):
+    few = Registry("baseline", {"oracle": BASELINES["oracle"]})
+    monkeypatch.setattr("dfs_rl.evaluation.baselines.registry.BASELINES", few)
 
     @register_baseline("twin")
     def twin(setup):
         yield MethodResult(key="twin", label="twin", records=(setup.gate,))
 
-    assert [m.key for m in run_baselines(look_setup, ["twin", "oracle"])] == ["oracle", "twin"]
+    assert [m.key for m in run_baselines(look_setup)] == ["oracle", "twin"]
     with pytest.raises(ConfigError, match="'twin' is already registered"):
         register_baseline("twin")(twin)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("best", "baseline is 'best'; allowed are uniform, "), ("exits", "'exits' does not apply")],
-)
-def test_baselines_that_cannot_run_are_refused(look_setup, name, message):
-    with pytest.raises(ConfigError, match=message):
-        run_baselines(look_setup, ["uniform", name])
 
 
 def test_cascade_gates_have_no_marginals(backbone, val, test_set, methods):

@@ -210,7 +210,7 @@ def test_summary_has_the_share_of_each_exit(network, images):
     summary = summarize([gate], network.costs, **NAMES)
     share = float((records.options[:, 1] == EXIT).double().mean())
     assert summary.exits_after == AFTER
-    assert summary.method("gate").exit_shares == (pytest.approx(share), 0.0)
+    assert summary.by_key["gate"].exit_shares == (pytest.approx(share), 0.0)
     assert [row[EXIT] for row in summary.histogram] == pytest.approx([0.0, share, share, share])
     outside = sum(part.percent for part in summary.shares)
     total, gated = (float(records.computation(network.costs, c).mean()) for c in ("full", "dfs"))
