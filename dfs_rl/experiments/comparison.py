@@ -182,8 +182,8 @@ def _write(folder: RunFolder, comparison: ComparisonOfRuns, runs: Sequence[Evalu
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
     with folder.lock(on_wait=lambda: None):  # other processes write it too
-        write_bytes_atomic(folder.path / "frontier.png", figures.pareto_front)
-        write_bytes_atomic(folder.path / "spending.png", figures.computation_by_difficulty)
+        write_bytes_atomic(folder.path / "pareto.png", figures.pareto)
+        write_bytes_atomic(folder.path / "difficulty.png", figures.difficulty)
         for stale in folder.path.glob("options-*.png"):
             stale.unlink()
         for number, png in enumerate(figures.bit_mixes.values(), start=1):

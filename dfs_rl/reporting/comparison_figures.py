@@ -38,37 +38,21 @@ _MOST_LAYERS = 24
 
 
 class ComparisonFigures(NamedTuple):
-    """Figures of all gates.
+    """Figures of all gates, as PNG."""
 
-    Attributes:
-        pareto_front: Accuracy against computation, as PNG.
-        points: Hover texts of its points.
-        computation_by_difficulty: Computation against difficulty, as PNG.
-        bit_mixes: Share of each option over the budget, as PNG, by the label of the curve.
-    """
-
-    pareto_front: bytes
-    points: Sequence[HoverPoint]
-    computation_by_difficulty: bytes
-    bit_mixes: Mapping[str, bytes]
-
-
-class _Scene(NamedTuple):
-    """Gates and baselines that are drawn, uniform settings as points and as lines, and the rest."""
-
-    points: list[Point]
-    references: list[Point]
-    levels: list[Point]
-    undrawn: list[Point]
+    pareto: bytes  # accuracy against computation
+    points: Sequence[HoverPoint]  # of that figure
+    difficulty: bytes  # computation against difficulty
+    bit_mixes: Mapping[str, bytes]  # share of each option over the budget, by label of the curve
 
 
 def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     """Draw all figures of a comparison."""
-    pareto_front = pareto_plot(comparison)
+    pareto, points = pareto_plot(comparison)
     return ComparisonFigures(
-        pareto_front=style.to_png(pareto_front),
-        points=hover_points(pareto_front, comparison),
-        computation_by_difficulty=style.to_png(difficulty_plot(comparison)),
+        pareto=style.to_png(pareto),
+        points=points,
+        difficulty=style.to_png(difficulty_plot(comparison)),
         bit_mixes={
             curve.label: style.to_png(
                 bit_mix_plot(curve, comparison.options, comparison.cost_model)
@@ -79,16 +63,24 @@ def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     )
 
 
-@style.plain_text()
-def pareto_plot(comparison: ComparisonOfRuns) -> Figure:
-    """Draw the gates of a comparison over a logarithmic axis.
+@style.common_style()
+def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]:
+    """Draw the gates of a comparison over a logarithmic axis; also return the points' tooltips.
 
     Bars are one standard deviation over seeds, cut off at the frame. Gates far below the cheapest
     useful uniform setting are listed below the figure, and far more expensive uniform settings are
     lines, because both would compress the rest of the figure.
     """
-    scene = _scene(comparison)
-    note = _note(scene.undrawn)
+    lowest = comparison.reference_accuracy - _BELOW
+    shown = [point for point in comparison.points if point.accuracy.mean >= lowest]
+    if not any(point.kind == GATE for point in shown):
+        shown = list(comparison.points)
+    floor = min(point.accuracy.mean for point in shown) - _BELOW
+    dearest = _BEYOND * max(point.computation.mean for point in shown)
+    uniform = [point for point in comparison.references if point.accuracy.mean >= floor]
+    references = [point for point in uniform if point.computation.mean <= dearest]
+    note = _note([p for p in comparison.points if p.kind == GATE and p not in shown])
+
     figure = style.new_figure(*_PARETO_SIZE)
     bottom = 0.11 + _NOTE_HEIGHT * len(note)
     figure.subplots_adjust(left=0.08, right=0.98, bottom=bottom, top=0.91)
@@ -97,61 +89,57 @@ def pareto_plot(comparison: ComparisonOfRuns) -> Figure:
         figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
     cost = style.COST_AXIS.format(comparison.cost_model)
     axes = figure.add_subplot(xscale="log", xlabel=cost, ylabel="accuracy, %")
-    axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    style.tidy(axes)
+    axes.grid()
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
     about = f"{comparison.split} split, {comparison.n:,} images"
-    style.title(axes, f"{name}, {about}; bars ± 1 standard deviation over seeds")
+    axes.set_title(f"{name}, {about}; bars ± 1 standard deviation over seeds")
 
-    lines = [_curve(axes, scene.references, style.MUTED, "o", None)]
-    for kind, (name, colour, marker) in _CURVES.items():
-        baselines = [point for point in scene.points if point.kind == kind]
-        if baselines:
-            lines.append(_curve(axes, baselines, colour, marker, name))
-    labels = []
-    size = _MARKER if len(comparison.families) < _MANY else _SMALL_MARKER
-    for i, name in enumerate(comparison.families):
-        points = [p for p in scene.points if p.kind == GATE and p.family == name]
-        colour, marker = style.gate_style(i)
-        for point in points:
-            lines += _errorbar(axes, point, colour, marker, size)
-        if len(points) > 1:
-            lines.append(_curve(axes, points, colour, marker, name))
-        elif points:
-            labels.append(Label(points[0].label, *_place(points[0]), colour, "bold"))
-    labels += [Label(point.label, *_place(point), style.MUTED) for point in scene.references]
-    drawn = [p.accuracy.mean for p in (*scene.points, *scene.references, *scene.levels)]
-    margin = _MARGIN * max(max(drawn) - min(drawn), 1.0)
+    lines, labels = _draw_methods(axes, shown, references, comparison.families)
+    labels += [Label(point.label, *_place(point), style.MUTED) for point in references]
+    accuracies = [point.accuracy.mean for point in (*shown, *uniform)]
+    margin = _MARGIN * max(max(accuracies) - min(accuracies), 1.0)
     axes.margins(x=_MARGIN)
-    axes.set_xlim(*axes.get_xlim())  # labels require final limits
-    axes.set_ylim(min(drawn) - margin, max(drawn) + margin)
+    left, right = axes.set_xlim(*axes.get_xlim())  # labels require final limits
+    axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)
     style.log_ticks(axes)
-    left, right = axes.get_xlim()
-    for level in scene.levels:
-        height = level.accuracy.mean
-        axes.axhline(height, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
-        lines.append([(left, height), (right, height)])
-        text = f"{level.label}, at {level.computation.mean:.3g} %"
-        # Three quarters of the width in logarithmic scale.
-        labels.append(Label(text, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
+    for level in uniform:
+        if level not in references:
+            height = level.accuracy.mean
+            axes.axhline(height, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
+            lines.append([(left, height), (right, height)])
+            text = f"{level.label}, at {level.computation.mean:.3g} %"
+            # Three quarters of the width in logarithmic scale.
+            labels.append(Label(text, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     place_labels(axes, labels, [line for line in lines if len(line) > 1])
     if axes.get_legend_handles_labels()[0] and len(lines) > 1:  # no corner is always free
-        axes.legend(loc="best", fontsize=style.SMALL_SIZE, frameon=False)
-    return figure
+        axes.legend(loc="best")
+    return figure, [_tooltip(axes, point) for point in (*shown, *references)]
 
 
-def _scene(comparison: ComparisonOfRuns) -> _Scene:
-    lowest = comparison.reference_accuracy - _BELOW
-    drawn = [point for point in comparison.points if point.accuracy.mean >= lowest]
-    if not any(point.kind == GATE for point in drawn):
-        drawn = list(comparison.points)
-    undrawn = [p for p in comparison.points if p.kind == GATE and p not in drawn]
-    floor = min(point.accuracy.mean for point in drawn) - _BELOW
-    largest = _BEYOND * max(point.computation.mean for point in drawn)
-    references = [point for point in comparison.references if point.accuracy.mean >= floor]
-    levels = [point for point in references if point.computation.mean > largest]
-    return _Scene(drawn, [p for p in references if p not in levels], levels, undrawn)
+def _draw_methods(
+    axes: Axes, shown: Sequence[Point], references: Sequence[Point], families: Sequence[str]
+) -> tuple[list[style.Line], list[Label]]:
+    """Draw uniform settings, baselines and gates; return their lines and labels of lone gates."""
+    lines = [style.draw_curve(axes, [*map(_place, references)], style.MUTED, marker="o")]
+    for kind, (name, colour, marker) in _CURVES.items():
+        places = [_place(point) for point in shown if point.kind == kind]
+        if places:
+            lines.append(style.draw_curve(axes, places, colour, marker=marker, name=name))
+    labels = []
+    size = _MARKER if len(families) < _MANY else _SMALL_MARKER
+    for i, name in enumerate(families):
+        points = [p for p in shown if p.kind == GATE and p.family == name]
+        colour, marker = style.gate_style(i)
+        look = {"color": colour, "marker": marker, "markersize": size, "zorder": 5}
+        for point in points:
+            errors = point.computation.deviation, point.accuracy.deviation
+            lines += style.draw_point(axes, _place(point), errors, **look)
+        if len(points) > 1:
+            places = [_place(point) for point in points]
+            lines.append(style.draw_curve(axes, places, colour, marker=marker, name=name))
+        elif points:
+            labels.append(Label(points[0].label, *_place(points[0]), colour, "bold"))
+    return lines, labels
 
 
 def _note(undrawn: Sequence[Point]) -> list[str]:
@@ -165,63 +153,21 @@ def _note(undrawn: Sequence[Point]) -> list[str]:
     return textwrap.wrap(note, _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ...")
 
 
-def hover_points(figure: Figure, comparison: ComparisonOfRuns) -> list[HoverPoint]:
-    """Return the hover tooltips of ``pareto_plot``."""
-    (axes,) = figure.axes
-    scene = _scene(comparison)
-    points = []
-    for point in (*scene.points, *scene.references):
-        x, y = _place(point)
-        seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
-        text = f"{point.label}: {y:.2f} % at {x:.3g} % computation{seeds}"
-        points.append(hover_point(axes, x, y, text))
-    return points
+def _tooltip(axes: Axes, point: Point) -> HoverPoint:
+    x, y = _place(point)
+    seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
+    return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {x:.3g} % computation{seeds}")
 
 
 def _place(point: Point) -> tuple[float, float]:
     return point.computation.mean, point.accuracy.mean
 
 
-def _curve(
-    axes: Axes, points: Sequence[Point], colour: str, marker: str, name: str | None
-) -> list[tuple[float, float]]:
-    places = [_place(point) for point in points]
-    axes.plot(
-        *zip(*places, strict=True),
-        color=colour,
-        marker=marker,
-        markersize=5,
-        lw=0.9,
-        ls=style.DASHED,
-        label=None if name is None else style.legend_name(name),
-        zorder=3,
-    )
-    return places
-
-
-def _errorbar(
-    axes: Axes, point: Point, colour: str, marker: str, size: float
-) -> list[list[tuple[float, float]]]:
-    """Draw a gate; return its bars, which labels should avoid."""
-    x, y = _place(point)
-    dx, dy = point.computation.deviation, point.accuracy.deviation
-    look: dict[str, Any] = {"marker": marker, "markersize": size, "color": colour}
-    axes.errorbar(x, y, xerr=dx, yerr=dy, **look, **style.ERRORBAR, zorder=5)
-    left = max(x - (dx or 0.0), x / 10)  # a logarithmic axis ends above zero
-    up = dy or 0.0
-    return [[(left, y), (x + (dx or 0.0), y)], [(x, y - up), (x, y + up)]]
-
-
-@style.plain_text()
+@style.common_style()
 def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPUTATION) -> Figure:
     """Draw the share of each option over mean computation, for all layers and for each layer.
 
     The figure follows Figures 12 to 15 of Shen et al. (AAAI 2020).
-
-    Args:
-        curve: Curve of a gate.
-        options: Bit options, ascending.
-        cost_model: Cost model of the horizontal axis.
     """
     shares = np.asarray(curve.histograms, dtype=np.float64)  # [points, layers, options]
     layers = shares.shape[1]
@@ -240,13 +186,11 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPU
         wspace=0.12,
         hspace=0.32,
     )
-    for number, axes in enumerate(grid.flat):
-        if number >= len(panels):
-            axes.set_visible(False)
-            continue
-        name, values = panels[number]
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for number, (axes, (name, values)) in enumerate(zip(grid.flat, panels, strict=False)):
         _stack(axes, np.asarray(curve.computations), values, BitOptions(options))
-        axes.set_title(name, fontsize=style.SMALL_SIZE, loc="left", pad=3)
+        axes.set_title(name, fontsize=style.SMALL_SIZE, pad=3)
         if number + columns < len(panels):  # the lowest panel has the tick labels of its column
             axes.tick_params(labelbottom=False)
     style.option_legend(figure, grid[0, 0], "center right")
@@ -267,13 +211,8 @@ def _stack(
         low, high = 0.9 * low, 1.1 * high
         computations, shares = np.array([low, high]), shares[[0, 0]]
     names, colours = zip(*style.action_styles(options, shares.shape[1]), strict=True)
-    look: dict[str, Any] = {
-        "colors": colours,
-        "labels": names,
-        "edgecolor": "white",
-        "linewidth": 0.3,
-    }
-    axes.stackplot(computations, *(100 * shares.T), **look)
+    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.3}
+    axes.stackplot(computations, *(100 * shares.T), colors=colours, labels=names, **look)
     axes.set(xscale="log", xlim=(low, high), ylim=(0, 100), yticks=[0, 50, 100])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -284,7 +223,7 @@ def _stack(
         axes.get_xticklabels()[-1].set_horizontalalignment("right")
 
 
-@style.plain_text()
+@style.common_style()
 def difficulty_plot(comparison: ComparisonOfRuns) -> Figure:
     """Draw each gate's computation per class of difficulty, relative to its mean.
 
@@ -293,31 +232,23 @@ def difficulty_plot(comparison: ComparisonOfRuns) -> Figure:
     """
     figure = style.new_figure(*_DIFFICULTY_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
-    axes = figure.add_subplot()
-    axes.grid(visible=True, axis="y", color=style.FAINT, linewidth=0.6)
+    axes = figure.add_subplot(
+        title="Computation on easy and on hard images",
+        xlabel="cheapest uniform setting that is right, and share of the images",
+        ylabel="computation relative to the gate's mean",
+    )
+    axes.grid(axis="y")
     places = np.arange(len(comparison.difficulty))
     named: set[str] = set()
     for gate in comparison.computation_by_difficulty:
         colour, marker = style.gate_style(comparison.families.index(gate.family))
-        axes.plot(
-            places,
-            [np.nan if value is None else value for value in gate.relative],
-            color=colour,
-            marker=marker,
-            markersize=5,
-            lw=1.1,
-            alpha=0.8,
-            label=None if gate.family in named else style.legend_name(gate.family),
-        )
+        relative = [np.nan if value is None else value for value in gate.relative]
+        label = None if gate.family in named else style.legend_name(gate.family)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
+        axes.plot(places, relative, label=label, lw=1.1, alpha=0.8, **look)
         named.add(gate.family)
     axes.axhline(1.0, color=style.MUTED, lw=0.8, ls=style.DASHED)
     names = zip(comparison.difficulty, comparison.difficulty_shares, strict=True)
     axes.set_xticks(places, [f"{name}\n{100 * share:.1f} %" for name, share in names])
-    axes.set_xlabel("cheapest uniform setting that is right, and share of the images")
-    axes.set_ylabel("computation relative to the gate's mean")
-    style.tidy(axes)
-    style.title(axes, "Computation on easy and on hard images")
-    axes.legend(
-        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=style.SMALL_SIZE
-    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -65,15 +65,13 @@ def write_figures(
         figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
         figures["images"] = images_plot(*examples, bit_options)
-    paths = []
-    for name, figure in figures.items():
-        path = folder / f"{prefix}{name}.png"
-        write_bytes_atomic(path, style.to_png(figure))
-        paths.append(path)
-    return paths
+    pngs = {folder / f"{prefix}{name}.png": style.to_png(f) for name, f in figures.items()}
+    for path, png in pngs.items():
+        write_bytes_atomic(path, png)
+    return list(pngs)
 
 
-@style.plain_text()
+@style.common_style()
 def accuracy_plot(summary: EvaluationSummary) -> Figure:
     """Draw every method of a summary; bars are one standard error.
 
@@ -89,20 +87,16 @@ def accuracy_plot(summary: EvaluationSummary) -> Figure:
     figure.subplots_adjust(
         left=0.62 / width, right=1 - 0.16 / width, bottom=0.13, top=0.9, wspace=0.14
     )
-    for axes in panels:
-        axes.grid(visible=True, which="major", color=style.FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        style.tidy(axes)
-    panels[0].set(xlabel=style.COST_AXIS.format(summary.cost_model), ylabel="accuracy, %")
-    style.title(
-        panels[0],
-        f"{style.short_middle(summary.dataset, style.NAME_LENGTH)}, {summary.split} split, "
-        f"{summary.n:,} images; bars ± 1 standard error",
+    name = style.short_middle(summary.dataset, style.NAME_LENGTH)
+    about = f"{summary.split} split, {summary.n:,} images"
+    panels[0].set(
+        title=f"{name}, {about}; bars ± 1 standard error",
+        xlabel=style.COST_AXIS.format(summary.cost_model),
+        ylabel="accuracy, %",
     )
     _draw_overview(panels[0], drawn, own)
     if own:
-        panels[1].set_xlabel("the same, linear scale")
-        style.title(panels[1], "At the gate's cost")
+        panels[1].set(title="At the gate's cost", xlabel="the same, linear scale")
         _draw_near(panels[1], drawn, own)
     return figure
 
@@ -121,7 +115,6 @@ def _draw_overview(
     axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
     style.log_ticks(axes)
 
-    lines = _draw_points(axes, shown)
     # The other panel has enough space for the labels of the baselines.
     named = [method for method in shown if method.role != "matched"]
     labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
@@ -131,7 +124,7 @@ def _draw_overview(
         axes.plot(method.computation, edge, marker="v", markersize=5, color=style.MUTED, zorder=4)
         text = f"{method.label}, {method.accuracy:.1f} %"
         labels.append(Label(text, method.computation, edge, style.MUTED))
-    place_labels(axes, labels, lines)
+    place_labels(axes, labels, _draw_points(axes, shown))
 
 
 def _draw_near(axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]) -> None:
@@ -150,8 +143,7 @@ def _draw_near(axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodS
         and abs(method.computation - middle) <= reach
         and low - margin <= method.accuracy <= high + margin
     ]
-    lines = _draw_points(axes, inside)
-    place_labels(axes, [_label(method) for method in inside], lines)
+    place_labels(axes, [_label(method) for method in inside], _draw_points(axes, inside))
 
 
 def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
@@ -162,32 +154,20 @@ def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
     )
 
 
-def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[list[tuple[float, float]]]:
+def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[style.Line]:
     """Draw the methods, the fixed ones connected; return the lines that labels should avoid."""
-    fixed = sorted((m for m in methods if m.role == "fixed"), key=lambda m: m.computation)
-    curve = [(method.computation, method.accuracy) for method in fixed]
-    if curve:
-        axes.plot(*zip(*curve, strict=True), color=style.MUTED, lw=0.8, ls=style.DASHED, zorder=2)
+    axes.grid()
+    lines = []
+    fixed = sorted((m.computation, m.accuracy) for m in methods if m.role == "fixed")
+    if fixed:
+        lines.append(style.draw_curve(axes, fixed, style.MUTED))
     for method in methods:
         marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
-        axes.errorbar(
-            method.computation,
-            method.accuracy,
-            yerr=method.accuracy_error,
-            marker=marker,
-            markersize=size,
-            color=colour,
-            zorder=5 if method.role == "gate" else 4,
-            **style.ERRORBAR,
-        )
-    bars = [
-        [
-            (m.computation, m.accuracy - m.accuracy_error),
-            (m.computation, m.accuracy + m.accuracy_error),
-        ]
-        for m in methods
-    ]
-    return [curve, *bars] if len(curve) > 1 else bars
+        look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size}
+        look["zorder"] = 5 if method.role == "gate" else 4
+        place = method.computation, method.accuracy
+        lines += style.draw_point(axes, place, (None, method.accuracy_error), **look)
+    return [line for line in lines if len(line) > 1]
 
 
 def _label(method: MethodSummary) -> Label:
@@ -196,7 +176,7 @@ def _label(method: MethodSummary) -> Label:
     return Label(method.label, method.computation, method.accuracy, colour, weight)
 
 
-@style.plain_text()
+@style.common_style()
 def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> Figure:
     """Draw one stacked bar per layer, cheap options at the bottom.
 
@@ -206,28 +186,14 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
         options: Bit options.
     """
     shares = np.asarray(histogram, dtype=np.float64)
-    figure = style.new_figure(max(4.6, min(9.0, 1.9 + 0.52 * len(shares))), 3.6)
-    axes = figure.add_axes(
-        (0.55 / figure.get_figwidth(), 0.14, 1 - 1.45 / figure.get_figwidth(), 0.74)
-    )
-    _stack(axes, shares, options)
-    axes.set_ylabel("images, %")
-    axes.set_xlabel("gated layer")
-    style.tidy(axes)
-    style.title(axes, "Options chosen at each layer")
-    style.option_legend(axes, axes, "center left", (1.0, 0.5))
-    return figure
-
-
-def option_histogram_image(
-    histogram: Sequence[Sequence[float]], options: BitOptions
-) -> NDArray[np.uint8]:
-    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
-    return style.to_array(options_plot(histogram, options))
-
-
-def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions) -> None:
+    width = max(4.6, min(9.0, 1.9 + 0.52 * len(shares)))
+    figure = style.new_figure(width, 3.6)
+    axes = figure.add_axes((0.55 / width, 0.14, 1 - 1.45 / width, 0.74))
+    axes.set(title="Options chosen at each layer", xlabel="gated layer", ylabel="images, %")
+    axes.set(xlim=(0.4, len(shares) + 0.6), ylim=(0, 100))
     layers = np.arange(1, len(shares) + 1)
+    if len(shares) <= _EVERY_LAYER_TICKED:
+        axes.set_xticks(layers)
     bottom = np.zeros(len(shares))
     for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
         percent = 100 * shares[:, option]
@@ -242,6 +208,12 @@ def _stack(axes: Axes, shares: NDArray[np.float64], options: BitOptions) -> None
                 color=style.text_colour(colour),
             )
         bottom += percent
-    axes.set(xlim=(0.4, len(shares) + 0.6), ylim=(0, 100))
-    if len(shares) <= _EVERY_LAYER_TICKED:
-        axes.set_xticks(layers)
+    style.option_legend(axes, axes, "center left", (1.0, 0.5))
+    return figure
+
+
+def option_histogram_image(
+    histogram: Sequence[Sequence[float]], options: BitOptions
+) -> NDArray[np.uint8]:
+    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
+    return style.to_array(options_plot(histogram, options))

@@ -26,33 +26,20 @@ _EXAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageExample:
-    """One image with the choices of the gate.
+    """One image with the choices of the gate."""
 
-    Attributes:
-        image: Pixels, uint8 ``[c, h, w]``, 1 to 4 channels: grey, grey and alpha, RGB, RGBA.
-        options: Option index of each gated layer; the number of options for layers after the exit.
-        prediction: Name of the predicted class.
-        label: Name of the true class.
-        computation: Total computation in percent.
-    """
-
-    image: NDArray[np.uint8]
-    options: tuple[int, ...]
-    prediction: str
-    label: str
-    computation: float
+    image: NDArray[np.uint8]  # [c, h, w]; 1 to 4 channels: grey, grey and alpha, RGB, RGBA
+    options: tuple[int, ...]  # index for each gated layer; the number of options after the exit
+    prediction: str  # name of the predicted class
+    label: str  # name of the true class
+    computation: float  # in percent, everything included
 
 
-@style.plain_text()
+@style.common_style()
 def images_plot(
     cheapest: Sequence[ImageExample], most_expensive: Sequence[ImageExample], options: BitOptions
 ) -> Figure:
     """Draw two rows of images, each with the bits of its layers and its prediction.
-
-    Args:
-        cheapest: Images with the smallest cost, in ascending order; at least one.
-        most_expensive: Images with the largest cost, in descending order; at least one.
-        options: Bit options.
 
     Raises:
         ConfigError: If a row is empty.
@@ -60,32 +47,23 @@ def images_plot(
     if not cheapest or not most_expensive:
         raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
     columns = max(len(cheapest), len(most_expensive))
-    figure = style.new_figure(_COLUMN * columns + 0.3, 2 * (_ROW + _HEADING) + 0.3)
-    width, height = figure.get_size_inches()
-    for row, (name, examples) in enumerate(
-        (("Cheapest images", cheapest), ("Most expensive images", most_expensive))
-    ):
+    width, height = _COLUMN * columns + 0.3, 2 * (_ROW + _HEADING) + 0.3
+    figure = style.new_figure(width, height)
+    rows = {"Cheapest images": cheapest, "Most expensive images": most_expensive}
+    for row, (name, examples) in enumerate(rows.items()):
         top = height - row * (_ROW + _HEADING) - _HEADING
-        figure.text(
-            0.16 / width, (top + 0.08) / height, name, fontsize=style.TITLE_SIZE, color=style.INK
-        )
+        look: dict[str, Any] = {"fontsize": style.TITLE_SIZE, "color": style.INK}
+        figure.text(0.16 / width, (top + 0.08) / height, name, **look)
         for column, example in enumerate(examples):
             left = 0.16 + column * _COLUMN
             axes = figure.add_axes((left / width, (top - 1) / height, 1 / width, 1 / height))
-            _draw_example(figure, axes, example, options)
-    figure.legend(
-        handles=[
-            Patch(facecolor=colour, label=style.option_name(bits))
-            for colour, bits in zip(style.option_colours(options), options, strict=True)
-        ],
-        loc="lower left",
-        ncols=len(options),
-        frameon=False,
-        fontsize=style.SMALL_SIZE - 0.5,
-        handlelength=1.0,
-        handleheight=1.0,
-        columnspacing=1.2,
-    )
+            _draw_example(axes, example, options)
+    handles = [
+        Patch(facecolor=colour, label=name)
+        for name, colour in style.action_styles(options, len(options))
+    ]
+    look = {"loc": "lower left", "ncols": len(options), "columnspacing": 1.2}
+    figure.legend(handles=handles, handlelength=1.0, handleheight=1.0, **look)
     return figure
 
 
@@ -102,9 +80,9 @@ def cheapest_and_most_expensive(
     Equal costs keep the order of the split.
 
     Args:
-        records: Results of a gate.
-        images: Images of these results, uint8 ``[n, c, h, w]``.
-        costs: Costs of the options.
+        records: Records of a gate on ``images``.
+        images: uint8 ``[n, c, h, w]``.
+        costs: Cost table of the backbone.
         class_names: Names in label order.
         count: Maximum number of images in each list.
     """
@@ -121,7 +99,7 @@ def cheapest_and_most_expensive(
 
     cheapest = computation.argsort(stable=True)[:count].tolist()
     most_expensive = computation.argsort(stable=True, descending=True)[:count].tolist()
-    return [example(i) for i in cheapest], [example(i) for i in most_expensive]
+    return list(map(example, cheapest)), list(map(example, most_expensive))
 
 
 def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -135,38 +113,30 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def _draw_example(figure: Figure, axes: Axes, example: ImageExample, options: BitOptions) -> None:
+def _draw_example(axes: Axes, example: ImageExample, options: BitOptions) -> None:
     """Draw an image of an inch, with its bits and its captions below."""
     axes.set_axis_off()
     axes.imshow(to_rgb(example.image), interpolation="nearest")
-    box = axes.get_position(original=True)
-    strip = figure.add_axes((box.x0, box.y0 - 0.25 * box.height, box.width, 0.2 * box.height))
+    strip = axes.inset_axes((0, -0.25, 1, 0.2))
     strip.set_axis_off()
-    colours = style.option_colours(options)
     layers = len(example.options)
     strip.set(xlim=(0, layers), ylim=(0, 1))
+    colours = style.option_colours(options)
     for layer, option in enumerate(example.options):
         if option >= len(options):  # the image has taken an exit
             break
         strip.add_patch(Rectangle((layer, 0), 0.92, 1, color=colours[option], linewidth=0))
         if layers <= _NUMBERED_LAYERS:
-            strip.text(
-                layer + 0.46,
-                0.5,
-                str(options[option]),
-                ha="center",
-                va="center_baseline",
-                fontsize=5.5,
-                color=style.text_colour(colours[option]),
-            )
+            look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 5.5}
+            look["color"] = style.text_colour(colours[option])
+            strip.text(layer + 0.46, 0.5, str(options[option]), **look)
     right = example.prediction == example.label
     prediction = style.short(example.prediction, _NAME_LENGTH)
     label = style.short(example.label, _NAME_LENGTH)
     caption = prediction if right else f"says {prediction}, is {label}"
     if not right and len(caption) > _LINE_LENGTH:
         caption = f"says {prediction},\nis {label}"
-    colour = style.MUTED if right else style.VERMILION
-    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
-    cost = f"{example.computation:.2f} %"
-    strip.text(0.5, -0.2, cost, transform=strip.transAxes, weight="bold", **look)
-    strip.text(0.5, -0.95, caption, transform=strip.transAxes, color=colour, **look)
+    look = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
+    look["transform"] = strip.transAxes
+    strip.text(0.5, -0.2, f"{example.computation:.2f} %", weight="bold", **look)
+    strip.text(0.5, -0.95, caption, color=style.MUTED if right else style.VERMILION, **look)

@@ -30,15 +30,7 @@ Boxes = NDArray[np.float64]
 
 
 class Label(NamedTuple):
-    """Text label of a point.
-
-    Attributes:
-        text: Text of the label.
-        x: Horizontal coordinate of the point, in data units.
-        y: Vertical coordinate of the point, in data units.
-        colour: Colour of the text.
-        weight: Weight of the font.
-    """
+    """Text label of a point at ``x`` and ``y``, in data units."""
 
     text: str
     x: float
@@ -48,30 +40,18 @@ class Label(NamedTuple):
 
 
 def place_labels(
-    axes: Axes, labels: Sequence[Label], lines: Sequence[Sequence[tuple[float, float]]]
+    axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line]
 ) -> list[Annotation]:
     """Write each label near its point, the first ones at the best places.
 
-    Limits and scales of the axes must be final.
-
-    Args:
-        axes: Axes to write on.
-        labels: Labels, the most important first.
-        lines: Polylines, in data units, that labels should not cover.
+    Limits and scales of the axes must be final. Labels should not cover ``lines``.
     """
     pixels = axes.figure.dpi / 72.0  # per point
     frame = np.asarray(axes.get_window_extent().extents)
     centres = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = _squares(centres, _MARKER_RADIUS * pixels)
-    crossed = np.concatenate(
-        [
-            np.empty((0, 4)),
-            *(
-                _squares(_along(axes.transData.transform(line), pixels), _LINE_RADIUS * pixels)
-                for line in lines
-            ),
-        ]
-    )
+    along = [_along(axes.transData.transform(line), pixels) for line in lines]
+    crossed = _squares(np.concatenate([np.empty((0, 2)), *along]), _LINE_RADIUS * pixels)
     # Candidates: each distance in each direction.
     angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
     distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))

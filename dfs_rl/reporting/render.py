@@ -36,17 +36,11 @@ def render(template: str, **values: object) -> str:
 
 
 class HoverPoint(NamedTuple):
-    """Tooltip of a point in a figure.
-
-    Attributes:
-        text: Text of the tooltip.
-        left: Distance from the left edge, as a fraction of the width.
-        top: Distance from the upper edge, as a fraction of the height.
-    """
+    """Tooltip of a point in a figure."""
 
     text: str
-    left: float
-    top: float
+    left: float  # distance from the left edge, as a fraction of the width
+    top: float  # distance from the upper edge, as a fraction of the height
 
 
 def hover_point(axes: Axes, x: float, y: float, text: str) -> HoverPoint:

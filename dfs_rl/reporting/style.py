@@ -17,13 +17,8 @@ from numpy.typing import NDArray
 from dfs_rl.costs import SKIP, BitOptions
 
 DPI = 200
-TITLE_SIZE = 10.5
-LABEL_SIZE = 9.0
-SMALL_SIZE = 8.0
-
-INK = "#222222"
-MUTED = "#6b6b6b"
-FAINT = "#dddddd"
+TITLE_SIZE, SMALL_SIZE = 10.5, 8.0
+INK, MUTED, FAINT = "#222222", "#6b6b6b", "#dddddd"
 
 # Okabe and Ito (2008): distinguishable with any colour vision, and in grey by lightness.
 VERMILION = "#d55e00"
@@ -35,18 +30,9 @@ SKY = "#3a97d4"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
-
 COST_AXIS = "{} per image, % of all gated layers at 32 bit, log scale"
 """Label of an axis of costs, for the name of a cost model."""
-"""Label of the horizontal axis."""
-
 DASHED = (0, (4, 3))
-ERRORBAR: dict[str, Any] = {
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.6,
-    "elinewidth": 0.9,
-    "linestyle": "none",
-}
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
 """Markers of gates.
@@ -55,10 +41,52 @@ There are more markers than colours, and no multiple of their number, so that tw
 one or the other.
 """
 
-_SKIP_COLOUR = (0.89, 0.89, 0.89)
-_LEFT_COLOUR = (0.99, 0.84, 0.68)
+Line = list[tuple[float, float]]
+"""Polyline, in data units."""
+Colour = tuple[float, float, float]
+_SKIP_COLOUR: Colour = (0.89, 0.89, 0.89)
+_LEFT_COLOUR: Colour = (0.99, 0.84, 0.68)
 _LIGHT = 0.55  # luminance from which black text reads better than white
 _LIGHTEST, _DARKEST = 0.22, 1.0  # range of the map distinguishable from white and black
+_SETTINGS: Any = {  # names are literal types in some releases of matplotlib
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.0,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.titlesize": TITLE_SIZE,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": SMALL_SIZE,
+    "legend.frameon": False,
+    **{f"{axis}tick.color": MUTED for axis in "xy"},
+    **{f"{axis}tick.labelcolor": INK for axis in "xy"},
+    **{f"{axis}tick.labelsize": SMALL_SIZE for axis in "xy"},
+}
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Disable markup in text while a figure is measured, drawn or rendered.
+
+    Names of folders, classes and gates can contain any character. Dollar signs do not start
+    mathematics, LaTeX is off even if the user's matplotlib settings enable it, and characters that
+    the font lacks become boxes without a warning.
+    """
+    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@contextmanager
+def common_style() -> Iterator[None]:
+    """Draw with plain text, two grey spines, small ticks and titles at the left edge."""
+    with plain_text(), rc_context(_SETTINGS):
+        yield
 
 
 def gate_style(number: int) -> tuple[str, str]:
@@ -66,23 +94,17 @@ def gate_style(number: int) -> tuple[str, str]:
     return GATE_COLOURS[number % len(GATE_COLOURS)], GATE_MARKERS[number % len(GATE_MARKERS)]
 
 
-def option_colours(options: BitOptions) -> list[tuple[float, float, float]]:
+def option_colours(options: BitOptions) -> list[Colour]:
     """Return one colour per option: grey for a skipped layer, then from light to dark by bits."""
     running = [bits for bits in options if bits != SKIP]
-    places = np.linspace(_LIGHTEST, _DARKEST, num=max(len(running), 2))
-    scale = [tuple(float(v) for v in colormaps["YlGnBu"](place)[:3]) for place in places]
-    skipped = [_SKIP_COLOUR] * (len(options) - len(running))
-    return [*skipped, *scale[: len(running)]]  # type: ignore[list-item]
+    places = np.linspace(_LIGHTEST, _DARKEST, num=max(len(running), 2))[: len(running)]
+    scale: list[Colour] = [tuple(map(float, colormaps["YlGnBu"](at)[:3])) for at in places]  # type: ignore[misc]
+    return [_SKIP_COLOUR] * (len(options) - len(running)) + scale
 
 
-def action_styles(
-    options: BitOptions, n_actions: int
-) -> list[tuple[str, tuple[float, float, float]]]:
+def action_styles(options: BitOptions, n_actions: int) -> list[tuple[str, Colour]]:
     """Return name and colour of every option and, with one more action, of a left network."""
-    styles = [
-        (option_name(bits), colour)
-        for bits, colour in zip(options, option_colours(options), strict=True)
-    ]
+    styles = list(zip(map(option_name, options), option_colours(options), strict=True))
     return [*styles, *[("has left", _LEFT_COLOUR)] * (n_actions - len(options))]
 
 
@@ -91,9 +113,8 @@ def option_legend(
 ) -> None:
     """Add a legend of the options drawn on ``axes``, in the order of a stack."""
     handles, names = axes.get_legend_handles_labels()
-    look: dict[str, Any] = {"loc": loc, "bbox_to_anchor": anchor, "frameon": False}
-    look |= {"fontsize": SMALL_SIZE, "handlelength": 1.1, "handleheight": 1.1}
-    parent.legend(handles[::-1], names[::-1], **look)
+    look: dict[str, Any] = {"loc": loc, "bbox_to_anchor": anchor}
+    parent.legend(handles[::-1], names[::-1], handlelength=1.1, handleheight=1.1, **look)
 
 
 def text_colour(background: Sequence[float]) -> str:
@@ -123,19 +144,6 @@ def short_middle(text: str, length: int) -> str:
     return f"{text[: length - 1 - end]}…{text[-end:]}"
 
 
-@contextmanager
-def plain_text() -> Iterator[None]:
-    """Disable markup in text while a figure is measured, drawn or rendered.
-
-    Names of folders, classes and gates can contain any character. Dollar signs do not start
-    mathematics, LaTeX is off even if the user's matplotlib settings enable it, and characters that
-    the font lacks become boxes without a warning.
-    """
-    with rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
 def legend_name(text: str) -> str:
     """Return a name for a legend, cut to a maximum length.
 
@@ -151,13 +159,29 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes) -> None:
-    """Apply the common style to axes: two grey spines, small ticks."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(which="both", labelsize=SMALL_SIZE, color=MUTED, labelcolor=INK)
-    axes.xaxis.label.set(fontsize=LABEL_SIZE, color=INK)
-    axes.yaxis.label.set(fontsize=LABEL_SIZE, color=INK)
+def draw_curve(
+    axes: Axes, places: Line, colour: str, *, marker: str = "", name: str | None = None
+) -> Line:
+    """Draw a dashed line with a legend for ``name``, and return it for ``place_labels``."""
+    label = None if name is None else legend_name(name)
+    look: dict[str, Any] = {"color": colour, "ls": DASHED, "lw": 0.9, "zorder": 3}
+    axes.plot(*zip(*places, strict=True), marker=marker, markersize=5, label=label, **look)
+    return places
+
+
+def draw_point(
+    axes: Axes,
+    place: tuple[float, float],
+    errors: tuple[float | None, float | None],
+    **look: Any,  # noqa: ANN401 - properties of its marker
+) -> list[Line]:
+    """Draw a point with bars of horizontal and vertical errors, and return the bars."""
+    (x, y), (dx, dy) = place, errors
+    bars: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6, "elinewidth": 0.9}
+    axes.errorbar(x, y, xerr=dx, yerr=dy, linestyle="none", **bars, **look)
+    left = max(x - (dx or 0.0), x / 10)  # a logarithmic axis ends above zero
+    horizontal = [] if dx is None else [[(left, y), (x + dx, y)]]
+    return [*horizontal, *([] if dy is None else [[(x, y - dy), (x, y + dy)]])]
 
 
 def log_ticks(axes: Axes) -> None:
@@ -167,11 +191,6 @@ def log_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def title(axes: Axes, text: str) -> None:
-    """Set a title at the left edge of the axes."""
-    axes.set_title(text, loc="left", fontsize=TITLE_SIZE, color=INK, pad=10)
 
 
 @plain_text()

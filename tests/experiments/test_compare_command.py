@@ -61,7 +61,7 @@ def test_finished_runs_become_a_report(
     page = (report / "report.html").read_text()
     assert page.count("<img") == 2 + 2 * 2
     assert f"--run-dir {runs[1]}" in page
-    assert {"frontier.png", "points.csv", "config.yaml"} <= {p.name for p in report.iterdir()}
+    assert {"pareto.png", "points.csv", "config.yaml"} <= {p.name for p in report.iterdir()}
     assert RunFolder.open(report).kind == "compare"
 
 

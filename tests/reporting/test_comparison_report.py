@@ -126,7 +126,7 @@ def test_far_off_gates_are_noted_and_not_drawn() -> None:
         fake_run("bad", (24, 0.6), label="Bad"),
     ]
     comparison = compare_runs(runs)
-    figure = pareto_plot(comparison)
+    figure, tooltips = pareto_plot(comparison)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
     assert 60.0 < low < 75.0 < 95.0 < high  # between uniform 2 bit and the gates
@@ -134,9 +134,8 @@ def test_far_off_gates_are_noted_and_not_drawn() -> None:
     assert "full precision, at 100 %" in {text.get_text() for text in axes.texts}
     (note,) = (text.get_text() for text in figure.texts)
     assert "Bad (12.0 % at 0.6 %)" in note
-    hovers = [point.text for point in comparison_figures(comparison).points]
-    assert not any(text.startswith(("Bad", "full precision")) for text in hovers)
-    alone = pareto_plot(compare_runs([runs[-1]]))
+    assert not any(point.text.startswith(("Bad", "full precision")) for point in tooltips)
+    alone, _ = pareto_plot(compare_runs([runs[-1]]))
     assert alone.axes[0].get_ylim()[0] < 12.0
     assert not alone.texts
 
@@ -145,7 +144,7 @@ def test_spread_over_seeds_keeps_the_range_of_the_axis() -> None:
     limits = []
     for spread in (0, 30):
         pair = [fake_run(f"s{i}", (150 + d, 0.8), seed=i) for i, d in ((0, -spread), (1, spread))]
-        figure = pareto_plot(compare_runs([*pair, fake_run("b", (160, 1.2), label="B")]))
+        figure, _ = pareto_plot(compare_runs([*pair, fake_run("b", (160, 1.2), label="B")]))
         limits.append(figure.axes[0].get_ylim())
     assert limits[0] == pytest.approx(limits[1])
 
@@ -162,7 +161,7 @@ def test_legend_does_not_overlap_labels() -> None:
         fake_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
         for b, right in ((20.0, 197), (50.0, 199))
     ]
-    figure = pareto_plot(compare_runs(runs))
+    figure, _ = pareto_plot(compare_runs(runs))
     figure.canvas.draw()
     (axes,) = figure.axes
     legend = axes.get_legend().get_window_extent()
@@ -175,11 +174,12 @@ def test_legend_does_not_overlap_labels() -> None:
 def test_any_gate_name_is_drawn_and_escaped(name: str) -> None:
     runs = [fake_run(f"b{b}", (150 + i, b), label=name, budget=b) for i, b in enumerate((0.7, 1))]
     comparison = compare_runs(runs)
-    (axes,) = pareto_plot(comparison).axes
+    figure, _ = pareto_plot(comparison)
+    (axes,) = figure.axes
     legend = [text.get_text().strip() for text in axes.get_legend().get_texts()]
     assert style.legend_name(name).strip() in legend
     figures = comparison_figures(comparison)
-    section = GateSection(name, {name: figures.pareto_front}, [name], name)
+    section = GateSection(name, {name: figures.pareto}, [name], name)
     outline = outline_of(html_report(comparison, figures, [section]))
     assert name in outline.cells
     assert outline.images == 4  # Pareto front, options, difficulty, section
@@ -188,7 +188,7 @@ def test_any_gate_name_is_drawn_and_escaped(name: str) -> None:
 
 def test_hover_points_lie_on_their_markers(comparison: ComparisonOfRuns) -> None:
     figures = comparison_figures(comparison)
-    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto_front)).convert("RGB"))
+    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto)).convert("RGB"))
     height, width, _ = pixels.shape
     gate = next(point for point in figures.points if point.text.startswith("PPO"))
     assert gate.text == "PPO: 77.00 % at 0.8 % computation, 3 seeds"

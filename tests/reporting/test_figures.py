@@ -44,6 +44,10 @@ def texts(figure):
     return [text for axes in figure.axes for text in axes.texts]
 
 
+def written(figure):
+    return [text for text in figure.findobj(Text) if text.get_text()]
+
+
 def overlaps(boxes):
     return [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
@@ -167,7 +171,7 @@ def test_images_plot_says_cost_prediction_and_label():
     long = example(prediction="a very long name of a class", label="another long name")
     figure = images_plot([example(), wrong], [long], BIT_OPTIONS)
     opened(figure)
-    captions = [text.get_text() for text in texts(figure)]
+    captions = [text.get_text() for text in written(figure)]
     assert captions.count("1.23 %") == 3
     assert "cat" in captions
     assert "says dog, is cat" in captions
@@ -203,10 +207,6 @@ def test_figures_are_written_without_leftovers(summary, backbone_summary, tmp_pa
 
 
 NAMES = ["$x", "a$b$c", r"$\frac$", r"\$5", "_", "%", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]
-
-
-def written(figure):
-    return [text for text in figure.findobj(Text) if text.get_text()]
 
 
 @pytest.mark.parametrize("name", NAMES)
