@@ -52,25 +52,16 @@ def class_accuracy(correct: Tensor, labels: Tensor, n_classes: int) -> tuple[flo
     return tuple(100.0 * r / t if t else None for r, t in pairs)
 
 
-def option_histogram(options: Tensor, n_options: int) -> Tensor:
-    """Return the share of images per layer and option, float64 ``[layers, options]``."""
-    layers = options.shape[1]
-    flat = options + n_options * torch.arange(layers)  # [n, layers], one bin per pair
-    counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
-    return counts.view(layers, n_options).double() / options.shape[0]
-
-
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two methods on the same images.
 
     The interval is the Laplace-adjusted Wald interval of Bonett and Price (2012): two pseudo-
     images, one in favor of each method, keep the coverage correct when few images differ. For
-    binary outcomes it excludes 0 about where McNemar's exact test rejects. Outcomes between 0 and 1
-    (means over draws) are valid too. The interval covers the choice of images, not the training
-    seed.
+    binary outcomes it excludes 0 about where McNemar's exact test rejects. The interval covers the
+    choice of images, not the training seed.
 
     Args:
-        first: Outcome of each image in [0, 1], ``[n]``.
+        first: Outcome of each image in [0, 1], which may be a mean over draws, ``[n]``.
         second: Outcome of the same images under the other method, ``[n]``.
 
     Raises:

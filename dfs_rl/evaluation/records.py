@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.metrics import accuracy_percent, option_histogram
+from dfs_rl.evaluation.metrics import accuracy_percent
 from dfs_rl.gating.cascade import FirstPass
 
 
@@ -70,7 +70,10 @@ class GateRecords:
 
     def histogram(self, n_options: int) -> Tensor:
         """Return the share of images per layer and option, float64 ``[layers, options]``."""
-        return option_histogram(self.options, n_options)
+        n, layers = self.options.shape
+        flat = self.options + n_options * torch.arange(layers)  # one bin per layer and option
+        counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
+        return counts.view(layers, n_options).double() / n
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that take each exit, in [0, 1]."""

@@ -1,17 +1,10 @@
 """Report of a comparison of runs: tables, text and HTML."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dfs_rl.evaluation.budgets import exceeds_budget, ranked_families
-from dfs_rl.evaluation.comparison_records import (
-    GATE,
-    ComparisonOfRuns,
-    CurvePair,
-    Pair,
-    Point,
-    Spread,
-)
+from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Pair, Point, Spread
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
@@ -41,28 +34,18 @@ _Table = tuple[Sequence[str], Groups]
 
 
 class GateSection(NamedTuple):
-    """Section of a report about one gate.
-
-    Attributes:
-        label: Name in the table.
-        figures: PNG files by their titles.
-        commands: Command lines of its runs.
-        settings: Configuration as YAML.
-    """
+    """Section of a report about one gate."""
 
     label: str
-    figures: Mapping[str, bytes]
-    commands: Sequence[str]
-    settings: str
+    figures: Mapping[str, bytes]  # PNG files by their titles
+    commands: Sequence[str]  # command lines of its runs
+    settings: str  # configuration as YAML
 
 
 def comparison_text(comparison: ComparisonOfRuns) -> str:
     """Return the tables, with significant differences only, and the verdict."""
-    tables = comparison_tables(comparison, significant=True)
-    options = ", ".join(map(str, comparison.options))
-    about = f"{comparison.split} split, {comparison.n:,} images, options {options} bit"
-    parts = [f"{comparison.dataset}, {about}"]
-    for name, (head, groups) in tables.items():
+    parts = [f"{comparison.dataset}, {_about(comparison)}"]
+    for name, (head, groups) in comparison_tables(comparison, significant=True).items():
         if groups:
             note = f"\n{filled(_NOTES[name])}" if name in _NOTES else ""
             parts.append(aligned_table(head, groups) + note)
@@ -75,16 +58,9 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
 def html_report(
     comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
 ) -> str:
-    """Return the report as one HTML file.
-
-    Args:
-        comparison: Results of the comparison.
-        figures: Figures of all gates.
-        sections: One section per gate.
-    """
+    """Return the report as one HTML file, with a section per gate."""
     about = (
-        f"{comparison.split} split, {comparison.n:,} images, options "
-        f"{', '.join(map(str, comparison.options))} bit. Computation is computed, not measured: "
+        f"{_about(comparison)}. Computation is computed, not measured: "
         f"{cost_formula(comparison.cost_model)}, in percent of all gated layers at 32 bit, gate, "
         "stem and head included."
     )
@@ -102,35 +78,56 @@ def html_report(
     )
 
 
+def _about(comparison: ComparisonOfRuns) -> str:
+    options = ", ".join(map(str, comparison.options))
+    return f"{comparison.split} split, {comparison.n:,} images, options {options} bit"
+
+
 def comparison_tables(
     comparison: ComparisonOfRuns, *, significant: bool = False
 ) -> dict[str, _Table]:
     """Return head and groups of rows of each table; a table without rows has no group.
 
-    Args:
-        comparison: Results of the comparison.
-        significant: Only list differences that are significant over images.
+    With ``significant``, only differences that are significant over images are listed.
     """
-    pairs = [p for p in comparison.pairs if not significant or not p.low <= 0 <= p.high]
-    curve_pairs = [
-        p for p in comparison.curve_pairs if not significant or not _covers_zero(p.interval)
+    over_images = "95 % over images"
+    pairs = [
+        (p.first, p.second, f"{p.difference:+.2f}", _interval(p, sign="+"))
+        for p in comparison.pairs
+        if not significant or not p.low <= 0 <= p.high
     ]
-    return {
+    curve_pairs = [
+        (
+            *(pair.first, pair.second, f"{pair.difference:+.2f}"),
+            _interval(pair.interval, sign="+"),
+            "" if pair.spread is None else _spread(pair.spread, 2, sign="+"),
+        )
+        for pair in comparison.curve_pairs
+        if not significant or not pair.interval.low <= 0 <= pair.interval.high
+    ]
+    trainings = []
+    for cost in comparison.trainings:
+        minutes = "" if cost.seconds is None else f"{cost.seconds / 60:.1f}"
+        rate = f"{cost.images / cost.seconds:,.0f}" if cost.seconds else ""
+        trainings.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
+    tables: dict[str, _Table] = {
         "budgets": _budgets(comparison),
         "points": _points(comparison),
         "curves": _curves(comparison),
-        "pairs": _table(("gate", "minus", "points", "95 % over images"), map(_pair, pairs)),
-        "curve_pairs": _table(
-            ("curve", "minus", "hypervolume", "95 % over images", "over seeds"),
-            map(_curve_pair, curve_pairs),
+        "pairs": (("gate", "minus", "points", over_images), [pairs]),
+        "curve_pairs": (
+            ("curve", "minus", "hypervolume", over_images, "over seeds"),
+            [curve_pairs],
         ),
-        "trainings": _trainings(comparison),
+        "trainings": (
+            ("gate", "trainings", "images", "minutes", "images per second"),
+            [trainings],
+        ),
     }
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> _Table:
-    found = list(rows)
-    return head, [found] if found else []
+    return {
+        name: (head, [group for group in groups if group])
+        for name, (head, groups) in tables.items()
+    }
 
 
 def _budgets(comparison: ComparisonOfRuns) -> _Table:
@@ -156,8 +153,7 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         f"accuracy % at {comparison.cost_model} %",
         *(f"budget {at.budget:g} %" for at in at_budgets),
     )
-    recommended = [("recommended, chosen on val", *families)]
-    return head, [group for group in (recommended, gates, baselines) if group]
+    return head, [[("recommended, chosen on val", *families)], gates, baselines]
 
 
 def _mark(point: Point, budget: float | None) -> str:
@@ -190,7 +186,7 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
         ]
         for group in (gates, baselines, comparison.references)
     ]
-    return (*head, *(_GAINS[key] for key in gains)), [group for group in groups if group]
+    return (*head, *(_GAINS[key] for key in gains)), groups
 
 
 def _gain(point: Point, key: str) -> str:
@@ -207,37 +203,16 @@ def _curves(comparison: ComparisonOfRuns) -> _Table:
     rows = []
     for curve in curves:
         cells = []
-        for computation in shown:
-            value = curve.accuracy_at.get(computation)
-            interval = curve.accuracy_interval.get(computation)
-            parts = [_spread(value, 2) if value else "", _interval(interval) if interval else ""]
-            cells.append(" ".join(part for part in parts if part))
+        for cost in shown:
+            parts = [_spread(curve.accuracy_at[cost], 2)] if cost in curve.accuracy_at else []
+            if cost in curve.accuracy_interval:
+                parts.append(_interval(curve.accuracy_interval[cost]))
+            cells.append(" ".join(parts))
         missing = f" ({curve.n_incomplete_seeds} incomplete)" if curve.n_incomplete_seeds else ""
         area = f"{_spread(curve.hypervolume, 2)} {_interval(curve.interval)}"
         rows.append((curve.label, str(curve.points), f"{curve.seeds}{missing}", area, *cells))
     head = ("curve", "points", "seeds", "hypervolume, % x decades", *(f"at {c} %" for c in shown))
-    return _table(head, rows)
-
-
-def _pair(pair: Pair) -> tuple[str, ...]:
-    low_high = Interval(low=pair.low, high=pair.high)
-    return pair.first, pair.second, f"{pair.difference:+.2f}", _interval(low_high, sign="+")
-
-
-def _curve_pair(pair: CurvePair) -> tuple[str, ...]:
-    seeds = "" if pair.spread is None else _spread(pair.spread, 2, sign="+")
-    interval = _interval(pair.interval, sign="+")
-    return pair.first, pair.second, f"{pair.difference:+.2f}", interval, seeds
-
-
-def _trainings(comparison: ComparisonOfRuns) -> _Table:
-    rows = []
-    for cost in comparison.trainings:
-        seconds = cost.seconds
-        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
-        rate = f"{cost.images / seconds:,.0f}" if seconds else ""
-        rows.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
-    return _table(("gate", "trainings", "images", "minutes", "images per second"), rows)
+    return head, [rows]
 
 
 def _spread(value: Spread, digits: int, *, sign: str = "") -> str:
@@ -245,9 +220,5 @@ def _spread(value: Spread, digits: int, *, sign: str = "") -> str:
     return f"{value.mean:{sign}.{digits}f}{deviation}"
 
 
-def _interval(value: Interval, *, sign: str = "") -> str:
+def _interval(value: Interval | Pair, *, sign: str = "") -> str:
     return f"[{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
-
-
-def _covers_zero(interval: Interval) -> bool:
-    return interval.low <= 0 <= interval.high

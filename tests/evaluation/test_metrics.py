@@ -2,15 +2,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
     class_accuracy,
-    option_histogram,
     paired_difference,
 )
 from tests.helpers.fake_runs import mcnemar
@@ -23,16 +20,6 @@ def test_accuracies_by_hand():
     labels = torch.tensor([0, 0, 2, 2, 2, 3])
     correct = torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 1.0])
     assert class_accuracy(correct, labels, 5) == (50.0, None, 50.0, 100.0, None)
-
-
-@given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=30))
-def test_histogram_matches_loops(rows):
-    options = torch.tensor(rows)
-    expected = [
-        [sum(row[layer] == option for row in rows) / len(rows) for option in range(4)]
-        for layer in range(3)
-    ]
-    assert option_histogram(options, 4).numpy() == pytest.approx(torch.tensor(expected).numpy())
 
 
 def difference(won, lost, equal):

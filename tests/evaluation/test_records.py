@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.errors import ConfigError
@@ -26,13 +28,22 @@ def records(rows, labels=None, **fields):
     return GateRecords(**{**values, **fields})
 
 
-def test_accuracy_and_patterns():
+def test_accuracy_by_hand():
     made = records([[0, 1], [0, 1], [2, 1]], labels=[0, 1, 0])
     assert len(made) == 3
     assert made.correct.tolist() == [True, False, True]
     assert made.accuracy == pytest.approx(200 / 3)
-    assert made.patterns == 2
-    assert made.histogram(3)[0].tolist() == pytest.approx([2 / 3, 0, 1 / 3])
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=30))
+def test_patterns_and_histogram_match_loops(rows):
+    made = records(rows)
+    assert made.patterns == len({tuple(row) for row in rows})
+    expected = [
+        [sum(row[layer] == option for row in rows) / len(rows) for option in range(4)]
+        for layer in range(3)
+    ]
+    assert made.histogram(4).numpy() == pytest.approx(torch.tensor(expected).numpy())
 
 
 def test_computation_and_bitops_by_hand():

@@ -170,15 +170,8 @@ def score_static_tables(
 class StaticTableScorer:
     """Score static bit tables on the same images, each once.
 
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        image_set: Images.
-        cached_scores: Earlier scores on the same images; new ones are added to them.
-        batch_size: Number of images per batch.
-
-    Attributes:
-        scores: Score of each requested table, in the order of the first requests.
-        cached_scores: All known scores.
+    ``scores`` has the requested tables in the order of the first requests. New scores are added to
+    ``cached_scores``, earlier ones on the same images.
     """
 
     def __init__(
