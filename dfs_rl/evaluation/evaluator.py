@@ -78,7 +78,7 @@ def evaluate_draws(
         image_set: Images.
         draws: Actions of each image, one int64 ``[n, layers]`` per draw.
         name: Name of the records.
-        batch_size: Number of passes per batch.
+        batch_size: Number of passes per batch, over all draws.
 
     Raises:
         ConfigError: If a draw has another shape or contains an invalid index.

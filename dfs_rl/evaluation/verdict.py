@@ -56,8 +56,8 @@ def comparison_outcome(
 def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
     """Return True if the gate is significantly more accurate than all baselines with its marginals.
 
-    These are its mode table, its options shuffled across images, and its patterns shuffled across
-    images. None if the gate is compared with none of them.
+    These are its mode table, and its options and patterns shuffled across images. None if the gate
+    is compared with none of them.
     """
     baselines = [c for c in comparisons if c.key in _MARGINALS]
     return all(c.low > 0 for c in baselines) if baselines else None
@@ -81,10 +81,10 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 def verdict_sentences(
     comparisons: Sequence[Comparison], accuracy: float, patterns: float
 ) -> tuple[str, ...]:
-    """Summarize the comparisons in at most four sentences.
+    """Summarize the comparisons of a gate in at most four sentences.
 
     Args:
-        comparisons: Comparison of the gate with every other method.
+        comparisons: One for every other method.
         accuracy: Accuracy of the gate in percent.
         patterns: Number of distinct bit patterns of the gate.
     """

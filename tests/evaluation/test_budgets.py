@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfs_rl.evaluation.comparison import compare_runs
-from tests.helpers.fake_runs import fake_run, mcnemar, per_image_results, with_right
+from tests.helpers.fake_runs import fake_run, mcnemar, with_right
 
 TABLE = "best static table"
 
@@ -78,22 +78,9 @@ def test_uniform_settings_are_static_tables():
 
 
 def cotrained_run():
-    """Return a run whose baselines ran on the backbone before co-training as well."""
-    run = fake_run("other", (110, 0.55), label="Co", budget=0.6, static=(100, 0.58))
-    before = [
-        replace(m, key="static_table_before")
-        for m in run.summary.methods
-        if m.key == "static_table"
-    ]
-    added = {"static_table_before": per_image_results(105, 0.56)}
-    return replace(
-        run,
-        summary=replace(run.summary, methods=(*run.summary.methods, *before)),
-        results=run.results._replace(
-            reported={**run.results.reported, **added},
-            selection={**run.results.selection, **added},
-        ),
-    )
+    before = {"static_table": (105, 0.56)}
+    figures = {"budget": 0.6, "static": (100, 0.58), "before": before}
+    return fake_run("other", (110, 0.55), label="Co", **figures)
 
 
 def test_uniform_settings_belong_to_their_backbone():

@@ -29,16 +29,14 @@ NAMES = {
 }
 
 
-def gate_result(records, selection=None):
-    return MethodResult(
-        key="gate", label="gate", role="gate", records=(records,), selection=selection
-    )
-
-
 @pytest.fixture(scope="module")
 def methods(look_setup):
-    gate = gate_result(look_setup.gate, look_setup.gate_selection)
-    return [gate, *run_baselines(look_setup)]
+    records, selection = (look_setup.gate,), look_setup.gate_selection
+    fields = {"key": "gate", "label": "gate", "role": "gate"}
+    return [
+        MethodResult(records=records, selection=selection, **fields),
+        *run_baselines(look_setup),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +82,9 @@ def test_comparisons_pair_gate_and_baselines(methods, summary):
 
 
 def test_gate_that_sees_the_label_is_beyond_marginals(backbone, methods):
-    records = methods[0].records[0]
-    seer = replace(records, predictions=records.labels)
-    summary = summarize([gate_result(seer), *methods[1:]], backbone.costs, **NAMES)
+    gate, *baselines = methods
+    seer = replace(gate.records[0], predictions=gate.records[0].labels)
+    summary = summarize([replace(gate, records=(seer,)), *baselines], backbone.costs, **NAMES)
     assert summary.beyond_marginals is True
 
 

@@ -57,10 +57,12 @@ def fake_run(
     static: tuple[int, float] = (150, 0.8),
     cascade: tuple[int, float] = (160, 0.8),
     exits: tuple[int, float] | None = None,
+    before: dict[str, tuple[int, float]] | None = None,
     selection: dict[str, tuple[int, float]] | None = None,
     fingerprint: str = "abc",
     backbone: str = "b0",
     options: tuple[int, ...] = (0, 2, 32),
+    cost_model: str = "computation",
     **settings: object,
 ) -> EvaluatedRun:
     """Return a synthetic run with given results of every method.
@@ -71,10 +73,11 @@ def fake_run(
     figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
     if exits is not None:
         figures["exits"] = exits
+    figures |= {f"{key}_before": result for key, result in (before or {}).items()}
     methods = tuple(
         MethodSummary(
             key=key,
-            label=label if key == "gate" else LABELS[key],
+            label=label if key == "gate" else LABELS[key.removesuffix("_before")],
             role="gate" if key == "gate" else "fixed" if key in FIXED else "matched",
             n=N,
             accuracy=100.0 * right / N,
@@ -88,7 +91,7 @@ def fake_run(
             class_accuracy=(50.0,),
             chosen_on=None,
             detail="",
-            table=TABLES.get(key),
+            table=TABLES.get(key.removesuffix("_before")),
         )
         for key, (right, computation) in figures.items()
     )
@@ -108,6 +111,7 @@ def fake_run(
         shares=(),
         histogram=((0.5, 0.5, 0.0),) * 3,
         search=None,
+        cost_model=cost_model,
     )
     reported = {key: per_image_results(*values) for key, values in figures.items()}
     chosen = {

@@ -40,10 +40,6 @@ def opened(figure):
     return pixels
 
 
-def texts(figure):
-    return [text for axes in figure.axes for text in axes.texts]
-
-
 def written(figure):
     return [text for text in figure.findobj(Text) if text.get_text()]
 
@@ -55,10 +51,11 @@ def overlaps(boxes):
 def test_accuracy_plot_labels_methods_without_overlap(summary):
     figure = accuracy_plot(summary)
     opened(figure)
-    named = " ".join(text.get_text() for text in texts(figure))
+    named = " ".join(text.get_text() for text in written(figure))
     for method in summary.methods:
         assert method.label in named
     assert "skip all, 2" in named  # off the scale, so with its figure
+    assert len(figure.axes) == 2
     for axes in figure.axes:
         assert not overlaps([text.get_window_extent() for text in axes.texts])
         frame = axes.get_window_extent()
@@ -68,8 +65,7 @@ def test_accuracy_plot_labels_methods_without_overlap(summary):
             assert frame.y0 <= box.y0 < box.y1 <= frame.y1
 
 
-def test_accuracy_plot_of_a_backbone_has_one_panel(summary, backbone_summary):
-    assert len(accuracy_plot(summary).axes) == 2
+def test_accuracy_plot_of_a_backbone_has_one_panel(backbone_summary):
     figure = accuracy_plot(backbone_summary)
     assert len(figure.axes) == 1
     opened(figure)
@@ -110,27 +106,18 @@ def test_options_plot_for_few_and_many_layers(layers):
 def test_histogram_image_has_colours_of_options():
     certain = [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
     image = option_histogram_image(certain, BIT_OPTIONS)
-    assert image.dtype == np.uint8
-    assert image.ndim == 3
-    assert image.shape[2] == 3
+    assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
     seen = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist()}
     colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(BIT_OPTIONS)]
-    assert colours[1] in seen
-    assert colours[5] in seen
+    assert {colours[1], colours[5]} <= seen
 
 
-def test_option_colours_differ_in_grey():
-    for bit_options in (
-        BIT_OPTIONS,
-        BitOptions((2, 8)),
-        BitOptions((32,)),
-        BitOptions((0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32)),
-    ):
-        colours = np.array(style.option_colours(bit_options))
-        grey = colours @ [0.299, 0.587, 0.114]
-        running = grey[1:] if bit_options[0] == 0 else grey
-        assert len(colours) == len(bit_options)
-        assert (np.diff(running) < -0.03).all()
+@pytest.mark.parametrize("bits", [(0, 2, 32), (2, 8), (32,), (0, *range(1, 9), 16, 32)])
+def test_option_colours_differ_in_grey(bits):
+    colours = np.array(style.option_colours(BitOptions(bits)))
+    grey = colours @ [0.299, 0.587, 0.114]
+    assert len(colours) == len(bits)
+    assert (np.diff(grey[1:] if bits[0] == 0 else grey) < -0.03).all()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +193,7 @@ def test_figures_are_written_without_leftovers(summary, backbone_summary, tmp_pa
     assert [path.name for path in alone] == ["accuracy.png"]
 
 
-NAMES = ["$x", "a$b$c", r"$\frac$", r"\$5", "_", "%", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]
+NAMES = [r"$\frac$", "_", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -131,17 +131,16 @@ def score_static_tables(
 
     Memory is one activation per layer for one batch, however many tables and images there are.
     """
-    correct = [0] * len(tables)
-    log_likelihood = [0.0] * len(tables)
+    correct, log_likelihood = [0] * len(tables), [0.0] * len(tables)
     costs, layers = backbone.costs, backbone.layers
     canonical = costs.canonicalize(torch.tensor(tables)).tolist()
 
     def answer(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         right = int((logits.argmax(dim=-1) == labels).sum())
-        scores = logits.double().log_softmax(dim=-1).gather(1, labels[:, None])
+        total = logits.double().log_softmax(dim=-1).gather(1, labels[:, None]).sum().item()
         for member in members:
             correct[member] += right
-            log_likelihood[member] += scores.sum().item()
+            log_likelihood[member] += total
 
     def run(layer: int, hidden: Tensor, labels: Tensor, members: Sequence[int]) -> None:
         if layer == len(layers):
@@ -160,11 +159,8 @@ def score_static_tables(
     with torch.inference_mode():
         for batch in batches(image_set, batch_size):
             run(0, backbone.stem(batch.images), batch.labels, range(len(tables)))
-    n = len(image_set)
-    return [
-        StaticTableScore(right, total / n)
-        for right, total in zip(correct, log_likelihood, strict=True)
-    ]
+    means = [total / len(image_set) for total in log_likelihood]
+    return list(map(StaticTableScore, correct, means))
 
 
 class StaticTableScorer:

@@ -69,12 +69,11 @@ def search_static_table(
         backbone: Backbone on the device of ``image_set``.
         image_set: Selection split.
         budget: In percent, fixed parts included.
-        initial_tables: Tables to start from, next to the uniform ones; they are fitted to the
-            budget.
+        initial_tables: Further tables to start from, which are fitted to the budget.
         search: Limits of the search; None for the defaults.
         batch_size: Number of images per batch.
-        cached_scores: Scores of earlier searches with the same backbone, images and batch size; new
-            ones are added to them. They save time and do not affect the result.
+        cached_scores: Scores of earlier searches with the same backbone, images and batch size, for
+            speed; new ones are added to them.
 
     Raises:
         ConfigError: If no table is within the budget.
@@ -91,8 +90,8 @@ def search_static_table(
     )
     climber = _Climber(scorer, costs, budget, search.tables)
     enumerable = n_options**n_layers <= search.tables
-    uniform = [(option,) * n_layers for option in range(n_options)]
-    start_tables = [best for best in [climber.best(uniform, _by_accuracy)] if best is not None]
+    uniform = climber.best([(option,) * n_layers for option in range(n_options)], _by_accuracy)
+    start_tables = [] if uniform is None else [uniform]
     start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
     if enumerable:
         climber.score(itertools.product(range(n_options), repeat=n_layers))
@@ -160,36 +159,31 @@ class _Climber:
     def __init__(
         self, scorer: StaticTableScorer, costs: CostTable, budget: float, max_tables: int
     ) -> None:
-        self._scorer = scorer
+        self._scorer, self._scores = scorer, scorer.scores
         self._costs = costs
         self._budget = budget
         self._max_tables = max_tables
 
     @property
     def _exhausted(self) -> bool:
-        return len(self._scorer.scores) >= self._max_tables
+        return len(self._scores) >= self._max_tables
 
     def score(self, tables: Iterable[StaticTable]) -> list[StaticTable]:
         """Score tables within the budget as far as allowed, and return the scored ones."""
-        scores = self._scorer.scores
-        wanted = [
-            table
-            for table in dict.fromkeys(canonicalize(self._costs, table) for table in tables)
-            if is_within_budget(self._costs, table, self._budget)
-        ]
+        scores = self._scores
+        canonical = dict.fromkeys(canonicalize(self._costs, table) for table in tables)
+        wanted = [t for t in canonical if is_within_budget(self._costs, t, self._budget)]
         fresh = [table for table in wanted if table not in scores]
         self._scorer.score(fresh[: self._max_tables - len(scores)])
         return [table for table in wanted if table in scores]
 
     def best(self, tables: Iterable[StaticTable], key: _Key) -> StaticTable | None:
         """Return the first best table within the budget, None if there is none."""
-        scored = self.score(tables)
-        return max(scored, key=lambda table: key(self._scorer.scores[table]), default=None)
+        return max(self.score(tables), key=lambda table: key(self._scores[table]), default=None)
 
     def ranking(self) -> list[StaticTable]:
         """Return all scored tables, best first."""
-        scores = self._scorer.scores
-        return sorted(scores, key=lambda table: scores[table], reverse=True)
+        return sorted(self._scores, key=self._scores.__getitem__, reverse=True)
 
     def climb(self, table: StaticTable, key: _Key) -> None:
         """Improve a table by ``key`` until no neighbor is better."""
@@ -220,10 +214,9 @@ class _Climber:
 
     def _sweep(self, table: StaticTable, moves: _Moves, key: _Key) -> StaticTable:
         """Take the best improving move of each layer in turn."""
-        scores = self._scorer.scores
         for layer in range(len(table)):
             best = self.best(moves(table, layer, self._costs), key)
-            if best is not None and key(scores[best]) > key(scores[table]):
+            if best is not None and key(self._scores[best]) > key(self._scores[table]):
                 table = best
         return table
 
