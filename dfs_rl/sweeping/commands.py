@@ -19,11 +19,7 @@ Config = Any
 
 
 class GateCommand:
-    """Command that trains gates on a backbone.
-
-    Args:
-        name: Name of the command.
-    """
+    """Command that trains gates on a backbone."""
 
     trains_gates = True
 

@@ -1,19 +1,17 @@
-"""Figures of a sweep, drawn by Optuna."""
+"""Figures of a sweep, most of them drawn by Optuna."""
 
 import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter, ScalarFormatter
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.trial import create_trial
 from optuna.visualization import matplotlib as optuna_plots
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
@@ -31,15 +29,18 @@ _LETTERS = 12
 """Maximum number of characters of a choice."""
 
 
-class SweepFigure(NamedTuple):
-    """Section of a report with figures.
+_ABOUT = {
+    "Parallel coordinates": "Each line is a trial with a value, the darker the better.",
+    "Setting by setting": "A point for each trial, the darker the later. Trials that were stopped "
+    "early had less training. A dashed line is the default.",
+    "Hyperparameter importance": "Fraction of the variance of the objective that each setting "
+    "explains (fANOVA), a rough estimate with few trials.",
+    "Learning curves": "The objective on val during the trials; stopped trials end early.",
+}
 
-    Attributes:
-        title: Title of the section.
-        about: Description in a sentence or two.
-        pngs: Figures as PNG.
-        points: Tooltips of points, the last ones on top.
-    """
+
+class SweepFigure(NamedTuple):
+    """Section of a report: figures as PNG, and tooltips of points, the last ones on top."""
 
     title: str
     about: str
@@ -50,8 +51,17 @@ class SweepFigure(NamedTuple):
 def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
     """Draw all figures of a sweep, without those that lack data."""
     plt.switch_backend("Agg")  # Optuna draws with pyplot, which would open windows
-    draw = (_pareto_front, _parallel_coordinates, _slices, _importances, _learning_curves)
-    return [figure for function in draw if (figure := function(record)).pngs]
+    figures = [_pareto_front(record)] if record.points else []
+    sections = {
+        "Parallel coordinates": _parallel_coordinates,
+        "Setting by setting": _slices,
+        "Hyperparameter importance": _importances,
+        "Learning curves": _learning_curves,
+    }
+    for title, draw in sections.items():
+        if pngs := list(draw(record)):
+            figures.append(SweepFigure(title, _ABOUT[title], pngs))
+    return figures
 
 
 @contextmanager
@@ -88,72 +98,43 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _pareto_front(record: SweepRecord) -> SweepFigure:
-    title = "Accuracy against computation"
-    about = "Every point of every trial on val; bars are ± 1 standard deviation over fresh seeds."
-    if not record.points:
-        return SweepFigure(title, about, [])
-    study = optuna.create_study(directions=["minimize", "maximize"])
-    study.add_trials([create_trial(values=list(point)) for point in record.points])
-    with _optuna_style():
-        names = ["computation (%, log scale)", "accuracy on val (%)"]
-        axes = optuna_plots.plot_pareto_front(study, target_names=names)
-        handles, _ = axes.get_legend_handles_labels()
-        for handle, label in zip(
-            handles, ["dominated points", "Pareto front"][-len(handles) :], strict=True
-        ):
-            handle.set_label(label)
-        costs, accuracies = zip(*pareto_front(record.points), strict=True)
-        axes.plot(costs, accuracies, drawstyle="steps-post", color=style.MUTED, zorder=0)
-        colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
-        for name, colour in colours.items():
-            costs, accuracies = zip(*sorted(record.trial(name).points), strict=True)
-            axes.plot(
-                costs,
-                accuracies,
-                "o--",
-                color=colour,
-                mfc="none",
-                ms=10,
-                lw=0.9,
-                label=f"trial {name}",
-            )
-        for again in record.retrained:
-            colour, label = colours.get(again.name, style.INK), f"{again.name}, fresh seeds"
-            for computation, accuracy in over_seeds(again):
-                axes.errorbar(
-                    computation.mean,
-                    accuracy.mean,
-                    xerr=computation.deviation,
-                    yerr=accuracy.deviation,
-                    fmt="D",
-                    color=colour,
-                    mfc="white",
-                    label=label,
-                )
-                label = "_"
-        axes.set(title="", xscale="log")
-        style.log_ticks(axes)
-        axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
-        plt.tight_layout()
-        return SweepFigure(title, about, [style.to_png(plt.gcf())], _tooltips(axes, record))
-
-
-def _tooltips(axes: Axes, record: SweepRecord) -> list[HoverPoint]:
-    points = [
+    figure = style.new_figure(_WIDTH, _HEIGHT)
+    axes = figure.add_subplot()
+    costs, accuracies = zip(*record.points, strict=True)
+    axes.scatter(costs, accuracies, s=16, color=style.FAINT, label="all points")
+    costs, accuracies = zip(*pareto_front(record.points), strict=True)
+    axes.plot(
+        costs, accuracies, ".-", drawstyle="steps-post", color=style.MUTED, label="Pareto front"
+    )
+    colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
+    look: dict[str, Any] = {"marker": "o", "ls": "--", "mfc": "none", "ms": 10, "lw": 0.9}
+    for name, colour in colours.items():
+        costs, accuracies = zip(*sorted(record.trial(name).points), strict=True)
+        axes.plot(costs, accuracies, color=colour, label=f"trial {name}", **look)
+    tooltips = [
         (*point, f"trial {trial.name}: {point.accuracy:.2f} % at {point.computation:.3g} %")
         for trial in sorted(record.trials, key=lambda trial: trial.name in record.best)
         for point in trial.points
     ]
-    points += [
-        (
-            cost.mean,
-            accuracy.mean,
-            f"{again.name}, fresh seeds: {spread_text(accuracy)} % at {spread_text(cost)} %",
-        )
-        for again in record.retrained
-        for cost, accuracy in over_seeds(again)
-    ]
-    return [hover_point(axes, cost, accuracy, text) for cost, accuracy, text in points]
+    for again in record.retrained:
+        colour, label = colours.get(again.name, style.INK), f"{again.name}, fresh seeds"
+        for x, y in over_seeds(again):
+            bars: dict[str, Any] = {"xerr": x.deviation, "yerr": y.deviation}
+            axes.errorbar(x.mean, y.mean, **bars, fmt="D", color=colour, mfc="white", label=label)
+            text = f"{again.name}, fresh seeds: {spread_text(y)} % at {spread_text(x)} %"
+            tooltips.append((x.mean, y.mean, text))
+            label = "_"
+    axes.set(xscale="log", xlabel="computation (%, log scale)", ylabel="accuracy on val (%)")
+    style.log_ticks(axes)
+    axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
+    style.tidy(axes)
+    figure.tight_layout()
+    return SweepFigure(
+        "Accuracy against computation",
+        "Every point of every trial on val; bars are ± 1 standard deviation over fresh seeds.",
+        [style.to_png(figure)],
+        [hover_point(axes, *tooltip) for tooltip in tooltips],
+    )
 
 
 def over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
@@ -171,28 +152,20 @@ def over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
     ]
 
 
-def _parallel_coordinates(record: SweepRecord) -> SweepFigure:
-    title = "Parallel coordinates"
-    about = "Each line is a trial with a value, the darker the better."
-    name = record.file.objective.names[0]
+def _parallel_coordinates(record: SweepRecord) -> Iterator[bytes]:
+    name = next(iter(record.file.objective.modes))
     study, settings = _study(record, name), list(record.file.search)
-    if not study.trials:
-        return SweepFigure(title, about, [])
-    with _optuna_style(max(_WIDTH, 1.4 * len(settings))):
-        axes = optuna_plots.plot_parallel_coordinate(study, settings, target_name=name)
-        axes.set_title("")
-        for axis in (other.yaxis for other in plt.gcf().axes):
-            _plain_ticks(axis)
-        return SweepFigure(title, about, [_png()])
+    if study.trials:
+        with _optuna_style(max(_WIDTH, 1.4 * len(settings))):
+            axes = optuna_plots.plot_parallel_coordinate(study, settings, target_name=name)
+            axes.set_title("")
+            for axis in (other.yaxis for other in plt.gcf().axes):
+                _plain_ticks(axis)
+            yield _png()
 
 
-def _slices(record: SweepRecord) -> SweepFigure:
-    title = "Setting by setting"
-    about = (
-        "A point for each trial, the darker the later. Trials that were stopped early had less "
-        "training. A dashed line is the default."
-    )
-    settings, pngs = list(record.file.search), []
+def _slices(record: SweepRecord) -> Iterator[bytes]:
+    settings = list(record.file.search)
     defaults = record.defaults.settings if record.defaults else {}
     for name, label in record.file.objective.labels.items():
         study = _study(record, name)
@@ -209,55 +182,36 @@ def _slices(record: SweepRecord) -> SweepFigure:
                     axes.tick_params(axis="x", rotation=30)
                     _plain_ticks(axes.xaxis)
                 plt.suptitle("")
-                pngs.append(_png())
-    return SweepFigure(title, about, pngs)
+                yield _png()
 
 
-def _importances(record: SweepRecord) -> SweepFigure:
-    title = "Hyperparameter importance"
-    about = (
-        "Fraction of the variance of the objective that each setting explains (fANOVA), a rough "
-        "estimate with few trials."
-    )
-    study = comparable_study(record.trials, record.file)
-    if study is None:
-        return SweepFigure(title, about, [])
-    with _optuna_style():
-        axes = optuna_plots.plot_param_importances(
-            study,
-            evaluator=FanovaImportanceEvaluator(seed=record.file.seed),
-            target_name=record.file.objective.names[0],
-        )
-        axes.set_title("", loc="left")
-        return SweepFigure(title, about, [_png()])
+def _importances(record: SweepRecord) -> Iterator[bytes]:
+    if (study := comparable_study(record.trials, record.file)) is not None:
+        name = next(iter(record.file.objective.modes))
+        evaluator = FanovaImportanceEvaluator(seed=record.file.seed)
+        with _optuna_style():
+            axes = optuna_plots.plot_param_importances(study, evaluator, target_name=name)
+            axes.set_title("", loc="left")
+            yield _png()
 
 
-def _learning_curves(record: SweepRecord) -> SweepFigure:
-    title = "Learning curves"
-    about = "The objective on val during the trials; curves of stopped trials end early."
+def _learning_curves(record: SweepRecord) -> Iterator[bytes]:
     trials = [trial for trial in record.trials if trial.history]
     if not trials:
-        return SweepFigure(title, about, [])
+        return
     study = study_of(trials, [trial.history[-1][1] for trial in trials], record.file, "max")
     with _optuna_style():
         axes = optuna_plots.plot_intermediate_values(study)
         colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
         for line, trial in zip(axes.lines, trials, strict=True):
-            if trial.name in colours:
-                line.set(
-                    color=colours[trial.name],
-                    lw=2.5,
-                    alpha=1,
-                    zorder=3,
-                    label=f"trial {trial.name}",
-                )
-            else:
-                line.set(color=style.MUTED, alpha=0.4, label="_")
+            line.set(color=style.MUTED, alpha=0.4, label="_")
+            if colour := colours.get(trial.name):
+                line.set(color=colour, lw=2.5, alpha=1, zorder=3, label=f"trial {trial.name}")
         if colours:
             axes.legend(fontsize=style.SMALL_SIZE)
         name = next(iter(record.file.objective.labels.values()))
         axes.set(title="", xlabel="progress (% of a training)", ylabel=name)
-        return SweepFigure(title, about, [_png()])
+        yield _png()
 
 
 def _study(record: SweepRecord, name: str) -> optuna.Study:

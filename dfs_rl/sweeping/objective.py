@@ -1,9 +1,8 @@
-"""Objectives of a sweep, computed from validations only.
+"""Objectives of a sweep, from accuracy and computation on the val split only.
 
 Rewards under different weights are not comparable, and a loss does not measure the saved
-computation. Objectives therefore use accuracy and computation on the val split only, never a
-training loss or a training reward. Each is the mean over the last validations, because the maximum
-of many noisy values is biased upward.
+computation. Each objective is the mean over the last validations, because the maximum of many noisy
+values is biased upward.
 """
 
 import math
@@ -15,7 +14,6 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, pareto_front
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
-ObjectiveName = Literal["hypervolume", "accuracy", "reward", "pareto_front"]
 _UNITS = {"hypervolume": " (% x decades)", "accuracy": " (%)", "computation": " (%)", "reward": ""}
 
 
@@ -36,7 +34,7 @@ class ObjectiveConfig:
         last: Number of last validations to average.
     """
 
-    name: ObjectiveName = "hypervolume"
+    name: Literal["hypervolume", "accuracy", "reward", "pareto_front"] = "hypervolume"
     budget: PositiveFloat | None = None
     cost_weight: PositiveFloat | None = None
     reference_point: tuple[PositiveFloat, float] | None = None
@@ -59,14 +57,9 @@ class ObjectiveConfig:
         return {self.name: "max"}
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the objective's values."""
-        return tuple(self.modes)
-
-    @property
     def labels(self) -> dict[str, str]:
         """Names of the objective's values with their units, by name."""
-        return {name: name + _UNITS[name] for name in self.names}
+        return {name: name + _UNITS[name] for name in self.modes}
 
     @property
     def failure_values(self) -> dict[str, float]:
@@ -88,11 +81,10 @@ class ObjectiveConfig:
         return f"Objective: {about[self.name]}; mean of the last {self.last} validations on val."
 
     def values(self, points: Sequence[CurvePoint], reference_point: CurvePoint) -> dict[str, float]:
-        """Return the objective's values for one validation.
+        """Return the objective's values for the operating points of one validation.
 
-        Args:
-            points: Computation and accuracy of each operating point, in percent.
-            reference_point: Bound of the hypervolume.
+        ``reference_point`` bounds the hypervolume. A gate above the budget has a negative accuracy:
+        -100 times the decades by which its cheapest point exceeds the budget.
         """
         if self.name == "pareto_front":
             return {"accuracy": points[-1].accuracy, "computation": points[-1].computation}
@@ -100,20 +92,20 @@ class ObjectiveConfig:
             return {self.name: hypervolume(points, reference_point=reference_point)}
         if self.name == "accuracy":
             assert self.budget is not None
-            return {self.name: _accuracy_within(points, self.budget)}
+            cheapest = min(point.computation for point in points)
+            if cheapest > self.budget:
+                return {self.name: -100.0 * math.log10(cheapest / self.budget)}
+            reached = accuracy_at(points, self.budget)
+            return {self.name: pareto_front(points)[-1].accuracy if reached is None else reached}
         assert self.cost_weight is not None
         return {
             self.name: max((p.accuracy - self.cost_weight * p.computation) / 100.0 for p in points)
         }
 
-    def mean_of_last(self, validations: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Return the means over the last validations; at least one validation is required."""
-        return self.mean(validations[-self.last :])
-
     def mean(self, several: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Return the means over several values, or over the penalties alone if there are any."""
         counted = [v for v in several if is_penalty(v)] or several
-        return {name: statistics.fmean(v[name] for v in counted) for name in self.names}
+        return {name: statistics.fmean(v[name] for v in counted) for name in self.modes}
 
 
 def is_penalty(values: Mapping[str, float]) -> bool:
@@ -122,15 +114,3 @@ def is_penalty(values: Mapping[str, float]) -> bool:
     Searchers need a number for such a gate; reports must not show it.
     """
     return values.get("accuracy", 0.0) < 0.0
-
-
-def _accuracy_within(points: Sequence[CurvePoint], budget: float) -> float:
-    """Return the highest accuracy within ``budget`` percent, or a penalty below 0.
-
-    The penalty is -100 times the decades by which the cheapest point exceeds the budget.
-    """
-    cheapest = min(point.computation for point in points)
-    if cheapest > budget:
-        return -100.0 * math.log10(cheapest / budget)
-    reached = accuracy_at(points, budget)
-    return pareto_front(points)[-1].accuracy if reached is None else reached

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from dfs_rl.evaluation.comparison_records import Spread
+from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import hypervolume
 from dfs_rl.evaluation.number_format import duration_text, number_text, setting_text, spread_text
 from dfs_rl.reporting.render import render
 from dfs_rl.reporting.style import short_middle
 from dfs_rl.reporting.tables import Groups, aligned_table, filled
 from dfs_rl.sweeping.figures import SweepFigure
-from dfs_rl.sweeping.results import DEFAULTS, RetrainedRecord, SweepRecord, TrialStatus
+from dfs_rl.sweeping.results import DEFAULTS, SweepRecord, TrialRecord, TrialStatus
 
 _MAX_NAMED = 5
 """Maximum number of trials or settings that a sentence names."""
@@ -30,10 +30,14 @@ _STATUSES: dict[TrialStatus, str] = {
 
 
 def summary(record: SweepRecord) -> list[str]:
-    """Return at most five sentences: trials, best trials, fresh seeds, hypervolume, importance."""
-    sentences = [_counts(record), _best(record)]
+    """Return at most five sentences: trials, best trials, fresh seeds, importance, hypervolume."""
+    counted = Counter(trial.status for trial in record.trials)
+    counts = [f"{counted[status]} {text}" for status, text in _STATUSES.items() if counted[status]]
+    sentences = [f"Trials in {duration_text(record.seconds)}: {', '.join(counts) or 'none'}."]
     if record.best:
-        sentences += [_fresh_seeds(record), _importance(record)]
+        sentences += [_best(record), _fresh_seeds(record), _importance(record)]
+    else:
+        sentences.append("No trial has a result, so there is nothing to recommend.")
     if record.points:
         corner = record.reference_point
         area = hypervolume(record.points, reference_point=corner)
@@ -45,15 +49,7 @@ def summary(record: SweepRecord) -> list[str]:
     return sentences
 
 
-def _counts(record: SweepRecord) -> str:
-    counted = Counter(trial.status for trial in record.trials)
-    counts = [f"{counted[status]} {text}" for status, text in _STATUSES.items() if counted[status]]
-    return f"Trials in {duration_text(record.seconds)}: {', '.join(counts) or 'none'}."
-
-
 def _best(record: SweepRecord) -> str:
-    if not record.best:
-        return "No trial has a result, so there is nothing to recommend."
     values = record.trial(record.best[0]).values
     if len(values) > 1:
         return f"Pareto front of the finished trials on val: {_listed(record.best)}."
@@ -65,34 +61,18 @@ def _best(record: SweepRecord) -> str:
 
 def _fresh_seeds(record: SweepRecord) -> str:
     """Return which trials beat the defaults: better in one value and worse in none."""
-    trials = [again for again in record.retrained if again.name != DEFAULTS and again.seeds]
+    trials = [again.name for again in record.retrained if again.name != DEFAULTS and again.seeds]
     if not trials:
         return "No trial was retrained on fresh seeds, so values of the search may be luck."
     if record.defaults is None or not record.defaults.seeds:
         return "The defaults have no result on fresh seeds, so no gain over them is known."
-    names = record.file.objective.names
-    marks = {again.name: {_mark(_gain(record, again, name)) for name in names} for again in trials}
-    if winners := [name for name, found in marks.items() if "+" in found and "-" not in found]:
+    marks = retrained_table(record).groupby("retrained")["mark"].agg("".join)[trials]
+    is_better, is_worse = (marks.str.contains(mark, regex=False) for mark in "+-")
+    if winners := list(marks[is_better & ~is_worse].index):
         return f"Better than the defaults on fresh seeds: {_listed(winners)}."
-    if all("-" in found and "+" not in found for found in marks.values()):
+    if (is_worse & ~is_better).all():
         return "The defaults are better than every retrained trial; keep the defaults."
     return "No retrained trial is shown to be better than the defaults."
-
-
-def _gain(record: SweepRecord, again: RetrainedRecord, name: str) -> Spread | None:
-    """Return the gain of a retrained trial over the defaults, if both have common seeds."""
-    if record.defaults is None or again.name == DEFAULTS:
-        return None
-    return again.gain(record.defaults, name, record.file.objective.modes[name])
-
-
-def _mark(gain: Spread | None) -> str:
-    """Return + or - for a gain or loss of more than two standard deviations over seeds."""
-    if gain is None:
-        return ""
-    if gain.is_significant:
-        return "+"
-    return "-" if Spread(mean=-gain.mean, deviation=gain.deviation).is_significant else ""
 
 
 def _importance(record: SweepRecord) -> str:
@@ -100,7 +80,7 @@ def _importance(record: SweepRecord) -> str:
     if not ranked:
         return "Importance of the settings is unknown: too few trials have different values."
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
-    return f"Importance for {record.file.objective.names[0]}: {shares}."
+    return f"Importance for {next(iter(record.file.objective.modes))}: {shares}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -109,17 +89,33 @@ def _listed(names: Sequence[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: setting_text(value) for name, value in values.items()}
+
+
+def _trial_texts(trial: TrialRecord, labels: Mapping[str, str]) -> dict[str, str]:
+    values = {labels[name]: number_text(value) for name, value in trial.values.items()}
+    return values | _texts(trial.settings)
+
+
+def _cells(table: pd.DataFrame) -> tuple[Sequence[str], Groups]:
+    """Return head and rows."""
+    return list(table.columns), [table.values.tolist()]
+
+
 def best_table(record: SweepRecord, most: int | None = None) -> pd.DataFrame:
     """Return values and settings of the ``most`` best trials, a column each, and the defaults."""
     labels = record.file.objective.labels
-    columns = {}
-    for trial in [record.trial(name) for name in record.best[:most]]:
-        values = {labels[name]: number_text(value) for name, value in trial.values.items()}
-        columns[trial.name] = values | _texts(trial.settings)
+    columns = {name: _trial_texts(record.trial(name), labels) for name in record.best[:most]}
     if record.defaults is not None:
         columns[DEFAULTS] = _texts(record.defaults.settings)
     rows = [*labels.values(), *record.file.search]
-    return pd.DataFrame(columns, index=rows).fillna("").rename_axis("trial").reset_index()
+    return (
+        pd.DataFrame(columns, index=rows, dtype=object)
+        .fillna("")
+        .rename_axis("trial")
+        .reset_index()
+    )
 
 
 def retrained_table(record: SweepRecord) -> pd.DataFrame:
@@ -127,23 +123,34 @@ def retrained_table(record: SweepRecord) -> pd.DataFrame:
 
     A mark shows a gain or loss of more than two standard deviations over seeds.
     """
-    rows = []
+    objective, rows = record.file.objective, []
     for again in record.retrained:
-        for name, label in record.file.objective.labels.items():
-            before, value = again.search_values.get(name), again.spread(name)
-            gain = _gain(record, again, name)
+        for name, label in objective.labels.items():
+            gain = None
+            if record.defaults is not None and again.name != DEFAULTS:
+                gain = again.gain(record.defaults, name, objective.modes[name])
+            before = again.search_values.get(name)
             rows.append(
                 {
                     "retrained": again.name,
                     "objective": label,
                     "search": "" if before is None else number_text(before),
-                    "fresh seeds": "failed" if value is None else spread_text(value),
+                    "fresh seeds": (
+                        spread_text(spread(again.values[name])) if again.seeds else "failed"
+                    ),
                     "seeds": str(len(again.seeds)),
                     "gain over defaults": "" if gain is None else spread_text(gain),
-                    "mark": _mark(gain),
+                    "mark": "" if gain is None else _mark(gain),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _mark(gain: Spread) -> str:
+    if gain.is_significant:
+        return "+"
+    loss = Spread(mean=-gain.mean, deviation=gain.deviation)
+    return "-" if loss.is_significant else ""
 
 
 def trial_table(record: SweepRecord) -> pd.DataFrame:
@@ -154,24 +161,18 @@ def trial_table(record: SweepRecord) -> pd.DataFrame:
     ranked = sorted(
         record.trials, key=lambda t: sign * t.values[name] if name in t.values else float("inf")
     )
-    rows = []
-    for trial in ranked:
-        values = {labels[name]: number_text(value) for name, value in trial.values.items()}
-        rows.append(
-            {
-                "trial": trial.name,
-                "status": _STATUSES[trial.status],
-                **{label: values.get(label, "") for label in labels.values()},
-                "trained %": f"{100 * trial.progress:.0f}",
-                "minutes": f"{trial.seconds / 60:.1f}",
-                **_texts(trial.settings),
-            }
-        )
-    return pd.DataFrame(rows).fillna("")
-
-
-def _texts(settings: Mapping[str, object]) -> dict[str, str]:
-    return {name: setting_text(value) for name, value in settings.items()}
+    rows = [
+        {
+            "trial": trial.name,
+            "status": _STATUSES[trial.status],
+            "trained %": f"{100 * trial.progress:.0f}",
+            "minutes": f"{trial.seconds / 60:.1f}",
+            **_trial_texts(trial, labels),
+        }
+        for trial in ranked
+    ]
+    columns = ["trial", "status", *labels.values(), "trained %", "minutes", *record.file.search]
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("")
 
 
 def failures(record: SweepRecord) -> dict[str, str]:
@@ -190,11 +191,11 @@ def results_csv(record: SweepRecord) -> str:
 
     Settings have full precision. Lists and points are JSON: ``[[computation, accuracy], ...]``.
     """
-    names, search = record.file.objective.names, record.file.search
-    head = ["trial", "status", "reason", "progress", "seconds", *names, *search, "points"]
+    columns = ["trial", "status", "reason", "progress", "seconds"]
+    columns += [*record.file.objective.modes, *record.file.search, "points"]
     rows = [
         {
-            **{name: getattr(trial, name) for name in ("status", "reason", "progress", "seconds")},
+            **vars(trial),
             "trial": trial.name,
             **trial.values,
             **{n: v if isinstance(v, str) else json.dumps(v) for n, v in trial.settings.items()},
@@ -202,7 +203,7 @@ def results_csv(record: SweepRecord) -> str:
         }
         for trial in record.trials
     ]
-    text: str = pd.DataFrame(rows, columns=head, dtype=object).to_csv(index=False)
+    text: str = pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False)
     return text
 
 
@@ -211,9 +212,8 @@ def sweep_text(record: SweepRecord) -> str:
     parts = [record.title, filled(record.about)]
     if record.best:
         table = best_table(record, _MAX_COLUMNS)
-        parts.append(
-            aligned_table(*_cells(table.map(lambda text: short_middle(text, _MAX_LETTERS))))
-        )
+        shortened = table.map(lambda text: short_middle(text, _MAX_LETTERS))
+        parts.append(aligned_table(*_cells(shortened)))
     if record.retrained:
         parts.append(aligned_table(*_cells(retrained_table(record))))
     parts.append("\n".join(map(filled, summary(record))))
@@ -222,19 +222,8 @@ def sweep_text(record: SweepRecord) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(table: pd.DataFrame) -> tuple[Sequence[str], Groups]:
-    """Return head and rows."""
-    return list(table.columns), [table.values.tolist()]
-
-
 def sweep_page(record: SweepRecord, figures: Sequence[SweepFigure], settings: str) -> str:
-    """Return the HTML page.
-
-    Args:
-        record: Results of the sweep.
-        figures: Figures from ``sweep_figures``.
-        settings: Resolved sweep file, as YAML.
-    """
+    """Return the HTML page with the figures and the resolved sweep file, ``settings``."""
     return render(
         "sweep.html",
         title=record.title,

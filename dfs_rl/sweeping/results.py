@@ -13,10 +13,9 @@ from ray.tune import Result
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.objective import is_penalty
-from dfs_rl.sweeping.search import optuna_distribution
-from dfs_rl.sweeping.space import decode_value, encode_value
+from dfs_rl.sweeping.space import encode_value, optuna_distribution
 from dfs_rl.sweeping.spec import SweepFile
-from dfs_rl.sweeping.trial import CANDIDATE, FAILED, FULL_PROGRESS, POINTS, PROGRESS, SEED
+from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, POINTS, PROGRESS, SEED
 from dfs_rl.utils.config import config_to_dict, usual_settings
 
 DEFAULTS = "defaults"
@@ -25,10 +24,7 @@ _MIN_VALUES = 8
 """Minimum number of distinct values for an estimate of importances."""
 
 TrialStatus = Literal["finished", "stopped", "failed", "unfinished"]
-"""Final state of a trial.
-
-``stopped`` trials were ended by the scheduler, ``unfinished`` ones neither ended nor failed.
-"""
+"""``stopped`` trials were ended by the scheduler, ``unfinished`` ones neither ended nor failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +77,6 @@ class RetrainedRecord:
     values: Mapping[str, tuple[float, ...]]
     points: tuple[tuple[CurvePoint, ...], ...]
     failed: Mapping[int, str]
-
-    def spread(self, name: str) -> Spread | None:
-        """Return mean and deviation of a value over the seeds, None without seeds."""
-        return spread(self.values[name]) if self.seeds else None
 
     def gain(self, defaults: "RetrainedRecord", name: str, mode: str) -> Spread | None:
         """Return the paired improvement over the defaults on the common seeds, None without."""
@@ -140,31 +132,49 @@ class SweepRecord:
         return next(trial for trial in self.trials if trial.name == name)
 
 
-def trial_records(results: Sequence[Result], file: SweepFile) -> tuple[TrialRecord, ...]:
-    """Return the results of the search; trials are named by their order."""
-    return tuple(
-        _trial_record(f"{number:03d}", result, file)
-        for number, result in enumerate(results, start=1)
-    )
-
-
-def _trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
+def trial_record(name: str, result: Result, file: SweepFile) -> TrialRecord:
+    """Return the result of a trial of the search."""
     metrics: Mapping[str, Any] = result.metrics or {}
     reason = _reason(result, file)
     valued = PROGRESS in metrics and reason is None and not is_penalty(metrics)
     return TrialRecord(
         name=name,
-        settings={
-            setting: decode_value(value) if file.search[setting].values else value
-            for setting, value in (result.config or {}).items()
-        },
+        settings=file.decoded(result.config or {}),
         status=_status(metrics, reason),
         reason=reason,
         progress=float(metrics.get(PROGRESS, 0.0)) / FULL_PROGRESS,
-        values={n: float(metrics[n]) for n in file.objective.names} if valued else {},
+        values={n: float(metrics[n]) for n in file.objective.modes} if valued else {},
         history=_history(result, file),
         points=_points(metrics),
         seconds=float(metrics.get("time_total_s", 0.0)),
+    )
+
+
+def retrained_record(
+    name: str,
+    settings: Mapping[str, object],
+    search_values: Mapping[str, float],
+    results: Sequence[Result],
+    file: SweepFile,
+) -> RetrainedRecord:
+    """Return the results of a configuration on fresh seeds; for the arguments see the record."""
+    done: dict[int, Mapping[str, Any]] = {}
+    failed: dict[int, str] = {}
+    for result in results:
+        seed, metrics = (result.config or {})[SEED], result.metrics or {}
+        reason = _reason(result, file)
+        if _status(metrics, reason) == "finished":
+            done[seed] = metrics
+        else:
+            failed[seed] = reason or "it was ended before its end"
+    return RetrainedRecord(
+        name=name,
+        settings=settings,
+        search_values=search_values,
+        seeds=tuple(done),
+        values={n: tuple(float(m[n]) for m in done.values()) for n in file.objective.modes},
+        points=tuple(map(_points, done.values())),
+        failed=failed,
     )
 
 
@@ -193,7 +203,7 @@ def _reason(result: Result, file: SweepFile) -> str | None:
 def _history(result: Result, file: SweepFile) -> tuple[tuple[float, float], ...]:
     """Return progress and first objective of every report; the last one wins at equal progress."""
     table = result.metrics_dataframe
-    name = file.objective.names[0]
+    name = next(iter(file.objective.modes))
     if table is None or PROGRESS not in table or name not in table:
         return ()
     reports = {
@@ -221,31 +231,21 @@ def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ..
         for trial in trials
         if trial.status == "finished"
     }
+
+    def is_dominated(values: Sequence[float]) -> bool:
+        return any(
+            other != values and all(a >= b for a, b in zip(other, values, strict=True))
+            for other in finished.values()
+        )
+
     ranked = sorted(finished, key=lambda name: finished[name][0], reverse=True)
-    if len(signs) > 1:
-        all_values = list(finished.values())
-        ranked = [
-            name for name in ranked if not any(_dominates(v, finished[name]) for v in all_values)
-        ]
-    return tuple(ranked)
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether ``one`` is at least as good as ``other`` in all values and better in one."""
-    return all(a >= b for a, b in zip(one, other, strict=True)) and one != other
+    return tuple(name for name in ranked if len(signs) == 1 or not is_dominated(finished[name]))
 
 
 def study_of(
     trials: Sequence[TrialRecord], values: Sequence[float], file: SweepFile, mode: str
 ) -> optuna.Study:
-    """Return trials as a study of Optuna.
-
-    Args:
-        trials: Trials to include.
-        values: Value of each trial.
-        file: The sweep.
-        mode: Direction of optimization, ``max`` or ``min``.
-    """
+    """Return trials with these values as a study of Optuna, in the direction ``max`` or ``min``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
     for trial, value in zip(trials, values, strict=True):
@@ -292,65 +292,23 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
     return {} if study is None else get_param_importances(study, evaluator=evaluator)
 
 
-def retrained_records(
-    results: Sequence[Result],
-    candidates: Mapping[str, Mapping[str, object]],
-    trials: Sequence[TrialRecord],
-    file: SweepFile,
-) -> tuple[RetrainedRecord, ...]:
-    """Return the results of the candidates on fresh seeds.
-
-    Args:
-        results: Results from Tune.
-        candidates: Searched settings by the name of a trial, or ``DEFAULTS``.
-        trials: Trials of the search.
-        file: The sweep.
-    """
-    search_values = {trial.name: trial.values for trial in trials}
-    records = []
-    for number, (name, settings) in enumerate(candidates.items()):
-        done: dict[int, Mapping[str, Any]] = {}
-        failed: dict[int, str] = {}
-        for result in results:
-            config, metrics = result.config or {}, result.metrics or {}
-            if config[CANDIDATE] != number:
-                continue
-            reason = _reason(result, file)
-            if _status(metrics, reason) == "finished":
-                done[config[SEED]] = metrics
-            else:
-                failed[config[SEED]] = reason or "it was ended before its end"
-        records.append(
-            RetrainedRecord(
-                name=name,
-                settings=settings,
-                search_values=search_values.get(name, {}),
-                seeds=tuple(done),
-                values={n: tuple(float(m[n]) for m in done.values()) for n in file.objective.names},
-                points=tuple(_points(metrics) for metrics in done.values()),
-                failed=failed,
-            )
-        )
-    return tuple(records)
-
-
 def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
     """Return the non-default settings that a configuration file needs to train with ``values``.
 
     Seed and run folder are excluded.
     """
     config = file.config(values)
-    chosen = differing(config_to_dict(config), usual_settings(config))
+    chosen = _differing(config_to_dict(config), usual_settings(config))
     return {name: value for name, value in chosen.items() if name not in ("seed", "run_dir")}
 
 
-def differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def _differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of nested settings that differ from ``usual``."""
     found = {}
     for name, value in values.items():
         before = usual.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            if inside := differing(value, before):
+            if inside := _differing(value, before):
                 found[name] = inside
         elif value != before:
             found[name] = value

@@ -6,6 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from ray import tune
+
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import PositiveFloat, configuration
 
@@ -81,8 +89,9 @@ class Domain:
         count = math.floor((high - low) / step + _ROUNDING)
         return tuple(round(low + number * step, 12) for number in range(count + 1))
 
+    @property
     def samples(self) -> tuple[Choice, ...]:
-        """Return values to validate the domain with: every choice, or the ends of a range."""
+        """Values that validate the domain: every choice, or the ends of a range."""
         return self.values or self.ends
 
 
@@ -102,13 +111,36 @@ def decode_value(word: str) -> Choice:
     return tuple(value) if isinstance(value, list) else value
 
 
-def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
-    """Return a copy of nested settings with some values replaced.
+def tune_domain(domain: Domain) -> Any:  # noqa: ANN401 - grids are plain dicts
+    """Return the domain for Ray Tune; values of a choice are encoded as text."""
+    if domain.values:
+        words = [encode_value(value) for value in domain.values]
+        return tune.grid_search(words) if domain.grid else tune.choice(words)
+    if domain.quniform is not None:
+        # Tune's quniform starts its intervals at 0, not at the lower end.
+        return tune.choice(list(domain.steps))
+    if domain.randint is not None:
+        first, last = domain.randint
+        return tune.randint(first, last + 1)  # Tune excludes the upper end
+    return (tune.loguniform if domain.loguniform else tune.uniform)(*domain.ends)
 
-    Args:
-        settings: Nested settings as in a configuration file.
-        values: New values by dotted name. A number is an index into a list:
-            ``cost_weight_range.0`` is the first of the cost weights.
+
+def optuna_distribution(domain: Domain) -> BaseDistribution:
+    """Return the domain for Optuna; values of a choice are encoded as text."""
+    if domain.values:
+        return CategoricalDistribution([encode_value(value) for value in domain.values])
+    if domain.randint is not None:
+        return IntDistribution(*domain.randint)
+    low, high = domain.ends
+    if domain.quniform is not None:
+        return FloatDistribution(low, domain.steps[-1], step=domain.quniform[2])
+    return FloatDistribution(low, high, log=domain.loguniform is not None)
+
+
+def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
+    """Return a copy of nested settings with the values at some dotted names replaced.
+
+    A number in a name is an index into a list: ``cost_weight_range.0`` is the first cost weight.
 
     Raises:
         ConfigError: If a name leads through a value without entries, or beyond a list's end.

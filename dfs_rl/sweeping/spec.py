@@ -1,32 +1,51 @@
-"""Contents of a sweep's YAML file."""
+"""Contents of a sweep's YAML file, and their validation; every error names file and line."""
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.sweeping.commands import CommandName, command_of
 from dfs_rl.sweeping.objective import ObjectiveConfig
-from dfs_rl.sweeping.space import Domain, get_setting, with_settings
+from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
 from dfs_rl.utils.config import (
+    SEEDS,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Seed,
     config_from_dict,
     config_to_dict,
     configuration,
+    fields_from_dict,
+    flat_settings,
 )
+from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.yaml_core import YamlSettings, parse_value, read_yaml
 
-SearcherName = Literal["random", "tpe", "nsga2"]
 FIRST_RETRAIN_SEED = 1000
 """Offset of the fresh seeds from the first seed of the search."""
-
-SchedulerName = Literal["none", "asha", "median", "pbt", "pb2"]
+_MOST = 100_000
+_Count = Annotated[int, Field(ge=1, le=_MOST)]
+"""Number of trials or seeds, whose settings and results fit into memory."""
+_NOT_SEARCHED = (
+    *("seed", "run_dir", "dataset", "image_size", "flip"),
+    *("backbone", "device", "threads", "workers"),
+)
+"""Settings that must be the same in all trials, or that the sweep sets itself."""
+_SCHEDULER_SETTINGS = {
+    "grace": (0.2, ("asha", "median")),
+    "reduction": (3.0, ("asha",)),
+    "interval": (0.1, ("pbt", "pb2")),
+}
+"""Default of each setting of a scheduler, and the schedulers that have it."""
 
 
 @configuration
@@ -39,16 +58,28 @@ class SchedulerConfig:
             the other trials' means is stopped; pbt: bad trials copy the weights of good ones, with
             changed settings (population-based training, Jaderberg et al., 2017); pb2: the same,
             with changes proposed by a Gaussian process (Parker-Holder et al., 2020).
-        grace: Fraction of a training during which no trial is stopped.
+        grace: For asha and median: fraction of a training during which no trial is stopped;
+            default: 0.2.
         reduction: For asha: one of this number of trials continues, and intervals grow by this
-            factor.
-        interval: For pbt and pb2: fraction of a training between two exchanges.
+            factor; default: 3.
+        interval: For pbt and pb2: fraction of a training between two exchanges; default: 0.1.
     """
 
-    name: SchedulerName = "none"
-    grace: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    reduction: Annotated[float, Field(gt=1)] = 3.0
-    interval: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    name: Literal["none", "asha", "median", "pbt", "pb2"] = "none"
+    grace: Annotated[float, Field(gt=0, lt=1)] | None = None
+    reduction: Annotated[float, Field(gt=1)] | None = None
+    interval: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    def __post_init__(self) -> None:
+        for setting, (default, owners) in _SCHEDULER_SETTINGS.items():
+            value = getattr(self, setting)
+            if value is not None and self.name not in owners:
+                raise ConfigError(
+                    f"{setting} is {value:g}, but scheduler {self.name!r} has no {setting}; leave "
+                    f"it out, or take {' or '.join(owners)}."
+                )
+            if value is None and self.name in owners:
+                object.__setattr__(self, setting, default)
 
     @property
     def is_population(self) -> bool:
@@ -95,8 +126,8 @@ class RetrainConfig:
         seeds: Number of fresh seeds for each; 0 disables retraining.
     """
 
-    best: PositiveInt = 1
-    seeds: NonNegativeInt = 3
+    best: _Count = 1
+    seeds: Annotated[int, Field(ge=0, le=_MOST)] = 3
 
 
 @configuration
@@ -123,10 +154,10 @@ class SweepFile:
     settings: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Domain]
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    searcher: SearcherName = "tpe"
+    searcher: Literal["random", "tpe", "nsga2"] = "tpe"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    trials: PositiveInt = 24
-    seeds: PositiveInt = 1
+    trials: _Count = 24
+    seeds: _Count = 1
     seed: Seed = 0
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     stop: StopConfig = field(default_factory=StopConfig)
@@ -147,6 +178,13 @@ class SweepFile:
         """Default values of the searched settings, by dotted name."""
         base = self.base
         return {name: get_setting(base, name) for name in self.search}
+
+    def decoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searched settings that Tune proposes, where choices are encoded as text."""
+        return {
+            name: decode_value(value) if self.search[name].values else value
+            for name, value in values.items()
+        }
 
     def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401
         """Return the command's configuration with the searched settings.
@@ -174,3 +212,195 @@ class SweepFile:
         return config_to_dict(
             config_from_dict({**self.settings, **changes}, config_type, "settings")
         )
+
+
+def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> SweepFile:
+    """Read and validate a sweep.
+
+    Args:
+        path: YAML file of the sweep.
+        changes: Values of the command line that replace those in the file, by dotted name.
+
+    Raises:
+        ConfigError: If a name is unknown, or a value has the wrong type, is out of range or
+            conflicts with another one.
+    """
+    given = read_yaml(path)
+    if not changes:
+        return _validated(given, str(path))
+    try:
+        changed = YamlSettings(with_settings(given, changes), {})
+        return _validated(changed, f"{path} with the given flags")
+    except ConfigError:
+        _validated(given, str(path))  # an error of the file itself has a line
+        raise
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, object]:
+    """Parse settings in the form NAME=VALUE, with values in YAML syntax.
+
+    Raises:
+        ConfigError: If an entry has another form, or two entries have the same name.
+    """
+    changes: dict[str, object] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--set {word} is no setting; write NAME=VALUE.")
+        if name in changes:
+            raise ConfigError(f"--set gives {name} twice; give it once.")
+        changes[name.replace("-", "_")] = parse_value(value)
+    return changes
+
+
+def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
+    """Validate settings, every choice and both ends of every range against data and backbone.
+
+    Raises:
+        ConfigError: If a value is invalid, with file and line.
+    """
+    command, given = command_of(file.command), read_yaml(path)
+    with _located(given, str(path), "settings"):
+        command.check(file.config({}), dataset)
+    for name in file.search:
+        with _located(given, str(path), "search", name):
+            _check_samples(file, name, lambda config: command.check(config, dataset))
+
+
+def _validated(given: YamlSettings, source: str) -> SweepFile:
+    file = config_from_dict(given, SweepFile, source)
+    fields_from_dict(given.part("settings"), command_of(file.command).config_type, source)
+    with _located(given, source, "settings"):
+        _check_settings(file)
+    for name in file.search:
+        with _located(given, source, "search", name):
+            _check_searched(file, name)
+    for place, check in _CHECKS.items():
+        with _located(given, source, *place):
+            check(file)
+    return file
+
+
+@contextmanager
+def _located(given: YamlSettings, source: str, *place: str) -> Iterator[None]:
+    """Add source and line of the value at ``place`` to any ``ConfigError`` in the block."""
+    try:
+        yield
+    except ConfigError as error:
+        line = given.line(place)
+        raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {error}") from error
+
+
+def _check_samples(file: SweepFile, name: str, check: Callable[[Any], None]) -> None:
+    """Check the configuration of each sample of a searched setting."""
+    for value in file.search[name].samples:
+        try:
+            check(file.config({name: value}))
+        except ConfigError as error:  # noqa: PERF203 - there are few samples
+            raise ConfigError(f"{name} may be {value}, which is not allowed: {error}") from error
+
+
+def _check_settings(file: SweepFile) -> None:
+    if "run_dir" in file.settings:
+        raise ConfigError("settings has run_dir, which the sweep sets for each trial; omit it.")
+    base = file.base
+    if base.get("workers", 1) > 1:
+        raise ConfigError(
+            f"settings has {base['workers']} workers, but a trial is one process; leave workers "
+            "out: trials run in parallel."
+        )
+    highest = base["seed"] + max(file.seeds, FIRST_RETRAIN_SEED + file.retrain.seeds)
+    if highest > SEEDS:
+        raise ConfigError(
+            f"settings has seed {base['seed']}, but fresh seeds start {FIRST_RETRAIN_SEED} above "
+            f"it and the highest one is {SEEDS - 1}; take a lower seed."
+        )
+    if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
+        raise ConfigError(
+            f"settings has data set {base['dataset']!r} but no backbone, so every trial would "
+            "train its own; train one with train_backbone and name its run."
+        )
+
+
+def _check_searched(file: SweepFile, name: str) -> None:
+    if name.split(".")[0] in _NOT_SEARCHED:
+        raise ConfigError(f"{name} cannot be searched; it must be the same in all trials.")
+    base = file.base
+    try:
+        get_setting(base, name)
+    except (KeyError, ConfigError):
+        known = [known for known in flat_settings(base) if known not in _NOT_SEARCHED]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"the closest one is {close[0]}" if close else f"allowed are {', '.join(known)}"
+        raise ConfigError(f"{name} is not a setting of {file.command}; {hint}.") from None
+    _check_samples(file, name, lambda _: None)
+
+
+def _check_trials(file: SweepFile) -> None:
+    if not file.search:
+        raise ConfigError("search is empty; name at least one setting.")
+    about = f"trials is {file.trials}, but the grids have {file.combinations} combinations"
+    if file.trials % file.combinations:
+        raise ConfigError(f"{about}; give a multiple of that.")
+    if file.trials > file.combinations and all(domain.grid for domain in file.search.values()):
+        raise ConfigError(f"{about} and nothing else is searched; give {file.combinations}.")
+
+
+def _check_searcher(file: SweepFile) -> None:
+    about = f"searcher is {file.searcher!r}, but"
+    grids = [name for name, domain in file.search.items() if domain.grid]
+    if grids and file.searcher != "random":
+        raise ConfigError(f"{about} {grids[0]} is a grid; take random, or make it a choice.")
+    if file.searcher == "nsga2" and len(file.objective.modes) == 1:
+        raise ConfigError(
+            f"{about} {file.objective.name} is one objective; take tpe, or pareto_front."
+        )
+
+
+def _check_scheduler(file: SweepFile) -> None:
+    about = f"scheduler.name is {file.scheduler.name!r}"
+    if file.scheduler.name != "none" and len(file.objective.modes) > 1:
+        raise ConfigError(f"{about}, which needs one objective, not pareto_front; take none.")
+    if not file.scheduler.is_population:
+        return
+    if file.searcher != "random":
+        raise ConfigError(
+            f"{about}, which changes settings itself; searcher must be random, not "
+            f"{file.searcher!r}."
+        )
+    for name, domain in file.search.items():
+        if domain.kind not in ("uniform", "loguniform"):
+            raise ConfigError(
+                f"{about}, which changes settings during a training; {name} must be uniform or "
+                "loguniform, or stand in settings."
+            )
+    if file.seeds > 1 or file.trials == 1:
+        raise ConfigError(
+            f"{about}, but there are {file.trials} trials of {file.seeds} seeds; a population "
+            "needs several trials of one seed each."
+        )
+
+
+def _check_objective(file: SweepFile) -> None:
+    if file.objective.name != "pareto_front":
+        return
+    if not command_of(file.command).trains_gates:
+        raise ConfigError(
+            "objective.name is 'pareto_front', but a backbone has a point for every bit width; "
+            "take another objective."
+        )
+    samples = [{name: value} for name, domain in file.search.items() for value in domain.samples]
+    if any(getattr(file.config(values), "all_budgets", False) for values in samples):
+        raise ConfigError(
+            "objective.name is 'pareto_front', but these gates learn all budgets and have no "
+            "single point; set fixed_budget: true, or take hypervolume."
+        )
+
+
+_CHECKS: dict[tuple[str, ...], Callable[[SweepFile], None]] = {
+    ("trials",): _check_trials,
+    ("searcher",): _check_searcher,
+    ("scheduler", "name"): _check_scheduler,
+    ("objective", "name"): _check_objective,
+}
+"""Checks of a sweep by the place that their errors name."""

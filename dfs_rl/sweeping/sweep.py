@@ -1,27 +1,24 @@
 """A whole sweep: search, retraining on fresh seeds, and report."""
 
-import re
 import secrets
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from ray.tune import Result
 
 from dfs_rl.data import Dataset, load_dataset
-from dfs_rl.errors import ConfigError, TrainingError
+from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
 from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, load_or_train_backbone
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
-from dfs_rl.sweeping.loading import check_with_dataset, load_sweep_file, parse_overrides
 from dfs_rl.sweeping.report import results_csv, sweep_page, sweep_text
 from dfs_rl.sweeping.results import (
     DEFAULTS,
@@ -31,43 +28,37 @@ from dfs_rl.sweeping.results import (
     best_settings,
     best_trials,
     importances,
-    retrained_records,
-    trial_records,
+    retrained_record,
+    trial_record,
 )
-from dfs_rl.sweeping.spec import FIRST_RETRAIN_SEED, SweepFile
-from dfs_rl.sweeping.trial import TRACEBACK, TrialPlan, run_name
-from dfs_rl.sweeping.tuner import check_resources, check_storage, retrain_best, run_search
+from dfs_rl.sweeping.spec import (
+    FIRST_RETRAIN_SEED,
+    SweepFile,
+    check_with_dataset,
+    load_sweep_file,
+    parse_overrides,
+)
+from dfs_rl.sweeping.trial import CANDIDATE, TRACEBACK, TrialPlan, run_name
+from dfs_rl.sweeping.tuner import check_resources, check_storage, run_trials
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
-from dfs_rl.utils.device import check_cpus, check_memory, resolve_device
-from dfs_rl.utils.io import json_bytes, write_bytes_atomic, write_json
+from dfs_rl.utils.device import check_cpus, resolve_device
+from dfs_rl.utils.io import write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
-from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.trusted_import import trusted_code
 from dfs_rl.utils.yaml_core import dump_yaml
 
-FILE = "sweep.yaml"
+_FILE = "sweep.yaml"
 """Name of the resolved sweep file in the run folder."""
-BEST = "best.yaml"
-BEST_RUNS = "best"
-RESULTS = "results.csv"
-FAILURES = "failures"
-REPORT = "report.html"
-_STORAGE = "storage.json"
-_TRIAL_BYTES = 20_000
-"""Bytes of memory per trial, mostly for its settings."""
+_BEST = "best.yaml"
+_BEST_RUNS = "best"
+_RESULTS = "results.csv"
+_REPORT = "report.html"
 _PATHS = {"dataset", "backbone", "weights", "init_gate"}
 """Settings that can name a file or folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Storage:
-    """Contents of ``storage.json``: the storage of a sweep's trials."""
-
-    trials: str
 
 
 def run(invocation: Invocation[SweepConfig]) -> None:
@@ -78,9 +69,8 @@ def run(invocation: Invocation[SweepConfig]) -> None:
         if config.cpus is not None:  # a sweep may resume with fewer cores
             check_cpus("cpus", config.cpus)
     else:
-        moved = {} if config.dataset is None else {"dataset": _absolute_path(config.dataset)}
-        file = load_sweep_file(folder.path / FILE, moved)
-    _check_memory(file)
+        moved = {"settings.dataset": _absolute_path(config.dataset)} if config.dataset else {}
+        file = load_sweep_file(folder.path / _FILE, moved)
     base = file.config({})
     if command_of(file.command).trains_gates:
         dataset = load_data(base)
@@ -94,7 +84,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
     with start_ray(address=config.address, cpus=config.cpus, store_bytes=dataset.memory_bytes):
         check_resources(file.resources, shares_storage=config.storage_path is not None)
         if folder is None:
-            folder = _create_run(file, dataset.fingerprint, invocation)
+            folder = _create_run(file, dataset, invocation)
         with folder.lock():
             try:
                 _run_sweep(file, dataset, reference_point, folder)
@@ -111,30 +101,19 @@ def resolved(config: SweepConfig) -> SweepFile:
     Raises:
         ConfigError: If the sweep is invalid.
     """
-    given = {"trials": config.trials, "retrain.seeds": config.retrain_seeds}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    changes = parse_overrides(config.set)
-    if config.dataset is not None:
-        changes["dataset"] = config.dataset
-    file = _load(config.file, changes, overrides)
+    given = {f"settings.{name}": value for name, value in parse_overrides(config.set).items()}
+    flags = {
+        "settings.dataset": config.dataset,
+        "trials": config.trials,
+        "retrain.seeds": config.retrain_seeds,
+    }
+    given |= {name: value for name, value in flags.items() if value is not None}
+    file = load_sweep_file(config.file, given)
     settings = {
         name: _absolute_path(value) if name in _PATHS else value
         for name, value in file.settings.items()
     }
     return replace(file, settings=settings)
-
-
-def _load(path: Path, changes: Mapping[str, object], overrides: Mapping[str, object]) -> SweepFile:
-    """Read a sweep with overrides; an error names the flags if the file alone is valid."""
-    try:
-        return load_sweep_file(path, changes, overrides)
-    except ConfigError as error:
-        try:
-            load_sweep_file(path)
-        except ConfigError:
-            raise error from None
-        said = re.sub(r"^.*?(, line \d+)?: ", "", str(error), count=1)
-        raise ConfigError(f"{path} with the given flags: {said}") from error
 
 
 def _absolute_path(value: object) -> object:
@@ -145,17 +124,6 @@ def _absolute_path(value: object) -> object:
     if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
         return value
     return str(Path(value).resolve())
-
-
-def _check_memory(file: SweepFile) -> None:
-    trained = file.retrain.best * file.retrain.seeds
-    numbers = {
-        f"trials is {file.trials}": file.trials,
-        f"retrain.best times retrain.seeds is {trained}": trained,
-        f"seeds is {file.seeds}": file.seeds,
-    }
-    needed = {text: float(number * _TRIAL_BYTES) for text, number in numbers.items()}
-    check_memory(needed, torch.device("cpu"))
 
 
 def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
@@ -176,31 +144,23 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
 
 
 def _create_run(
-    file: SweepFile, fingerprint: str, invocation: Invocation[SweepConfig]
+    file: SweepFile, dataset: Dataset, invocation: Invocation[SweepConfig]
 ) -> RunFolder:
     """Create the run folder of a sweep, after a check that its trials can be stored."""
-    config, files = invocation.config, {FILE: sweep_yaml(file).encode()}
+    config = invocation.config
     if config.storage_path is not None:  # several sweeps can share it
         storage = f"{_absolute_storage(config.storage_path)}/sweep-{secrets.token_hex(4)}"
         check_storage(storage)
-        files[_STORAGE] = json_bytes(config_to_dict(Storage(trials=storage)))
+        config = replace(config, storage_path=storage)
     return RunFolder.create(
         config.run_dir,
         kind=KIND,
         name=config.file.stem,
         config=config,
         command=invocation.command,
-        fingerprint=fingerprint,
-        files=files,
+        fingerprint=dataset.fingerprint,
+        files={_FILE: sweep_yaml(file).encode()},
     )
-
-
-def _storage_of(folder: RunFolder) -> str:
-    """Return the storage of a sweep's trials: the recorded one, or a part of the run folder."""
-    path = folder.path / _STORAGE
-    if path.is_file():
-        return read_record(path, Storage).trials
-    return _absolute_storage(folder.path / "tune")
 
 
 def _absolute_storage(storage: str | Path) -> str:
@@ -223,31 +183,44 @@ def _run_sweep(
 ) -> None:
     """Run or resume a sweep and write all results into its folder."""
     start = time.perf_counter()
-    storage, log = _storage_of(folder), folder.path / "ray.log"
-    first = file.base["seed"]
+    storage = folder.config(SweepConfig).storage_path or _absolute_storage(folder.path / "tune")
+    log, first = folder.path / "ray.log", file.base["seed"]
     plan = TrialPlan(
         file=file,
         reference_point=reference_point,
         seeds=tuple(range(first, first + file.seeds)),
         trusted=trusted_code(),
     )
-    results = run_search(plan, shared, storage, log=log)
-    trials = trial_records(results, file)
+    results = run_trials(plan, shared, storage, log=log)
+    trials = tuple(
+        trial_record(f"{number:03d}", result, file)
+        for number, result in enumerate(results, start=1)
+    )
     best = best_trials(trials, file)
     chosen = [trial for name in best[: file.retrain.best] for trial in trials if trial.name == name]
     _collect_results(results, trials, chosen, folder)
-    retrained: tuple[RetrainedRecord, ...] = ()
     if chosen:
         text = dump_yaml(best_settings(file, chosen[0].settings))
-        write_bytes_atomic(folder.path / BEST, text.encode())
+        write_bytes_atomic(folder.path / _BEST, text.encode())
+    retrained: tuple[RetrainedRecord, ...] = ()
     if chosen and file.retrain.seeds:
         candidates = {trial.name: trial.settings for trial in chosen} | {DEFAULTS: file.defaults}
-        again = replace(plan, candidates=tuple(candidates.values()))
         fresh = first + FIRST_RETRAIN_SEED
-        seeds = range(fresh, fresh + file.retrain.seeds)
+        seeds = tuple(range(fresh, fresh + file.retrain.seeds))
         print_status(f"Training {len(candidates)} settings on {len(seeds)} fresh seeds ...")
-        results = retrain_best(again, shared, storage, log=log, seeds=seeds)
-        retrained = retrained_records(results, candidates, trials, file)
+        again = replace(plan, candidates=tuple(candidates.values()), seeds=seeds)
+        results = run_trials(again, shared, storage, log=log)
+        values = {trial.name: trial.values for trial in chosen}
+        retrained = tuple(
+            retrained_record(
+                name,
+                settings,
+                values.get(name, {}),
+                [r for r in results if (r.config or {})[CANDIDATE] == number],
+                file,
+            )
+            for number, (name, settings) in enumerate(candidates.items())
+        )
     record = SweepRecord(
         title=f"{folder.path.name}: {file.command} on {shared.name}",
         about=_about(file, shared, reference_point),
@@ -264,7 +237,7 @@ def _run_sweep(
     if not best:
         raise TrainingError(
             f"none of the {len(trials)} trials has a result; the reasons are in "
-            f"{folder.path / RESULTS}."
+            f"{folder.path / _RESULTS}."
         )
 
 
@@ -278,14 +251,14 @@ def _collect_results(
     for trial, result in zip(trials, results, strict=True):
         metrics = result.metrics or {}
         if metrics.get(TRACEBACK):
-            path = folder.path / FAILURES / f"{trial.name}.txt"
+            path = folder.path / "failures" / f"{trial.name}.txt"
             path.parent.mkdir(exist_ok=True)
             write_bytes_atomic(path, metrics[TRACEBACK].encode())
         if result.checkpoint is None:
             continue
         with result.checkpoint.as_directory() as stored:
             if trial in chosen:
-                _copy(Path(stored), folder.path / BEST_RUNS / trial.name)
+                _copy(Path(stored), folder.path / _BEST_RUNS / trial.name)
             for events in Path(stored).glob("*/tensorboard"):
                 _copy(events, folder.tensorboard_dir / trial.name / events.parent.name)
 
@@ -301,10 +274,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str:
-    n = len(shared.val)
     about = (
-        f"{n:,} val images; searcher {file.searcher}, scheduler {file.scheduler.name}, seeds per "
-        f"trial {file.seeds}. {file.objective.description(reference_point)}"
+        f"{len(shared.val):,} val images; searcher {file.searcher}, scheduler "
+        f"{file.scheduler.name}, seeds per trial {file.seeds}. "
+        f"{file.objective.description(reference_point)}"
     )
     if file.scheduler.is_population:
         about += " Retrained with the last settings of the schedule, held constant."
@@ -316,8 +289,8 @@ def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord])
     lines = []
     command = command_of(file.command)
     if chosen:
-        lines.append([*command.prog.split(), "--config", str(folder.path / BEST)])
-        run = folder.path / BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
+        lines.append([*command.prog.split(), "--config", str(folder.path / _BEST)])
+        run = folder.path / _BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
         if command.trains_gates:
             lines.append(["python", "-m", "dfs_rl.evaluate", str(run)])
     return tuple(shlex.join(line) for line in (*lines, folder.record().command))
@@ -325,10 +298,10 @@ def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord])
 
 def _write(folder: RunFolder, record: SweepRecord) -> None:
     """Write the report into the folder and the summary to the screen."""
-    write_bytes_atomic(folder.path / RESULTS, results_csv(record).encode())
+    write_bytes_atomic(folder.path / _RESULTS, results_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
     page = sweep_page(record, sweep_figures(record), sweep_yaml(record.file))
-    write_bytes_atomic(folder.path / REPORT, page.encode())
+    write_bytes_atomic(folder.path / _REPORT, page.encode())
     sys.stdout.write(sweep_text(record))
     sys.stdout.flush()
-    print_status(f"The report is {folder.path / REPORT}.")
+    print_status(f"The report is {folder.path / _REPORT}.")

@@ -19,7 +19,6 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import SweepCommand, command_of
-from dfs_rl.sweeping.space import decode_value
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
@@ -48,8 +47,9 @@ class TrialPlan:
     Attributes:
         file: The sweep.
         reference_point: Bound of the hypervolume.
-        seeds: Seeds of each trial's trainings.
-        candidates: Searched settings to retrain on fresh seeds.
+        seeds: Seeds of each trial's trainings; the fresh seeds if there are candidates.
+        candidates: Searched settings to retrain on fresh seeds, a trial for each pair; empty in the
+            search.
         trusted: Constructors that trials may import, as in ``trusting``.
     """
 
@@ -60,20 +60,43 @@ class TrialPlan:
     trusted: frozenset[str] = frozenset()
 
 
-def search_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
-    """Train with the settings that the searcher proposes; called by Tune."""
-    values = {
-        name: decode_value(value) if plan.file.search[name].values else value
-        for name, value in config.items()
-    }
-    with trusting(plan.trusted):
-        _run(values, plan.seeds, plan, shared)
+def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
+    """Train every seed and report to Tune; errors are reported too, and not retried.
 
-
-def retrain_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
-    """Train a candidate on a fresh seed; called by Tune."""
-    with trusting(plan.trusted):
-        _run(plan.candidates[config[CANDIDATE]], (config[SEED],), plan, shared)
+    Args:
+        config: Settings that the searcher proposes, or a candidate's number and a fresh seed.
+        plan: Common data of all trials.
+        shared: The data set.
+    """
+    values: Mapping[str, object]
+    seeds: tuple[int, ...]
+    if plan.candidates:
+        values, seeds = plan.candidates[config[CANDIDATE]], (config[SEED],)
+    else:
+        values, seeds = plan.file.decoded(config), plan.seeds
+    folder = Path(tune.get_context().get_trial_dir()) / "runs"
+    shutil.rmtree(folder, ignore_errors=True)  # remains of a killed worker
+    folder.mkdir(parents=True)
+    if (checkpoint := tune.get_checkpoint()) is not None:
+        checkpoint.to_directory(str(folder))
+    reporter = _TrialReporter(plan, folder, len(seeds))
+    command = command_of(plan.file.command)
+    try:
+        with trusting(plan.trusted):
+            for seed in seeds:
+                settings = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
+                set_threads(settings.threads)
+                device = str(resolve_device(settings.device))
+                run = resume_if_started(command, settings)
+                run = run or command.create(settings, shared, device)
+                with run.lock():
+                    watched = replace(run, after_save=partial(reporter.report_progress, run))
+                    command.train(settings, shared, watched, device)
+                reporter.add(run, command.points_on_val(run))
+    except Exception as error:  # noqa: BLE001 - the other trials continue after any error
+        reporter.fail(error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # checkpoints are already in Tune's storage
 
 
 def run_name(seed: int) -> str:
@@ -81,45 +104,11 @@ def run_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-def _run(
-    values: Mapping[str, object], seeds: tuple[int, ...], plan: TrialPlan, shared: Dataset
-) -> None:
-    """Train every seed and report; errors are reported too, and not retried."""
-    folder = _fresh_folder()
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is not None:
-        checkpoint.to_directory(str(folder))
-    reporter = _TrialReporter(plan, folder, len(seeds))
-    command = command_of(plan.file.command)
-    try:
-        for seed in seeds:
-            config = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
-            set_threads(config.threads)
-            device = str(resolve_device(config.device))
-            run = resume_if_started(command, config) or command.create(config, shared, device)
-            with run.lock():
-                watched = replace(run, after_save=partial(reporter.report_progress, run))
-                command.train(config, shared, watched, device)
-            reporter.add(run, command.points_on_val(run))
-        reporter.finish()
-    except Exception as error:  # noqa: BLE001 - the other trials continue after any error
-        reporter.fail(error)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # checkpoints are already in Tune's storage
-
-
-def _fresh_folder() -> Path:
-    """Return an empty local folder, without remains of a killed worker."""
-    folder = Path(tune.get_context().get_trial_dir()) / "runs"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401
     """Open a training that has started, or return None.
 
-    If its settings differ, as in a copy of another trial, they are replaced.
+    If its settings differ, as in a copy of another trial, they are replaced, and the validation
+    state is discarded, because under another reward another gate may be the best.
     """
     path = config.run_dir
     if not (path / RECORD).is_file():
@@ -127,24 +116,19 @@ def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  
     run, resolved = RunFolder.open(path), command.with_resolved_defaults(config)
     if replace(run.config(command.config_type), run_dir=path) != resolved:
         run.replace_config(resolved)
-        _reset_best_gate(run)
+        if run.has_checkpoint(LAST_CHECKPOINT):
+            tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
+            if _VALIDATION in state:
+                run.save_checkpoint(LAST_CHECKPOINT, tensors, {**state, _VALIDATION: None})
     return run
-
-
-def _reset_best_gate(run: RunFolder) -> None:
-    """Discard the validation state, because under another reward another gate may be the best."""
-    if not run.has_checkpoint(LAST_CHECKPOINT):
-        return
-    tensors, state = run.load_checkpoint(LAST_CHECKPOINT)
-    if _VALIDATION in state:
-        run.save_checkpoint(LAST_CHECKPOINT, tensors, {**state, _VALIDATION: None})
 
 
 class _TrialReporter:
     """Reports the logged metrics of a trial's runs to Tune."""
 
     def __init__(self, plan: TrialPlan, folder: Path, n_seeds: int) -> None:
-        self._plan = plan
+        self._objective = plan.file.objective
+        self._reference_point = plan.reference_point
         self._folder = folder
         self._n_seeds = n_seeds
         self._done: list[dict[str, float]] = []
@@ -153,24 +137,18 @@ class _TrialReporter:
 
     def report_progress(self, run: RunFolder) -> None:
         """Report the metrics of an unfinished run with a new validation."""
-        seen = validations(run)
-        if not seen:
+        if not (seen := validations(run)):
             return
         progress, _ = seen[-1]
         overall = FULL_PROGRESS * (len(self._done) + progress) / self._n_seeds
         if progress < 1.0 and overall > self._progress:
-            self._report(overall, self._values([*self._done, self._value(run)]))
+            self._report(overall, [*self._done, self._value(run)])
 
     def add(self, run: RunFolder, points_on_val: tuple[CurvePoint, ...]) -> None:
-        """Add a finished run, and report it unless it is the last one."""
+        """Add and report a finished run."""
         self._done.append(self._value(run))
         self._points.append(points_on_val)
-        if len(self._done) < self._n_seeds:
-            self._report(FULL_PROGRESS * len(self._done) / self._n_seeds, self._values(self._done))
-
-    def finish(self) -> None:
-        """Report the whole trial."""
-        self._report(FULL_PROGRESS, self._values(self._done))
+        self._report(FULL_PROGRESS * len(self._done) / self._n_seeds, self._done)
 
     def fail(self, error: Exception) -> None:
         """Report that the trial has failed."""
@@ -179,7 +157,7 @@ class _TrialReporter:
         tune.report(
             {
                 PROGRESS: self._progress,
-                **self._plan.file.objective.failure_values,
+                **self._objective.failure_values,
                 FAILED: name + " ".join(str(error).split()),
                 POINTS: "[]",
                 TRACEBACK: "" if known else "".join(traceback.format_exception(error)),
@@ -188,21 +166,18 @@ class _TrialReporter:
 
     def _value(self, run: RunFolder) -> dict[str, float]:
         """Return a run's objective, without the validation of the untrained gate."""
-        objective, reference_point = self._plan.file.objective, self._plan.reference_point
         learned = [points for progress, points in validations(run) if progress > 0]
-        return objective.mean_of_last(
-            [objective.values(points, reference_point) for points in learned]
+        last = learned[-self._objective.last :]
+        return self._objective.mean(
+            [self._objective.values(points, self._reference_point) for points in last]
         )
 
-    def _values(self, of_seeds: list[dict[str, float]]) -> dict[str, float]:
-        return self._plan.file.objective.mean(of_seeds)
-
-    def _report(self, progress: float, values: Mapping[str, float]) -> None:
+    def _report(self, progress: float, of_seeds: list[dict[str, float]]) -> None:
         self._progress = progress
         tune.report(
             {
                 PROGRESS: progress,
-                **values,
+                **self._objective.mean(of_seeds),
                 FAILED: "",
                 POINTS: json.dumps(self._points),
                 TRACEBACK: "",

@@ -4,24 +4,38 @@ import hashlib
 import json
 import logging
 import os
+import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import ray
 from ray import tune
 from ray.tune import Result
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.schedulers.pb2 import PB2
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
 from sklearn.exceptions import ConvergenceWarning
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.sweeping.objective import is_penalty
-from dfs_rl.sweeping.search import folder_name, param_space, trial_number, tune_config
-from dfs_rl.sweeping.spec import ResourceConfig
+from dfs_rl.sweeping.space import optuna_distribution, tune_domain
+from dfs_rl.sweeping.spec import ResourceConfig, SweepFile
 from dfs_rl.sweeping.trial import (
     CANDIDATE,
     FAILED,
@@ -29,14 +43,12 @@ from dfs_rl.sweeping.trial import (
     PROGRESS,
     SEED,
     TrialPlan,
-    retrain_trial,
-    search_trial,
+    run_trial,
 )
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import ray_deprecations_ignored
 
-SEARCH = "search"
-RETRAIN = "retrain"
+_SEARCH = "search"
 _KEPT = 2
 """Number of checkpoints to keep per trial; one remains while another is written."""
 _EVERY = 30.0
@@ -44,11 +56,11 @@ _EVERY = 30.0
 _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
-def run_search(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
-    """Run the search, or resume the one in ``storage``.
+def run_trials(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
+    """Run or resume the search in ``storage``, or train every candidate on every fresh seed.
 
     Args:
-        plan: Common data of the trials.
+        plan: Common data of the trials; with candidates, they are trained instead of a search.
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for Ray's log.
@@ -60,103 +72,168 @@ def run_search(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> 
         KeyboardInterrupt: After Ctrl-C; a later call resumes from Tune's stored state.
         TrainingError: If the experiment cannot continue.
     """
-    file = plan.file
-    return _fit(
-        tune.with_parameters(search_trial, plan=plan, shared=shared),
-        plan,
-        f"{storage}/{SEARCH}",
-        log,
-        total=file.trials,
-        # In a population, a trial may later start from any checkpoint of another one.
-        keep=None if file.scheduler.is_population else _KEPT,
-        search=lambda: {"param_space": param_space(file), "tune_config": tune_config(file)},
+    file, resources = plan.file, plan.file.resources
+    metric, mode = next(iter(file.objective.modes.items()))
+    total = len(plan.candidates) * len(plan.seeds) or file.trials
+    name = _experiment_name(plan)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan, shared=shared),
+        {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-
-
-def retrain_best(
-    plan: TrialPlan, shared: Dataset, storage: str, *, log: Path, seeds: Sequence[int]
-) -> list[Result]:
-    """Train every candidate of ``plan`` on every fresh seed, or resume; see ``run_search``."""
-    # Different candidates or seeds require a new experiment.
-    fingerprinted = json.dumps([*map(dict, plan.candidates), *seeds], default=str)
-    name = f"{RETRAIN}-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
-    grid = {
-        CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
-        SEED: tune.grid_search(list(seeds)),
-    }
-    config = tune.TuneConfig(reuse_actors=True, trial_dirname_creator=folder_name)
-    return _fit(
-        tune.with_parameters(retrain_trial, plan=plan, shared=shared),
-        plan,
-        f"{storage}/{name}",
-        log,
-        total=len(plan.candidates) * len(seeds),
-        keep=_KEPT,
-        search=lambda: {"param_space": grid, "tune_config": config},
-    )
-
-
-def _fit(
-    function: Any,  # noqa: ANN401
-    plan: TrialPlan,
-    path: str,
-    log: Path,
-    *,
-    total: int,
-    keep: int | None,
-    search: Callable[[], dict[str, Any]],
-) -> list[Result]:
-    """Run or resume the experiment in ``path``; ``search`` returns the settings of a new one."""
-    resources, stop = plan.file.resources, plan.file.stop
-    trainable = tune.with_resources(function, {"cpu": resources.cpus, "gpu": resources.gpus})
-    storage, _, name = path.rpartition("/")
-    metric, mode = next(iter(plan.file.objective.modes.items()))
     with ray_deprecations_ignored(), _logged(log):
         warnings.simplefilter("ignore", ConvergenceWarning)  # from PB2's model with few trials
-        if tune.Tuner.can_restore(path):
+        if tune.Tuner.can_restore(f"{storage}/{name}"):
             tuner = tune.Tuner.restore(
-                path, trainable=trainable, resume_unfinished=True, resume_errored=True
+                f"{storage}/{name}", trainable, resume_unfinished=True, resume_errored=True
             )
         else:
+            # In a population, a trial may later start from any checkpoint of another one.
+            keep = None if file.scheduler.is_population and not plan.candidates else _KEPT
+            limit = file.stop.trial_seconds
             run_config = tune.RunConfig(
                 name=name,
                 storage_path=storage,
-                failure_config=tune.FailureConfig(max_failures=stop.retries),
+                failure_config=tune.FailureConfig(max_failures=file.stop.retries),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
-                stop={"time_total_s": stop.trial_seconds} if stop.trial_seconds else None,
-                callbacks=[ProgressTable(total, metric=metric, maximize=mode == "max")],
+                stop={"time_total_s": limit} if limit else None,
+                callbacks=[_ProgressTable(total, metric, mode)],
                 verbose=0,
             )
-            tuner = tune.Tuner(trainable, run_config=run_config, **search())
+            tuner = tune.Tuner(
+                trainable,
+                param_space=_param_space(plan),
+                tune_config=tune_config(file, search=not plan.candidates),
+                run_config=run_config,
+            )
         try:
             grid = tuner.fit()
         except tune.TuneError as error:
             said = " ".join(str(error).split())
-            raise TrainingError(f"the experiment in {path} cannot continue: {said}") from error
+            raise TrainingError(f"the experiment {name} cannot continue: {said}") from error
     # The order of the results changes on restore; folder names sort in the order of creation.
     return sorted((grid[i] for i in range(len(grid))), key=lambda result: str(result.path))
 
 
-class ProgressTable(tune.Callback):
+def _experiment_name(plan: TrialPlan) -> str:
+    if not plan.candidates:
+        return _SEARCH
+    # Different candidates or seeds require a new experiment.
+    fingerprinted = json.dumps([*map(dict, plan.candidates), *plan.seeds], default=str)
+    return f"retrain-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
+
+
+# Searchers and schedulers
+
+
+def _trial_number(trial: Trial) -> int:
+    """Return Tune's creation index of a trial; the list order can differ in a resumed sweep."""
+    return int(str(trial.experiment_tag).split("_")[0])
+
+
+def _folder_name(trial: Trial) -> str:
+    return f"trial_{_trial_number(trial):05d}"
+
+
+def tune_config(file: SweepFile, *, search: bool = True) -> tune.TuneConfig:
+    """Return Tune's configuration of a search, or of trials with given settings."""
+    if not search:
+        return tune.TuneConfig(reuse_actors=True, trial_dirname_creator=_folder_name)
+    if file.scheduler.is_population:  # it uses the process's global generators
+        random.seed(file.seed)
+        np.random.seed(file.seed)  # noqa: NPY002
+    return tune.TuneConfig(
+        num_samples=file.trials // file.combinations,
+        search_alg=_searcher(file),
+        scheduler=_scheduler(file),
+        time_budget_s=file.stop.seconds,
+        reuse_actors=True,  # avoids a new worker process per trial
+        trial_dirname_creator=_folder_name,
+    )
+
+
+def _searcher(file: SweepFile) -> BasicVariantGenerator | OptunaSearch:
+    if file.searcher == "random":
+        return BasicVariantGenerator(random_state=file.seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler: optuna.samplers.BaseSampler = (
+            optuna.samplers.NSGAIISampler(seed=file.seed)
+            if file.searcher == "nsga2"
+            # The constant liar rates running trials as bad, so that parallel trials differ.
+            else optuna.samplers.TPESampler(seed=file.seed, constant_liar=True)
+        )
+    names, modes = list(file.objective.modes), list(file.objective.modes.values())
+    single = len(names) == 1
+    return OptunaSearch(
+        space={name: optuna_distribution(domain) for name, domain in file.search.items()},
+        metric=names[0] if single else names,
+        mode=modes[0] if single else modes,  # type: ignore[arg-type]
+        sampler=sampler,
+    )
+
+
+def _scheduler(file: SweepFile) -> TrialScheduler:
+    """Return the scheduler; all schedulers measure time in percent of a training."""
+    scheduler = file.scheduler
+    if scheduler.name == "none":
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    metric, mode = next(iter(file.objective.modes.items()))
+    goal: dict[str, Any] = {"time_attr": PROGRESS, "metric": metric, "mode": mode}
+    grace = FULL_PROGRESS * (scheduler.grace or 0.0)
+    if scheduler.name == "asha":
+        goal |= {"max_t": FULL_PROGRESS, "reduction_factor": scheduler.reduction}
+        return ASHAScheduler(**goal, grace_period=max(1, round(grace)))
+    if scheduler.name == "median":
+        return MedianStoppingRule(**goal, grace_period=grace)
+    goal["perturbation_interval"] = FULL_PROGRESS * (scheduler.interval or 0.0)
+    goal["custom_explore_fn"] = partial(_clipped, file)
+    if scheduler.name == "pbt":
+        mutations = {name: tune_domain(domain) for name, domain in file.search.items()}
+        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations)
+    bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
+    return PB2(**goal, hyperparam_bounds=bounds)
+
+
+def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:
+    """Clip settings to their ranges, after Tune multiplied them or rounded them to float32."""
+    ends = {name: file.search[name].ends for name in config}
+    return {n: min(max(value, ends[n][0]), ends[n][1]) for n, value in config.items()}
+
+
+def _param_space(plan: TrialPlan) -> dict[str, Any]:
+    if plan.candidates:
+        return {
+            CANDIDATE: tune.grid_search(list(range(len(plan.candidates)))),
+            SEED: tune.grid_search(list(plan.seeds)),
+        }
+    if plan.file.searcher != "random":
+        return {}  # Optuna's searchers have their own
+    return {name: tune_domain(domain) for name, domain in plan.file.search.items()}
+
+
+# Output
+
+
+class _ProgressTable(tune.Callback):
     """Prints a line for each trial that ends, and one about the running trials at intervals.
 
     The values come from Tune's trials only, so a resumed sweep shows the same figures as before.
-
-    Args:
-        total: Number of trials.
-        metric: Name of the objective.
-        maximize: Whether the highest value is the best.
     """
 
-    def __init__(self, total: int, *, metric: str, maximize: bool) -> None:
+    def __init__(self, total: int, metric: str, mode: str) -> None:
         self._total = total
         self._metric = metric
-        self._best = max if maximize else min
-        self._start: float | None = None
+        self._best = max if mode == "max" else min
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the clock, because Tune stores its callbacks."""
-        return {**self.__dict__, "_start": None}
+    def setup(self, *args: Any, **info: Any) -> None:  # noqa: ARG002, ANN401
+        """Print the head of the table, at the start and when a sweep resumes."""
+        self._start = self._last = time.monotonic()
+        self._made_before: float | None = None
+        self._printed: set[str] = set()
+        print_status(
+            _LINE.format("minutes", "trial", "done", "progress", self._metric, "best", "left")
+        )
 
     def on_step_end(
         self,
@@ -165,37 +242,30 @@ class ProgressTable(tune.Callback):
         **info: Any,  # noqa: ARG002, ANN401
     ) -> None:
         """Print the trials that have ended and, at intervals, the running ones."""
-        now = time.monotonic()
-        if self._start is None:
-            self._start = self._last = now
+        if self._made_before is None:
             self._made_before = _trainings_made(trials)
-            self._printed: set[str] = set()
-            print_status(
-                _LINE.format("minutes", "trial", "done", "progress", self._metric, "best", "left")
-            )
-        for rank, trial in enumerate(sorted(trials, key=trial_number), start=1):
+        for rank, trial in enumerate(sorted(trials, key=_trial_number), start=1):
             if _has_ended(trial) and trial.trial_id not in self._printed:
                 self._printed.add(trial.trial_id)
                 self._print(f"{rank:03d}", trial, trials)
         running = [trial for trial in trials if trial.status == Trial.RUNNING]
-        if running and now - self._last >= _EVERY:
+        if running and time.monotonic() - self._last >= _EVERY:
             self._print(f"{len(running)} run", max(running, key=_progress), trials)
 
     def _print(self, name: str, trial: Trial, trials: list[Trial]) -> None:
         self._last = time.monotonic()
-        assert self._start is not None
         minutes = (self._last - self._start) / 60
         result = trial.last_result or {}
-        reason = result.get(FAILED)
-        if trial.status == Trial.ERROR:
-            reason = "its process died too often"
-        left, made = "", _trainings_made(trials)
-        if made > self._made_before:
-            rate = minutes / (made - self._made_before)
-            left = f"about {rate * (self._total - made):.1f} min"
         value = f"{result[self._metric]:.4g}" if self._metric in result else ""
         finished = [t.last_result for t in trials if _progress(t) >= FULL_PROGRESS]
         values = [r[self._metric] for r in finished if not (r[FAILED] or is_penalty(r))]
+        made, left = _trainings_made(trials), ""
+        if made > (self._made_before or 0.0):
+            rate = minutes / (made - (self._made_before or 0.0))
+            left = f"about {rate * (self._total - made):.1f} min"
+        reason = result.get(FAILED)
+        if trial.status == Trial.ERROR:
+            reason = "its process died too often"
         print_status(
             _LINE.format(
                 f"{minutes:.1f}",
@@ -243,36 +313,31 @@ def _logged(path: Path) -> Iterator[None]:
             logger.propagate = propagate
 
 
+# Checks before a sweep
+
+
 def check_storage(storage: str) -> None:
-    """Validate the storage of trials.
+    """Check that Ray can access the storage of trials.
 
     Raises:
-        ConfigError: If Ray cannot access the storage, or it already contains a sweep.
+        ConfigError: If it cannot.
     """
     try:
         with ray_deprecations_ignored():
-            taken = tune.Tuner.can_restore(f"{storage}/{SEARCH}")
+            tune.Tuner.can_restore(f"{storage}/{_SEARCH}")
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(
             f"storage_path leads to {storage}, which is not usable: {said}"
         ) from error
-    if taken:
-        raise ConfigError(
-            f"storage_path leads to {storage}, which already has a sweep; choose another one."
-        )
 
 
 def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
     """Check that a node of the cluster has the resources of a trial, which would else wait forever.
 
-    Args:
-        resources: Resources of one trial.
-        shares_storage: Whether all nodes share a storage for trials.
-
     Raises:
         ConfigError: If no node has these resources, or there are several machines without a shared
-            storage.
+            storage for trials.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     for name, key in (("cpus", "CPU"), ("gpus", "GPU")):

@@ -12,45 +12,27 @@ CORNER = CurvePoint(10.0, 80.0)
 CURVE = [CurvePoint(0.1, 82.0), CurvePoint(1.0, 90.0)]
 
 
-def test_hypervolume_of_two_points():
-    values = ObjectiveConfig().values(CURVE, CORNER)
-    # One decade at 2 points above the corner, one at 10.
-    assert values == {"hypervolume": pytest.approx(12.0)}
-
-
 @pytest.mark.parametrize(
-    ("budget", "accuracy"),
+    ("settings", "values"),
     [
-        (5.0, 90.0),
-        (1.0, 90.0),
-        (math.sqrt(0.1), 86.0),  # halfway on the logarithmic axis
-        (0.1, 82.0),
-        (0.01, -100.0),  # the cheapest point lies a decade above the budget
+        ({}, {"hypervolume": 12.0}),  # one decade at 2 points above the corner, one at 10
+        ({"name": "accuracy", "budget": 5.0}, {"accuracy": 90.0}),
+        ({"name": "accuracy", "budget": 1.0}, {"accuracy": 90.0}),
+        # Halfway on the logarithmic axis.
+        ({"name": "accuracy", "budget": math.sqrt(0.1)}, {"accuracy": 86.0}),
+        ({"name": "accuracy", "budget": 0.1}, {"accuracy": 82.0}),
+        # The cheapest point lies a decade above the budget.
+        ({"name": "accuracy", "budget": 0.01}, {"accuracy": -100.0}),
+        # The reward is that of the best point.
+        ({"name": "reward", "cost_weight": 20.0}, {"reward": 0.82 - 20 * 0.001}),
+        ({"name": "reward", "cost_weight": 1.0}, {"reward": 0.90 - 0.01}),
+        ({"name": "pareto_front"}, {"accuracy": 90.0, "computation": 1.0}),
     ],
 )
-def test_accuracy_within_a_budget(budget, accuracy):
-    objective = ObjectiveConfig(name="accuracy", budget=budget)
-    assert objective.values(CURVE, CORNER) == {"accuracy": pytest.approx(accuracy)}
-
-
-def test_reward_is_that_of_the_best_point():
-    high = ObjectiveConfig(name="reward", cost_weight=20.0)
-    assert high.values(CURVE, CORNER) == {"reward": pytest.approx(0.82 - 20 * 0.001)}
-    low = ObjectiveConfig(name="reward", cost_weight=1.0)
-    assert low.values(CURVE, CORNER) == {"reward": pytest.approx(0.90 - 0.01)}
-
-
-def test_pareto_front_has_two_values():
-    objective = ObjectiveConfig(name="pareto_front")
-    assert objective.values([CURVE[1]], CORNER) == {"accuracy": 90.0, "computation": 1.0}
-    assert objective.modes == {"accuracy": "max", "computation": "min"}
-
-
-def test_mean_of_the_last_validations():
-    objective = ObjectiveConfig(last=2)
-    logged = [{"hypervolume": value} for value in (9.0, 1.0, 2.0)]
-    assert objective.mean_of_last(logged) == {"hypervolume": 1.5}
-    assert objective.mean_of_last(logged[:1]) == {"hypervolume": 9.0}
+def test_values_of_a_validation(settings, values):
+    objective = ObjectiveConfig(**settings)
+    assert objective.values(CURVE, CORNER) == pytest.approx(values)
+    assert objective.modes == {n: "min" if n == "computation" else "max" for n in values}
 
 
 @pytest.mark.parametrize(
@@ -59,8 +41,7 @@ def test_mean_of_the_last_validations():
 )
 def test_penalties_are_not_averaged_with_accuracies(values, mean):
     objective = ObjectiveConfig(name="accuracy", budget=1.0)
-    several = [{"accuracy": value} for value in values]
-    assert objective.mean(several) == objective.mean_of_last(several) == {"accuracy": mean}
+    assert objective.mean([{"accuracy": value} for value in values]) == {"accuracy": mean}
 
 
 @pytest.mark.parametrize("name", ["hypervolume", "accuracy", "reward", "pareto_front"])

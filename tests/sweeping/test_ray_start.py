@@ -87,23 +87,6 @@ def test_local_ray_is_closed_to_others():
     assert not private.exists()
 
 
-def test_commands_close_ray_before_the_import(tmp_path):
-    # The environment of other tests is closed already, see conftest.py.
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("RAY_")}
-    file = tmp_path / "sweep.yaml"
-    file.write_text(
-        "command: train_agent\n"
-        "settings: {timesteps: 96, num_envs: 32, eval_every: 96}\n"
-        "search: {reward.log_likelihood: {uniform: [0, 1]}}\n"
-        "trials: 1\n"
-        "retrain: {seeds: 0}\n"
-    )
-    command = [sys.executable, "-m", "dfs_rl.sweep", str(file), "--run-dir", str(tmp_path / "run")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "run" / "report.html").is_file()
-
-
 def test_failed_start_is_one_sentence():
     # Ray's processes end with their driver, a separate process; no machine has a pebibyte.
     program = """

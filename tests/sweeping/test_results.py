@@ -15,9 +15,8 @@ from dfs_rl.sweeping.results import (
     TrialRecord,
     best_settings,
     best_trials,
-    differing,
     importances,
-    trial_records,
+    trial_record,
 )
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile
@@ -90,66 +89,48 @@ def test_importances_rank_settings_by_their_effect():
         }
         value = 10 * settings["reward.accuracy"] + 4 * (settings["algo"] == "ppo")
         history = [(0.5, value), (1.0, -value)]
-        # Stopped trials count at the progress that all trials have reached.
-        short = number % 2 == 0
-        status = "stopped" if short else "finished"
-        trials.append(
-            trial(
-                f"{number:03d}", {}, status=status, settings=settings, history=history[: 2 - short]
-            )
-        )
+        if number % 2 == 0:  # stopped trials count at the progress that all trials have reached
+            ended = {"status": "stopped", "history": history[:1]}
+        else:
+            ended = {"history": history}
+        trials.append(trial(f"{number:03d}", {}, settings=settings, **ended))
     found = importances(trials, FILE)
     assert sum(found.values()) == pytest.approx(1.0)
     assert found["algorithm.ent_coef"] < found["algo"] < found["reward.accuracy"]
 
 
-def test_no_importances_with_few_trials():
-    same = [trial(f"{i}", {}, settings={}, history=[(1.0, 2.0)]) for i in range(9)]
-    assert importances(same, FILE) == {}
-    assert importances(same[:2], FILE) == {}
-
-
-def test_no_importances_with_few_distinct_values():
+@pytest.mark.parametrize(
+    ("values", "estimated"),
+    [([2.0] * 9, False), ([1, 1, 1, 2, 3, 4, 5, 6, 7], False), ([1, 1, 0, 2, 3, 4, 5, 6, 7], True)],
+)
+def test_importances_need_eight_distinct_values(values, estimated):
     draw = random.Random(0)
-    values = [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     trials = []
     for value in values:
         settings = {"reward.accuracy": draw.random(), "algorithm.ent_coef": 0.01, "algo": "ppo"}
         trials.append(trial("001", {}, settings=settings, history=[(1.0, value)]))
-    assert importances(trials, FILE) == {}
-    trials[0] = replace(trials[0], history=((1.0, 0.5),))
-    assert importances(trials, FILE)
+    assert bool(importances(trials, FILE)) == estimated
+    assert importances(trials[:2], FILE) == {}
 
 
-def test_trial_above_the_budget_fails():
+@pytest.mark.parametrize(
+    ("accuracy", "status", "values", "history"),
+    [(97.0, "finished", {"accuracy": 97.0}, ((1.0, 97.0),)), (-12.5, "failed", {}, ())],
+)
+def test_trial_above_the_budget_fails(accuracy, status, values, history):
     metrics = {PROGRESS: FULL_PROGRESS, FAILED: "", POINTS: "[[[2.0, 99.0]]]", "time_total_s": 1.0}
+    metrics["accuracy"] = accuracy
+    result = Result(metrics=metrics, checkpoint=None, error=None, path="")
+    result.metrics_dataframe = DataFrame([metrics])
     bounded = replace(FILE, objective=ObjectiveConfig(name="accuracy", budget=1.5))
-    results = []
-    for accuracy in (97.0, -12.5):
-        result = {**metrics, "accuracy": accuracy}
-        results.append(Result(metrics=result, checkpoint=None, error=None, path=""))
-        results[-1].metrics_dataframe = DataFrame([result])
-    within, above = trial_records(results, bounded)
-    assert (within.status, within.values, within.history) == (
-        "finished",
-        {"accuracy": 97.0},
-        ((1.0, 97.0),),
-    )
-    assert (above.status, above.values, above.history) == ("failed", {}, ())
-    assert "1.5 %" in above.reason
-    assert best_trials([within, above], bounded) == ("001",)
+    found = trial_record("001", result, bounded)
+    assert (found.status, found.values, found.history) == (status, values, history)
+    assert ("1.5 %" in (found.reason or "")) == (status == "failed")
 
 
 def test_best_settings_are_those_that_differ():
-    assert best_settings(
-        FILE, {"reward.accuracy": 0.25, "algorithm.vf_coef": 0.5, "algo": "a2c"}
-    ) == {
-        "algo": "a2c",
-        "reward": {"accuracy": 0.25},
-    }
-    assert differing({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 0}, "d": 3}) == {
-        "a": {"c": 2}
-    }
+    values = {"reward.accuracy": 0.25, "algorithm.vf_coef": 0.5, "algo": "a2c"}
+    assert best_settings(FILE, values) == {"algo": "a2c", "reward": {"accuracy": 0.25}}
 
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])

@@ -8,7 +8,7 @@ import pytest
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.loading import check_with_dataset, load_sweep_file
+from dfs_rl.sweeping.spec import check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
 
@@ -35,9 +35,9 @@ def test_all_shipped_sweeps_are_listed():
 def test_one_trial_trains(name, digits, tmp_path):
     path = CONFIGS / f"{name}.yaml"
     command = load_sweep_file(path).command
-    file = load_sweep_file(path, settings=TINY[command])
+    file = load_sweep_file(path, {f"settings.{n}": v for n, v in TINY[command].items()})
     check_with_dataset(file, digits, path)
-    values = {setting: domain.samples()[0] for setting, domain in file.search.items()}
+    values = {setting: domain.samples[0] for setting, domain in file.search.items()}
     config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
     run = command_of(command).create(config, digits, "cpu")
     command_of(command).train(config, digits, run, "cpu")
@@ -48,5 +48,5 @@ def test_one_trial_trains(name, digits, tmp_path):
     for shown in (points, command_of(command).points_on_val(run)):
         assert all(isinstance(point, CurvePoint) for point in shown)
         value = file.objective.values(list(shown), reference_point)
-        assert set(value) == set(file.objective.names)
+        assert set(value) == set(file.objective.modes)
         assert all(math.isfinite(v) for v in value.values())
