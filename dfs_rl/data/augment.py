@@ -23,9 +23,6 @@ def augment(
             eighth of the shorter side.
         flip: Whether to mirror each image left to right with probability 0.5.
 
-    Returns:
-        Augmented images, uint8 ``[n, c, h, w]``, a new tensor.
-
     Raises:
         ConfigError: If ``pad`` is negative or more than the shorter side.
     """
@@ -53,11 +50,7 @@ def augment(
 
 
 def check_pad(pad: int, height: int, width: int, *, name: str = "pad") -> None:
-    """Check that a shift in pixels is neither negative nor above the images' shorter side.
-
-    Raises:
-        ConfigError: With the setting's ``name``, if the shift is out of range.
-    """
+    """Raise ConfigError for a shift that is negative or above the images' shorter side."""
     if not 0 <= pad <= min(height, width):
         raise ConfigError(
             f"{name} is {pad}, but the images are {height} x {width} pixels; allowed are 0 to "

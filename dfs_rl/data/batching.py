@@ -17,13 +17,6 @@ def epoch_batches(
 
     Training can thus resume at any epoch and step without stored random state.
 
-    Args:
-        n: Number of images.
-        batch_size: Indices per batch.
-        seed: Seed of the run.
-        epoch: Number of the epoch.
-        drop_last: Whether to leave out an incomplete last batch.
-
     Yields:
         Indices, int64 ``[batch]`` on the CPU; each index occurs at most once per epoch.
 
@@ -44,11 +37,7 @@ def epoch_batches(
 
 
 def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:
-    """Yield views of ``batch_size`` images in order; the last batch may be smaller.
-
-    Raises:
-        ConfigError: If ``batch_size`` is not positive.
-    """
+    """Yield views of ``batch_size`` images in order; the last batch may be smaller."""
     if batch_size < 1:
         raise ConfigError(f"batch size is {batch_size}; it must be 1 or more.")
     for start in range(0, len(image_set), batch_size):

@@ -2,18 +2,19 @@
 
 import io
 import math
-import os
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfs_rl.data.images import MIN_SIDE
 from dfs_rl.data.pixels import resized_sides
 from dfs_rl.errors import DataError
+from dfs_rl.utils.device import free_bytes
 
 # Pillow's other decoders are little tested; some crash the process or exhaust its memory.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -27,13 +28,7 @@ _MAX_FILE_BYTES = 2**30
 
 
 class EncodedImage(NamedTuple):
-    """Image of a source.
-
-    Attributes:
-        row: Row number in the source.
-        data: Encoded bytes, the file that contains them, or the decoded image.
-        place: Origin of the image, for error messages.
-    """
+    """Row of a source: encoded bytes, their file, or a decoded image; ``place`` is for errors."""
 
     row: int
     data: bytes | Path | Image.Image
@@ -65,15 +60,11 @@ class ImageArray:
 
     Palette images, CMYK and similar kinds become RGB; black-and-white becomes grey. A mixture of
     grey and RGB images, common in photo collections, becomes RGB without loss. Other mixtures, and
-    16-bit or floating-point grey, are errors.
+    16-bit or floating-point grey, are errors. All images are resized and cropped to ``image_size``
+    pixels; None requires images of equal size.
 
     Each image is written to its final position, so peak memory is a little above ``n * c * h * w``
     bytes; turning a grey array into RGB adds a copy.
-
-    Args:
-        n: Number of images.
-        image_size: Height and width in pixels to which all images are resized and cropped; None
-            requires images of equal size.
     """
 
     def __init__(self, n: int, *, image_size: int | None = None) -> None:
@@ -84,22 +75,12 @@ class ImageArray:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """Pixels, uint8 ``[n, c, h, w]``, complete after ``put`` of every row.
-
-        Raises:
-            DataError: If no image was put.
-        """
-        if self._pixels is None:
-            raise DataError("there is no image to read.")
+        """Pixels, uint8 ``[n, c, h, w]``, complete after ``put`` of every row."""
+        assert self._pixels is not None
         return self._pixels
 
     def put(self, index: int, image: EncodedImage) -> None:
-        """Decode ``image`` into row ``index``.
-
-        Raises:
-            DataError: If the image cannot be decoded, or differs from the first one in size or
-                kind.
-        """
+        """Decode ``image`` into row ``index``; an error names the image."""
         try:
             picture = _read(image)
         except DataError:
@@ -187,16 +168,12 @@ def _allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
 
     Without the check, the out-of-memory killer would end the process while the array fills.
     """
-    n_bytes = math.prod(shape)
-    try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # unknown on this system
-        installed = n_bytes
-    if n_bytes > installed:
+    n_bytes, free = math.prod(shape), free_bytes(torch.device("cpu"))
+    if n_bytes > free:
         n, channels, height, width = shape
         raise DataError(
             f"{n} images of {channels} x {height} x {width} need {n_bytes / 1e9:.1f} GB, this "
-            f"machine has {installed / 1e9:.1f} GB; take fewer (limit) or smaller images."
+            f"machine has {free / 1e9:.1f} GB free; take fewer (limit) or smaller images."
         )
     return np.zeros(shape, dtype=np.uint8)
 

@@ -23,7 +23,7 @@ MIN_CLASSES = 2
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images and their labels, ``n * c * h * w`` bytes plus 8 bytes per label.
+    """Images and their labels.
 
     Pickling stores arrays, which Ray's object store shares between processes without a copy.
 
@@ -92,10 +92,7 @@ def _from_arrays(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> ImageS
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Named data set in memory with four splits.
-
-    Memory is ``n * c * h * w`` bytes of pixels for all splits and 8 bytes per label: 178 MB for
-    CIFAR-10, 0.1 MB for the digits.
+    """Named data set in memory with four splits: 178 MB for CIFAR-10, 0.1 MB for the digits.
 
     Attributes:
         name: Name for reports: ``digits``, the name of the folder, or the hub id.
@@ -149,11 +146,7 @@ class Dataset:
                 )
 
     def split(self, name: SplitName) -> ImageSet:
-        """Return a split by name.
-
-        Raises:
-            DataError: If the name is not that of a split.
-        """
+        """Return a split by name."""
         if name not in SPLIT_NAMES:
             raise DataError(f"{name!r} is not a split; allowed are {list(SPLIT_NAMES)}.")
         split: ImageSet = getattr(self, name)
@@ -187,11 +180,7 @@ class Dataset:
 
 
 def check_text(*names: str) -> None:
-    """Check that names can be stored as UTF-8, unlike some folder names in other encodings.
-
-    Raises:
-        DataError: If a name is not UTF-8.
-    """
+    """Raise DataError for a name that is not UTF-8, as of a folder in another encoding."""
     for name in names:
         if name != name.encode(errors="replace").decode():
             raise DataError(

@@ -41,23 +41,19 @@ class SplitLabel(NamedTuple):
 
 
 def read_split_label(name: str) -> SplitLabel:
-    """Find a split word in a name: ``Training_set`` is ``train`` with the rest ``set``.
+    """Find a split word in a name, in any case: ``Training_set`` is ``train`` with rest ``set``.
 
-    The search ignores case. A name with words of two splits refers to neither.
+    A name with words of two splits refers to neither.
     """
     words = _BORDER.sub(" ", name).lower().split()
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
-    if len(splits) != 1:
-        return SplitLabel(None, tuple(words))
-    return SplitLabel(splits.pop(), tuple(word for word in words if word not in SPLIT_WORDS))
+    if len(splits) == 1:
+        return SplitLabel(splits.pop(), tuple(word for word in words if word not in SPLIT_WORDS))
+    return SplitLabel(None, tuple(words))
 
 
 def read_tree(folder: Path) -> Tree:
-    """List the image and parquet files in ``folder`` and below, except hidden ones.
-
-    Raises:
-        DataError: If a folder cannot be read, or a link leads to one of its parent folders.
-    """
+    """List the image and parquet files in ``folder`` and below, except hidden ones."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}).") from error
@@ -81,11 +77,8 @@ def table_splits(folder: Path, tree: Tree) -> tuple[list[Path], list[Path] | Non
     """Return the parquet files of the train split and, if there is one, of the test split.
 
     Splits are recognized by the names of files and sub-folders: ``train-00000-of-00002.parquet``,
-    ``data/train.parquet`` or ``default/train/0000.parquet``.
-
-    Raises:
-        DataError: If the names do not determine the splits, a file of a split is missing, or there
-            are also class folders with images.
+    ``data/train.parquet`` or ``default/train/0000.parquet``. Unclear names, missing files and class
+    folders of images are errors.
     """
     labels: dict[str, SplitLabel] = {}
     parts: dict[str, list[Path]] = {}
@@ -134,10 +127,8 @@ def image_splits(folder: Path, tree: Tree) -> tuple[Place, Place | None]:
     """Return the places of the train folder and, if there is one, of the test folder.
 
     A top folder is a split if it is named like one (``Train``, ``testing``, ``seg_train``) and
-    contains class folders. Without such a folder, the top folders are the classes of ``()``.
-
-    Raises:
-        DataError: If the names do not determine which folders are classes and which are splits.
+    contains class folders. Without such a folder, the top folders are the classes of ``()``. Names
+    that leave open which folders are classes and which are splits are errors.
     """
     tops = sorted({place[0] for place in tree if place})
     flat = [top for top in tops if tree[top,]]
@@ -165,9 +156,7 @@ def image_splits(folder: Path, tree: Tree) -> tuple[Place, Place | None]:
 def class_files(folder: Path, tree: Tree, split: Place) -> dict[str, list[Path]]:
     """Return the image files of each class of a split, both sorted by name.
 
-    Raises:
-        DataError: If there are no class folders, a class folder has no image, or the classes may
-            be the folders of another level.
+    A class without an image, and classes that may be the folders of another level, are errors.
     """
     depth, origin = len(split), folder.joinpath(*split)
     classes: dict[str, list[Place]] = {}
@@ -211,11 +200,8 @@ def class_files(folder: Path, tree: Tree, split: Place) -> dict[str, list[Path]]
 def pick_splits(origin: str, labels: Mapping[str, SplitLabel]) -> tuple[str, str | None]:
     """Return the names of the train part and, if there is one, of the test part.
 
-    Other parts are not used, which is logged.
-
-    Raises:
-        DataError: If there is no train part, several parts refer to one split, or parts belong to
-            different variants of the data, which may share images.
+    Other parts are not used, which is logged. Several parts of one split, or of different variants
+    of the data, are errors, since they may share images.
     """
     named = {part: label for part, label in labels.items() if label.split}
     splits = {label.split: part for part, label in named.items()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfs_rl.data.decode import EncodedImage, ImageArray
-from dfs_rl.data.images import MIN_CLASSES, MIN_SIDE, Dataset, ImageSet, check_text
+from dfs_rl.data.images import MIN_SIDE, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import few
 from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
@@ -60,7 +60,7 @@ def load_dataset(
     image_size: int | None = None,
     flip: bool | None = None,
 ) -> Dataset:
-    """Load a data set into memory and split it deterministically.
+    """Load a data set into memory, ``n * c * h * w`` bytes, and split it deterministically.
 
     The source's own test split stays the test split; agent and val are carved from its train images
     class by class. Without a test split, test is carved too. A validation split of the source is
@@ -73,11 +73,10 @@ def load_dataset(
 
     Args:
         spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a name of
-            ``register_dataset``; a folder of parquet files
-            or of images; or a hub id ``owner/name`` or ``owner/name:config``, read with the
-            ``datasets`` library. Splits are recognized by that library's words in any case (train,
-            training; test, testing, eval, evaluation; val, valid, validation, dev):
-            ``train.parquet``, ``data/train-00000-of-00002.parquet``,
+            ``register_dataset``; a folder of parquet files or of images; or a hub id ``owner/name``
+            or ``owner/name:config``, read with the ``datasets`` library. Splits are recognized by
+            that library's words in any case (train, training; test, testing, eval, evaluation; val,
+            valid, validation, dev): ``train.parquet``, ``data/train-00000-of-00002.parquet``,
             ``default/train/0000.parquet``. Columns of parquet files are recognized by their types.
             Image files are ``class/name.jpg``, or ``train/class/name.jpg`` with or without
             ``test/class/name.jpg``. Ambiguous names of splits or classes are errors.
@@ -91,9 +90,6 @@ def load_dataset(
             requires images of equal size.
         flip: Whether training mirrors half of the images; None mirrors all data sets except the
             digits. Use False for letters and digits.
-
-    Returns:
-        Data set of ``n * c * h * w`` bytes of uint8 pixels.
 
     Raises:
         ConfigError: If ``limit`` is not positive, or ``image_size`` is not a whole number of at
@@ -112,27 +108,21 @@ def load_dataset(
             )
         return _load_registered(spec, image_size=image_size, flip=flip)
     sources = _find_sources(spec)
-    check_text(sources.name)
     names = _agree_on_classes(sources)
     if splits is None:
         splits = DIGITS_FRACTIONS if spec == DIGITS else SplitFractions()
-    plan = plan_splits(
-        sources.train.labels,
-        None if sources.test is None else sources.test.labels,
-        splits,
-        class_names=names,
-        limit=limit,
-    )
-    carved = [plan.train, plan.agent, plan.val]
-    if sources.test is None:
-        carved.append(plan.test)
+    test_labels = None if sources.test is None else sources.test.labels
+    plan = plan_splits(sources.train.labels, test_labels, splits, class_names=names, limit=limit)
     array = ImageArray(sum(map(len, plan)), image_size=image_size)
-    classes = [_fill(array, 0, sources.train, np.concatenate(carved))]
-    if sources.test is not None:
-        classes.append(_fill(array, len(classes[0]), sources.test, plan.test))
+    if sources.test is None:
+        classes = _fill(array, 0, sources.train, np.concatenate(plan))
+    else:
+        carved = np.concatenate(plan[:-1])
+        classes = _fill(array, 0, sources.train, carved)
+        classes = np.append(classes, _fill(array, len(carved), sources.test, plan.test))
     # The splits are consecutive views of one array.
     pixels, labels, lengths = drop_repeats(
-        sources.name, names, array.pixels, np.concatenate(classes), [len(rows) for rows in plan]
+        sources.name, names, array.pixels, classes, [len(rows) for rows in plan]
     )
     images = torch.split(torch.from_numpy(pixels), lengths)
     train, agent, val, test = map(ImageSet, images, torch.split(torch.from_numpy(labels), lengths))
@@ -149,10 +139,7 @@ def load_dataset(
 
 
 def flips_by_default(spec: str) -> bool:
-    """Return the default of ``flip``: False for the digits, otherwise True.
-
-    A registered data set has its own.
-    """
+    """Return the default of ``flip``: that of a registered data set, False only for the digits."""
     return DATASETS[spec]().flip if spec in DATASETS else spec != DIGITS
 
 
@@ -190,13 +177,9 @@ def _digits_sources() -> Sources:
     return Sources(DIGITS, train, None)
 
 
-LOADERS: dict[str, Callable[[], Sources]] = {DIGITS: _digits_sources}
-"""Functions that return the sources of a data set, by its name."""
-
-
 def _find_sources(spec: str) -> Sources:
-    if spec in LOADERS:
-        return LOADERS[spec]()
+    if spec == DIGITS:
+        return _digits_sources()
     check_text(spec)
     try:
         folder = Path(spec).expanduser()
@@ -209,11 +192,10 @@ def _find_sources(spec: str) -> Sources:
         raise DataError(
             f"data set {spec!r} has no such home folder; allowed are {_FORMS}."
         ) from error
-    if exists:
-        raise DataError(f"data set {spec!r} is a file; allowed are {_FORMS}.")
-    if _HUB_ID.fullmatch(spec):
+    if not exists and _HUB_ID.fullmatch(spec):
         return hub_sources(spec)
-    raise DataError(f"data set {spec!r} does not exist; allowed are {_FORMS}.")
+    fault = "is a file" if exists else "does not exist"
+    raise DataError(f"data set {spec!r} {fault}; allowed are {_FORMS}.")
 
 
 def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
@@ -228,20 +210,12 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
                 "0 to n - 1 with none left out."
             )
         names = tuple(map(str, values))
-    if len(names) < MIN_CLASSES:
-        raise DataError(
-            f"{train.origin} has only the class {list(names)}; {MIN_CLASSES} are needed."
-        )
     if test is not None:
-        if test.class_names is not None and test.class_names != names:
+        theirs = test.class_names or range(int(test.labels.max()) + 1)
+        if len(theirs) > len(names) or test.class_names not in (None, names):
             raise DataError(
-                f"{test.origin} has the classes {few(test.class_names)} but {train.origin} "
-                f"{few(names)}; they must be the same."
-            )
-        if test.labels.max() >= len(names):
-            raise DataError(
-                f"{test.origin} has label {test.labels.max()} but {train.origin} only {len(names)} "
-                "classes; they must be the same."
+                f"{test.origin} has the classes {few(theirs)} but {train.origin} {few(names)}; "
+                "they must be the same."
             )
     return names
 

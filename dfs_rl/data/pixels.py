@@ -24,7 +24,7 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
 
     Args:
         images: Images of any shape.
-        bounded: Whether floats must be in [0, 1] in addition to being finite.
+        bounded: Whether floats must also be in [0, 1], and not only finite.
 
     Raises:
         DataError: If the type or a value is invalid; the message contains the range found.
@@ -62,15 +62,8 @@ def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
 def fit_images(images: Tensor, size: int) -> Tensor:
     """Resize the shorter side to ``size``, antialiased bilinear, and crop the centre.
 
-    Images of ``size x size`` are returned unchanged. For others the result equals that of
-    ``decode.fit_picture`` up to rounding.
-
-    Args:
-        images: Images ``[n, c, h, w]``, uint8 or float in [0, 1].
-        size: Height and width of the result in pixels.
-
-    Returns:
-        Images ``[n, c, size, size]``, float in [0, 1] if they were resized.
+    Images ``[n, c, size, size]`` are returned unchanged. For others, uint8 or float in [0, 1], the
+    result is float in [0, 1] and equals that of ``decode.fit_picture`` up to rounding.
     """
     rows, columns = images.shape[2:]
     if rows == columns == size:

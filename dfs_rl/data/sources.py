@@ -1,8 +1,8 @@
 """Sources of data sets: image folders, parquet files and hub ids, before they are split.
 
-Tables are read with the ``datasets`` library. Image folders are not: its ``imagefolder`` builder
-takes 0.6 ms per file to list a folder, returns the files in no fixed order, and merges class
-folders of one name.
+Image folders are not read with the ``datasets`` library: its ``imagefolder`` builder takes 0.6 ms
+per file to list a folder, returns the files in no fixed order, and merges class folders of one
+name.
 """
 
 import tempfile
@@ -21,7 +21,6 @@ from dfs_rl.data.decode import EncodedImage, brief
 from dfs_rl.data.images import check_text
 from dfs_rl.data.layout import (
     TABLE_SUFFIX,
-    Tree,
     class_files,
     image_splits,
     read_split_label,
@@ -36,8 +35,6 @@ _LABEL_NAMES = ("label", "labels", "fine_label")
 _BATCH_ROWS = 256  # rows of encoded images in memory at a time
 _PROBE_SECONDS = 10.0
 
-Read = Callable[[NDArray[np.bool_]], Iterator[EncodedImage]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -49,15 +46,12 @@ class Source:
         class_names: Name of each class, or None if the source has only numbers.
         read: Function that yields the rows selected by a mask, bool ``[n]``, in order.
 
-    Raises:
-        DataError: If the source is empty, a label is negative or has no class name, or a class name
-            is not UTF-8.
     """
 
     origin: str
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] | None
-    read: Read
+    read: Callable[[NDArray[np.bool_]], Iterator[EncodedImage]]
 
     def __post_init__(self) -> None:
         check_text(*(self.class_names or ()))
@@ -86,24 +80,23 @@ class Sources(NamedTuple):
 
 
 def folder_sources(folder: Path) -> Sources:
-    """Return the sources of a folder of parquet files or of class folders with images.
-
-    Raises:
-        DataError: If a file is unreadable, or the names do not determine splits and classes.
-    """
+    """Return the sources of a folder of parquet files or of class folders with images."""
     tree = read_tree(folder)
-    name = folder.resolve().name
+    parts: Iterable[Any]
     if any(name.lower().endswith(TABLE_SUFFIX) for names in tree.values() for name in names):
-        files, test_files = table_splits(folder, tree)
-        test_source = None if test_files is None else _parquet_source(test_files)
-        return Sources(name, _parquet_source(files), test_source)
-    train, test = image_splits(folder, tree)
-    test_source = None if test is None else _image_source(folder, tree, test)
-    return Sources(name, _image_source(folder, tree, train), test_source)
+        parts, read = table_splits(folder, tree), _parquet_source
+    else:
+        parts = image_splits(folder, tree)
+
+        def read(split: tuple[str, ...]) -> Source:
+            return _image_source(str(folder.joinpath(*split)), class_files(folder, tree, split))
+
+    train, test = (None if part is None else read(part) for part in parts)
+    assert train is not None
+    return Sources(folder.resolve().name, train, test)
 
 
-def _image_source(folder: Path, tree: Tree, split: tuple[str, ...]) -> Source:
-    classes = class_files(folder, tree, split)
+def _image_source(origin: str, classes: dict[str, list[Path]]) -> Source:
     files = [file for found in classes.values() for file in found]
 
     def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
@@ -111,7 +104,7 @@ def _image_source(folder: Path, tree: Tree, split: tuple[str, ...]) -> Source:
             yield EncodedImage(row, files[row], str(files[row]))
 
     return Source(
-        origin=str(folder.joinpath(*split)),
+        origin=origin,
         labels=np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()]),
         class_names=tuple(classes),
         read=read,
@@ -131,7 +124,7 @@ def _parquet_source(files: list[Path]) -> Source:
 
     features = load(files[0]).features
 
-    def read_columns(column: str) -> Iterator[tuple[str, Any]]:
+    def read_column(column: str) -> Iterator[tuple[str, Any]]:
         for path in files:
             if load(path).features.get(column) != features[column]:
                 raise DataError(
@@ -140,18 +133,11 @@ def _parquet_source(files: list[Path]) -> Source:
                 )
             yield str(path), load(path, [column])
 
-    return table_source(str(files[0]), features, read_columns)
+    return _table_source(str(files[0]), features, read_column)
 
 
 def hub_sources(spec: str) -> Sources:
-    """Load a data set from the hub, or offline from the cache of the ``datasets`` library.
-
-    Args:
-        spec: Hub id, ``owner/name`` or ``owner/name:config``.
-
-    Raises:
-        DataError: If the data set is neither on the hub nor in the cache, or has no train split.
-    """
+    """Load ``owner/name`` or ``owner/name:config`` from the hub, or from its cache if offline."""
     import datasets  # a slow import that digits and image folders do not need
     import huggingface_hub
 
@@ -163,14 +149,14 @@ def hub_sources(spec: str) -> Sources:
             huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         splits = datasets.load_dataset(name, config or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if not online:
-            raise DataError(
-                f"data set {spec!r} is no existing folder, the hub cannot be reached (no network, "
-                "or HF_HUB_OFFLINE is set), and it is not in the local cache."
-            ) from error
-        raise DataError(
-            f"data set {spec!r} cannot be read from the hub ({brief(error)})."
-        ) from error
+        if online:
+            fault = f"cannot be read from the hub ({brief(error)})"
+        else:
+            fault = (
+                "is no existing folder, the hub cannot be reached (no network, or HF_HUB_OFFLINE "
+                "is set), and it is not in the local cache"
+            )
+        raise DataError(f"data set {spec!r} {fault}.") from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
     return sources_of_splits(spec, splits)
@@ -192,11 +178,7 @@ def _is_reachable(name: str) -> bool:
 
 
 def sources_of_splits(spec: str, splits: Any) -> Sources:  # noqa: ANN401 - untyped library
-    """Return the train and test sources of a ``datasets.DatasetDict``.
-
-    Raises:
-        DataError: If there is no train split, or it has no columns of images and labels.
-    """
+    """Return the train and test sources of a ``datasets.DatasetDict``."""
     # Users cannot rename splits on the hub, so an exact name wins over other split words.
     labels = {split: read_split_label(split) for split in sorted(splits)}
     named = {label.split: split for split, label in labels.items() if not label.rest}
@@ -207,28 +189,19 @@ def sources_of_splits(spec: str, splits: Any) -> Sources:  # noqa: ANN401 - unty
 
     def source(split: str) -> Source:
         origin, data = f"{spec} {split}", splits[split]
-        return table_source(
+        return _table_source(
             origin, data.features, lambda name: [(origin, data.select_columns(name))]
         )
 
     return Sources(spec, source(train), None if test is None else source(test))
 
 
-def table_source(
+def _table_source(
     origin: str,
     features: Any,  # noqa: ANN401 - untyped library
     read_column: Callable[[str], Iterable[tuple[str, Any]]],
 ) -> Source:
-    """Build a source from tables of the ``datasets`` library.
-
-    Args:
-        origin: Location of the table, for messages.
-        features: Columns of the table, ``datasets.Features``.
-        read_column: Function that returns one column of every table with the table's location.
-
-    Raises:
-        DataError: If the image or label column cannot be determined, or a label is missing.
-    """
+    """Build a source from the tables that ``read_column`` returns: location and one column."""
     image, label = find_columns(features, origin)
 
     def batches(column: str) -> Iterator[tuple[str, int, Any]]:
@@ -236,9 +209,8 @@ def table_source(
             first = 0
             with _reporting_damage(place):
                 for batch in table.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-                    values = batch.column(0)
-                    yield place, first, values
-                    first += len(values)
+                    yield place, first, batch.column(0)
+                    first += len(batch)
 
     labels = [np.zeros(0, dtype=np.int64)]
     for place, first, values in batches(label):
@@ -279,10 +251,7 @@ def find_columns(features: Any, origin: str) -> tuple[str, str]:  # noqa: ANN401
 
     Images are declared as ``Image``, or are encoded bytes: a binary column, or a struct with a
     binary field ``bytes``. Labels are declared as ``ClassLabel``, or are whole numbers. Declared
-    columns have priority; among several columns, usual names decide.
-
-    Raises:
-        DataError: If there is no such column, or several and none with a usual name.
+    columns have priority; among several columns, usual names decide, or it is an error.
     """
     kinds = {
         name: getattr(feature.get("bytes") if isinstance(feature, dict) else feature, "dtype", None)
@@ -311,7 +280,7 @@ def find_columns(features: Any, origin: str) -> tuple[str, str]:  # noqa: ANN401
 
 @contextmanager
 def _reporting_damage(place: str) -> Iterator[None]:
-    """Turn any error of the ``datasets`` library in the block into a DataError."""
+    """Turn any error of a library in the block into a DataError."""
     try:
         yield
     except Exception as error:

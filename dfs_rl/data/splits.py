@@ -4,48 +4,38 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dfs_rl.data.images import SPLIT_NAMES
 from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.utils.config import configuration
 from dfs_rl.utils.seeding import numpy_generator
 
 MIN_PER_CLASS = 2
 _LOG = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
+_Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SplitFractions:
-    """Shares of the source's train images per split and class; ``train`` gets the rest.
+    """Shares, in (0, 1), of the source's train images per split and class; train gets the rest.
 
-    Attributes:
-        agent: Share of the split that trains gates, in (0, 1).
-        val: Share of the split for selection, in (0, 1).
-        test: Share of the test split, in (0, 1); not used if the source has a test split.
-
-    Raises:
-        ConfigError: If a share is outside (0, 1), or nothing remains for ``train``.
+    ``test`` is not used if the source has a test split.
     """
 
-    agent: float = 0.1
-    val: float = 0.1
-    test: float = 0.2
+    agent: _Share = 0.1
+    val: _Share = 0.1
+    test: _Share = 0.2
 
     def __post_init__(self) -> None:
-        shares = {"agent": self.agent, "val": self.val, "test": self.test}
-        for name, share in shares.items():
-            if not 0 < share < 1:
-                raise ConfigError(f"split fraction {name} is {share}; it must lie between 0 and 1.")
-        if sum(shares.values()) >= 1:
-            raise ConfigError(
-                f"split fractions {shares} add up to 1 or more; nothing is left to train."
-            )
+        if self.agent + self.val + self.test >= 1:
+            raise ConfigError(f"{self} adds up to 1 or more; nothing is left to train.")
 
 
 class SplitPlan(NamedTuple):
@@ -85,7 +75,7 @@ def plan_splits(
     class_names: Sequence[str],
     limit: int | None = None,
 ) -> SplitPlan:
-    """Assign the images of a source to splits.
+    """Assign the images of a source to disjoint splits, which cover it without ``limit``.
 
     Args:
         labels: Class of every image, int64 ``[n]``.
@@ -94,9 +84,6 @@ def plan_splits(
         class_names: Name of each class.
         limit: Largest number of images of either source, the classes in proportion. A limited split
             is a part of the unlimited one, so limited and unlimited runs never mix splits.
-
-    Returns:
-        Disjoint row numbers; without ``limit`` they cover every image.
 
     Raises:
         ConfigError: If ``limit`` is not positive.
@@ -173,12 +160,10 @@ def drop_repeats(
     labels: NDArray[np.int64],
     lengths: Sequence[int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
-    """Drop the images that also occur in an earlier split, and log their number.
+    """Return pixels, labels and split lengths without images that also occur in an earlier split.
 
-    The pixels ``[n, c, h, w]``, one split after another, are overwritten if images are dropped.
-
-    Returns:
-        Pixels, labels and split lengths of the remaining images.
+    The pixels ``[n, c, h, w]``, one split after another, are overwritten if images are dropped, and
+    the number of dropped images is logged.
 
     Raises:
         DataError: If no image of a class remains in a split.

@@ -44,16 +44,10 @@ class ChannelStatistics:
 
 
 def channel_statistics(images: Tensor) -> ChannelStatistics:
-    """Compute mean and (population) standard deviation of each channel.
+    """Return mean and (population) standard deviation of each channel, scaled to [0, 1].
 
     Args:
         images: At least one image, uint8 ``[n, c, h, w]``.
-
-    Returns:
-        Statistics for pixels scaled to [0, 1].
-
-    Raises:
-        DataError: If there are no images.
     """
     if not len(images):
         raise DataError(

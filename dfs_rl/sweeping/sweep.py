@@ -149,7 +149,10 @@ def _create_run(
     """Create the run folder of a sweep, after a check that its trials can be stored."""
     config = invocation.config
     if config.storage_path is not None:  # several sweeps can share it
-        storage = f"{_absolute_storage(config.storage_path)}/sweep-{secrets.token_hex(4)}"
+        storage = config.storage_path
+        if "://" not in storage:
+            storage = str(Path(storage).resolve())
+        storage = f"{storage}/sweep-{secrets.token_hex(4)}"
         check_storage(storage)
         config = replace(config, storage_path=storage)
     return RunFolder.create(
@@ -161,11 +164,6 @@ def _create_run(
         fingerprint=dataset.fingerprint,
         files={_FILE: sweep_yaml(file).encode()},
     )
-
-
-def _absolute_storage(storage: str | Path) -> str:
-    """Return a storage path for Ray: a URI unchanged, a folder as an absolute path."""
-    return str(storage) if "://" in str(storage) else str(Path(storage).resolve())
 
 
 def sweep_yaml(file: SweepFile) -> str:
@@ -183,7 +181,7 @@ def _run_sweep(
 ) -> None:
     """Run or resume a sweep and write all results into its folder."""
     start = time.perf_counter()
-    storage = folder.config(SweepConfig).storage_path or _absolute_storage(folder.path / "tune")
+    storage = folder.config(SweepConfig).storage_path or str((folder.path / "tune").resolve())
     log, first = folder.path / "ray.log", file.base["seed"]
     plan = TrialPlan(
         file=file,

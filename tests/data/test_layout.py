@@ -106,7 +106,7 @@ def test_class_named_train_is_allowed_inside_train(image_folder):
         (["train/train", "train/test"], "test, train, named like splits"),
         (["a/cat", "a/dog", "b/cat", "b/dog", "c/cow"], "a, b in "),
         (["trainset/cat", "trainset/dog", "testset/cat", "testset/dog"], "the same folders"),
-        (["cat"], "only the class ['cat']"),
+        (["cat"], "has the classes ['cat']; at least 2"),
     ],
 )
 def test_folders_of_unclear_meaning_are_refused(image_folder, folders, words, refusal):

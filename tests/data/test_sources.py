@@ -155,7 +155,7 @@ def test_labels_of_test_must_fit_train(parquet_folder, write_parquet, refusal):
     write_parquet(path, [0, 1] * 5, class_names=["cat", "cow"])
     assert "test.parquet has the classes cat, cow" in refusal(parquet_folder)
     write_parquet(path, [0, 1, 2] * 5)
-    assert "test.parquet has label 2" in refusal(parquet_folder)
+    assert "test.parquet has the classes 0, 1, 2 but" in refusal(parquet_folder)
     write_parquet(path, [0] * 5)
     assert "split 'test' has no image of class 'dog'" in refusal(parquet_folder)
     write_parquet(path, [-1] * 5, class_names=NAMES)
@@ -169,7 +169,7 @@ def test_labels_of_test_must_fit_train(parquet_folder, write_parquet, refusal):
         ([0, 2] * 10, None, "0 to n - 1"),
         ([0, -1] * 10, None, "train.parquet has label -1 in row 1"),
         ([0, 1, 2] * 10, ["a", "b"], "label 2 in row 2 but names only 2 classes"),
-        ([0] * 10, None, "only the class ['0']"),
+        ([0] * 10, None, "has the classes ['0']; at least 2"),
         ([0, 1] * 10, ["a", "b", "c"], "class 'c' has 0 train images"),
         ([], None, "contains no images"),
         (list(range(1, 31)), None, "11, 12, … (30 in all)"),

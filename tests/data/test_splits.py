@@ -42,12 +42,14 @@ def test_splits_partition_the_images_by_class(sizes, own_test, seed):
     assert np.bincount(labels[plan.train], minlength=len(sizes)).min() >= 2
 
 
-def test_the_plan_is_always_the_same():
+@pytest.mark.parametrize("limits", [(40, 40), (None, 1000)])  # the latter is above the size
+def test_the_plan_is_always_the_same(limits):
     labels = shuffled_labels([30, 50])
-    first, again = (
-        plan_splits(labels, None, FRACTIONS, class_names=["a", "b"], limit=40) for _ in range(2)
-    )
-    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+    plans = [
+        plan_splits(labels, None, FRACTIONS, class_names=["a", "b"], limit=limit)
+        for limit in limits
+    ]
+    assert all(np.array_equal(*pair) for pair in zip(*plans, strict=True))
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,45 +99,33 @@ def test_a_limited_split_is_a_part_of_the_whole_one(sizes, own_test, share):
     assert n_carved <= limit
 
 
-def test_a_limit_above_the_size_changes_nothing():
-    labels = shuffled_labels([20, 20])
-    plans = [
-        plan_splits(labels, None, FRACTIONS, class_names=["a", "b"], limit=limit)
-        for limit in (None, 1000)
-    ]
-    assert all(np.array_equal(*pair) for pair in zip(*plans, strict=True))
+@pytest.mark.parametrize(
+    ("sizes", "test_labels", "limit", "error", "message"),
+    [
+        ([50, 7], None, None, DataError, r"class '1' has 7 train images; at least 2 .* 'test'\]"),
+        ([50, 50], None, 6, DataError, r"split 'train' has no image of class '0' \(limit 6\); ev"),
+        ([50, 50], np.zeros(9, np.int64), None, DataError, "'test' has no image of class '1'; ev"),
+        ([9, 9], None, 0, ConfigError, "limit is 0"),
+    ],
+)
+def test_impossible_splits_are_refused(sizes, test_labels, limit, error, message):
+    labels = shuffled_labels(sizes)
+    with pytest.raises(error, match=message):
+        plan_splits(labels, test_labels, SplitFractions(), class_names=["0", "1"], limit=limit)
 
 
-def test_a_class_too_small_to_share_is_named():
-    with pytest.raises(DataError, match=r"class 'rare' has 7 train images; at least 2 .* 'test'\]"):
-        plan_splits(shuffled_labels([50, 7]), None, FRACTIONS, class_names=["often", "rare"])
-
-
-def test_a_limit_too_small_is_named():
-    with pytest.raises(
-        DataError, match=r"split 'train' has no image of class 'a' \(limit 6\); every"
-    ):
-        plan_splits(shuffled_labels([50, 50]), None, FRACTIONS, class_names=["a", "b"], limit=6)
-    with pytest.raises(ConfigError, match="limit is 0"):
-        plan_splits(shuffled_labels([9, 9]), None, FRACTIONS, class_names=["a", "b"], limit=0)
-
-
-def test_a_test_split_without_a_class_is_refused():
-    with pytest.raises(DataError, match="'test' has no image of class 'b'; every split"):
-        plan_splits(
-            shuffled_labels([50, 50]), np.zeros(9, np.int64), FRACTIONS, class_names=["a", "b"]
-        )
-
-
-@pytest.mark.parametrize("shares", [{"agent": 0.0}, {"val": 1.0}, {"test": -0.1}])
-def test_a_share_outside_zero_and_one_is_refused(shares):
-    with pytest.raises(ConfigError, match="must lie between 0 and 1"):
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"agent": 0.0}, "agent is 0.0; it must be above 0"),
+        ({"val": 1.0}, "val is 1.0; it must be below 1"),
+        ({"test": -0.1}, "test is -0.1; it must be above 0"),
+        ({"agent": 0.5, "val": 0.3, "test": 0.2}, "nothing is left to train"),
+    ],
+)
+def test_invalid_shares_are_refused(shares, message):
+    with pytest.raises(ConfigError, match=message):
         SplitFractions(**shares)
-
-
-def test_shares_that_leave_no_train_images_are_refused():
-    with pytest.raises(ConfigError, match="nothing is left to train"):
-        SplitFractions(agent=0.5, val=0.3, test=0.2)
 
 
 # Repeated images.

@@ -60,7 +60,7 @@ def test_sweep_survives_killed_processes(tmp_path):
     assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
     assert "Traceback" not in log.read_text()
 
-    second = start(log, "--resume", run, "--cpus", "1")
+    second = start(log, "--resume", run)
     wait_until(lambda: len(ended(run)) > 1, second, log)
     os.killpg(second.pid, signal.SIGKILL)
     second.wait()

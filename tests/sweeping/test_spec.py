@@ -118,13 +118,13 @@ RATE = "search.reward.log_likelihood"
             "trials: 6",
             "scheduler: {name: median, reduction: 3}",
             10,
-            "scheduler: reduction is 3, but scheduler 'median' has no reduction; leave it out, or take",
+            "scheduler: reduction is 3, but scheduler 'median' has no reduction; leave",
         ),
         (
             "trials: 6",
             "scheduler: {name: asha, interval: 0.1}",
             10,
-            "scheduler: interval is 0.1, but scheduler 'asha' has no interval; leave it out, or take",
+            "scheduler: interval is 0.1, but scheduler 'asha' has no interval; leave it",
         ),
         ("trials: 6", "resources: {cpus: 0}", 10, "resources.cpus is 0; it must be above 0"),
         ("trials: 6", "stop: {retries: -1}", 10, "stop.retries is -1; it must be at least"),
@@ -151,8 +151,7 @@ def test_errors_name_the_line(load, tmp_path, old, new, line, message):
         (POPULATION + "trials: 1\n", "there are 1 trials of 1 seeds"),
         (POPULATION + "settings: [1]\n", "settings is .1.; allowed is a mapping"),
         (
-            "command: train_backbone\nsettings: {workers: 2}\n"
-            "search: {training.lr: {uniform: [0.01, 1]}}\n",
+            GRID.replace("gumbel\nsearcher: random", "backbone\nsettings: {workers: 2}"),
             "a trial is one process",
         ),
     ],
@@ -187,9 +186,8 @@ def test_errors_of_flags_and_file_are_told_apart(load, tmp_path):
     ("text", "message"),
     [
         (
-            "command: train_gumbel\nsettings: {fixed_budget: true}\n"
-            "search:\n  budget: {uniform: [0.001, 1]}\n",
-            "line 4: budget may be 0.001, which is not allowed: budget ",
+            "command: train_gumbel\nsearch:\n  budget: {uniform: [0.001, 1]}\n",
+            "line 3: budget may be 0.001, which is not allowed: budget ",
         ),
         (
             "command: train_agent\nsearch:\n  cost_weight_range.0: {loguniform: [0.1, 50]}\n",

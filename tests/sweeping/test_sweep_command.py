@@ -1,6 +1,9 @@
 """Command ``sweep`` from end to end, on Ray."""
 
+import contextlib
 import csv
+import gc
+import io
 import json
 import math
 import os
@@ -76,8 +79,10 @@ def area(points, reference_point):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_here):
-    code, run = sweep(tmp_path_factory.mktemp("sweep"), GRID)
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        code, run = sweep(tmp_path_factory.mktemp("sweep"), GRID)
     assert code == 0
+    assert f"failed: {REASON}" in shown.getvalue()
     return run
 
 
@@ -140,10 +145,9 @@ def test_finished_sweep_resumes_unchanged(finished, capsys):
     assert main(["--resume", str(finished)]) == 0
     assert {path: path.read_text() for path in before} == before
     assert (best / "note.txt").read_text() == "mine"
-    shown = capsys.readouterr()
-    assert "3 finished, 1 failed" in shown.out
-    assert REASON in shown.out
-    assert f"failed: {REASON}" in shown.err
+    shown = capsys.readouterr().out
+    assert "3 finished, 1 failed" in shown
+    assert REASON in shown
 
 
 # Other sweeps
@@ -154,13 +158,13 @@ def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
     # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
-settings: {{timesteps: 768, num_envs: 32, eval_every: 96}}
+settings: {{timesteps: 384, num_envs: 32, eval_every: 96}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
 objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
-scheduler: {{name: {scheduler}, interval: 0.25}}
+scheduler: {{name: {scheduler}, interval: 0.5}}
 trials: 3
 retrain: {{seeds: 0}}
 """
@@ -181,6 +185,7 @@ retrain: {{seeds: 0}}
     assert config.reward.log_likelihood == float(row["reward.log_likelihood"])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("shared", "sweep-of-another").mkdir(parents=True)
@@ -199,6 +204,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
     ended.set()
     watcher.join()
     assert code == 130
+    gc.collect()  # of files that Tune leaves open
     assert f"continue with: python -m dfs_rl.sweep --resume {run}" in capsys.readouterr().err
     assert len(list(Path("shared").iterdir())) == 2
     Path("elsewhere").mkdir()
