@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from http import HTTPStatus
 from pathlib import Path
@@ -21,6 +22,7 @@ from dfs_rl.data.decode import EncodedImage, brief
 from dfs_rl.data.images import check_text
 from dfs_rl.data.layout import (
     TABLE_SUFFIX,
+    Tree,
     class_files,
     image_splits,
     read_split_label,
@@ -82,21 +84,19 @@ class Sources(NamedTuple):
 def folder_sources(folder: Path) -> Sources:
     """Return the sources of a folder of parquet files or of class folders with images."""
     tree = read_tree(folder)
-    parts: Iterable[Any]
+    splits: tuple[Any, Any]
+    source: Callable[[Any], Source]
     if any(name.lower().endswith(TABLE_SUFFIX) for names in tree.values() for name in names):
-        parts, read = table_splits(folder, tree), _parquet_source
+        splits, source = table_splits(folder, tree), _parquet_source
     else:
-        parts = image_splits(folder, tree)
-
-        def read(split: tuple[str, ...]) -> Source:
-            return _image_source(str(folder.joinpath(*split)), class_files(folder, tree, split))
-
-    train, test = (None if part is None else read(part) for part in parts)
-    assert train is not None
-    return Sources(folder.resolve().name, train, test)
+        splits, source = image_splits(folder, tree), partial(_image_source, folder, tree)
+    train, test = splits
+    test_source = None if test is None else source(test)
+    return Sources(folder.resolve().name, source(train), test_source)
 
 
-def _image_source(origin: str, classes: dict[str, list[Path]]) -> Source:
+def _image_source(folder: Path, tree: Tree, split: tuple[str, ...]) -> Source:
+    classes = class_files(folder, tree, split)
     files = [file for found in classes.values() for file in found]
 
     def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
@@ -104,7 +104,7 @@ def _image_source(origin: str, classes: dict[str, list[Path]]) -> Source:
             yield EncodedImage(row, files[row], str(files[row]))
 
     return Source(
-        origin=origin,
+        origin=str(folder.joinpath(*split)),
         labels=np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()]),
         class_names=tuple(classes),
         read=read,
