@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from glob import escape
 from http import HTTPStatus
 from pathlib import Path
@@ -83,16 +82,14 @@ class Sources(NamedTuple):
 
 def folder_sources(folder: Path) -> Sources:
     """Return the sources of a folder of parquet files or of class folders with images."""
-    tree = read_tree(folder)
-    splits: tuple[Any, Any]
-    source: Callable[[Any], Source]
-    if any(name.lower().endswith(TABLE_SUFFIX) for names in tree.values() for name in names):
-        splits, source = table_splits(folder, tree), _parquet_source
-    else:
-        splits, source = image_splits(folder, tree), partial(_image_source, folder, tree)
-    train, test = splits
-    test_source = None if test is None else source(test)
-    return Sources(folder.resolve().name, source(train), test_source)
+    name, tree = folder.resolve().name, read_tree(folder)
+    if any(file.lower().endswith(TABLE_SUFFIX) for files in tree.values() for file in files):
+        train_files, test_files = table_splits(folder, tree)
+        test_source = None if test_files is None else _parquet_source(test_files)
+        return Sources(name, _parquet_source(train_files), test_source)
+    train, test = image_splits(folder, tree)
+    test_source = None if test is None else _image_source(folder, tree, test)
+    return Sources(name, _image_source(folder, tree, train), test_source)
 
 
 def _image_source(folder: Path, tree: Tree, split: tuple[str, ...]) -> Source:
