@@ -97,6 +97,7 @@ def _plain_ticks(axis: Axis) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+@style.common_style()
 def _pareto_front(record: SweepRecord) -> SweepFigure:
     figure = style.new_figure(_WIDTH, _HEIGHT)
     axes = figure.add_subplot()
@@ -127,7 +128,6 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
     axes.set(xscale="log", xlabel="computation (%, log scale)", ylabel="accuracy on val (%)")
     style.log_ticks(axes)
     axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
-    style.tidy(axes)
     figure.tight_layout()
     return SweepFigure(
         "Accuracy against computation",
