@@ -5,10 +5,11 @@ Stable-Baselines3's arguments, and the names of the classes that learn with them
 not import torch, so that help pages load quickly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+from dfs_rl.agents.methods import Method, register_method
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
     NonNegativeFloat,
@@ -20,12 +21,9 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.registry import NameIn, Registry
 
-AlgorithmT = TypeVar("AlgorithmT", bound=type["AlgorithmConfig"])
 ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
 """Configuration of each algorithm, by the name that ``--algo`` takes."""
 AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
-StaticMethod = Literal["ddpg", "td3", "sac", "ppo", "greedy"]
-"""Method that finds a static bit table, see ``dfs_rl.agents.static.methods``."""
 FeatureChoice = Literal["confidence", "all"]
 """Features that a gate reads: the confidence of a probe, or also the pooled channels."""
 Start = Literal["uniform", "indifferent"]
@@ -61,7 +59,7 @@ class RolloutSize(NamedTuple):
 
 
 @configuration
-class AlgorithmConfig:
+class AlgorithmConfig(Method):
     """Hyperparameters of all algorithms.
 
     Attributes:
@@ -71,8 +69,9 @@ class AlgorithmConfig:
             learning_rate.
     """
 
-    label: ClassVar[str]
-    """Name of its gates in tables and plots."""
+    command = "train_agent"
+    setting = "algo"
+    registry = ALGORITHM_CONFIGS
     algorithm: ClassVar[str]
     """Class of the algorithm, ``module:name``."""
     policy: ClassVar[str]
@@ -148,6 +147,7 @@ class PolicyGradientConfig(OnPolicyConfig):
         return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
 
+@register_method("ppo")
 @configuration
 class PPOConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo ppo``.
@@ -172,6 +172,16 @@ class PPOConfig(PolicyGradientConfig):
         return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
 
 
+@register_method("a2c")
+@configuration
+class A2CConfig(PolicyGradientConfig):
+    """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
+
+    label = "A2C"
+    algorithm = "stable_baselines3:A2C"
+
+
+@register_method("maskable_ppo")
 @configuration
 class MaskablePPOConfig(PPOConfig):
     """Hyperparameters of ``--algo maskable_ppo``: those of PPO.
@@ -186,6 +196,7 @@ class MaskablePPOConfig(PPOConfig):
     needs_budget = True
 
 
+@register_method("recurrent_ppo")
 @configuration
 class RecurrentPPOConfig(PPOConfig):
     """Hyperparameters of ``--algo recurrent_ppo``: those of PPO.
@@ -200,6 +211,7 @@ class RecurrentPPOConfig(PPOConfig):
     gate = "lstm"
 
 
+@register_method("trpo")
 @configuration
 class TRPOConfig(OnPolicyConfig):
     """Hyperparameters of ``--algo trpo``.
@@ -225,14 +237,6 @@ class TRPOConfig(OnPolicyConfig):
         """Fill in the minibatch size as well."""
         resolved = super().resolve(update, timesteps=timesteps, start=start)
         return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
-
-
-@configuration
-class A2CConfig(PolicyGradientConfig):
-    """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
-
-    label = "A2C"
-    algorithm = "stable_baselines3:A2C"
 
 
 @configuration
@@ -280,6 +284,7 @@ class QLearningConfig(AlgorithmConfig):
         return replace(resolved, buffer_size=size)
 
 
+@register_method("dqn")
 @configuration
 class DQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo dqn``."""
@@ -289,6 +294,7 @@ class DQNConfig(QLearningConfig):
     policy = _POLICIES + "GateDQNPolicy"
 
 
+@register_method("qrdqn")
 @configuration
 class QRDQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo qrdqn``.
@@ -343,44 +349,3 @@ def _minibatch_size(asked: int | None, update: RolloutSize) -> int:
             "(num_envs x layers) and be at least 2."
         )
     return size
-
-
-for _name, _config in (
-    ("ppo", PPOConfig),
-    ("a2c", A2CConfig),
-    ("maskable_ppo", MaskablePPOConfig),
-    ("trpo", TRPOConfig),
-    ("dqn", DQNConfig),
-    ("qrdqn", QRDQNConfig),
-    ("recurrent_ppo", RecurrentPPOConfig),
-):
-    ALGORITHM_CONFIGS.add(_name, _config)
-
-
-def register_method(name: str) -> Callable[[AlgorithmT], AlgorithmT]:
-    """Register a Stable-Baselines3 algorithm as a method of ``train_agent``.
-
-    It is then a choice of ``train_agent --algo``, of ``compare --gates``, of ``train_gate`` and of
-    sweeps. The decorated configuration extends that of the closest built-in algorithm; its fields
-    are arguments of the algorithm's constructor::
-
-        @register_method("my_ppo")
-        @configuration
-        class MyPPOConfig(PPOConfig):
-            label = "my PPO"
-            algorithm = "my_package:MyPPO"
-
-            target_kl: PositiveFloat = 0.01
-
-    Args:
-        name: Its name: lower-case letters, digits and underscores.
-
-    Raises:
-        ConfigError: If the name is taken or malformed.
-    """
-
-    def register(config: AlgorithmT) -> AlgorithmT:
-        ALGORITHM_CONFIGS.add(name, config)
-        return config
-
-    return register

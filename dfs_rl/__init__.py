@@ -14,7 +14,7 @@ from dfs_rl.envs.registration import register_envs
 from dfs_rl.utils.registry import load_plugins
 
 if TYPE_CHECKING:
-    from dfs_rl.agents.hyperparameters import register_method as register_method
+    from dfs_rl.agents.methods import register_method as register_method
     from dfs_rl.backbones import fractionalize as fractionalize
     from dfs_rl.backbones import register_backbone as register_backbone
     from dfs_rl.costs import BitOptions as BitOptions
@@ -51,7 +51,7 @@ _PUBLIC = {
     "register_cost_model": "costs",
     "register_dataset": "data",
     "register_gate": "gating.networks",
-    "register_method": "agents.hyperparameters",
+    "register_method": "agents.methods",
     "register_reward_term": "gating.reward",
     "train_backbone": "experiments.api",
     "train_gate": "experiments.api",

@@ -20,14 +20,21 @@ AGENT = (
     *("--cost-model", "traffic"),
 )
 SWEEP = """\
-command: train_agent
+command: {command}
 settings:
-  {algo: toy_ppo, dataset: toy_lights, backbone: plain, timesteps: 64, num_envs: 16,
-   cost_model: traffic, reward: {terms: [[thrift, 0.5]]}}
-search: {algorithm.target_kl: {uniform: [0.1, 1.0]}}
-objective: {name: hypervolume, reference_point: [100, 1]}
+  {{dataset: toy_lights, backbone: plain, timesteps: 64, cost_model: traffic,
+    {settings}}}
+search: {{{searched}: {{uniform: [0.1, 1.0]}}}}
+objective: {{name: hypervolume, reference_point: [100, 1]}}
 trials: 2
 """
+SWEPT = {
+    "algorithm.target_kl": (
+        "train_agent",
+        "algo: toy_ppo, num_envs: 16, reward: {terms: [[thrift, 0.5]]}",
+    ),
+    "training.sharpness": ("train_gumbel", "method: toy_argmax, budget: 50"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +92,9 @@ def agent(place, backbone):
 def test_help_lists_the_extensions(place):
     for command, names in {
         "train_agent": ("toy_ppo", "traffic", "thrift"),
-        "train_gumbel": ("linear", "traffic"),
-        "compare": ("toy-ppo", "gumbel-linear", "traffic"),
+        "train_gumbel": ("linear", "toy_argmax", "traffic"),
+        "train_static": ("toy_uniform",),
+        "compare": ("toy-ppo", "gumbel-linear", "toy-argmax-linear", "static-toy-uniform"),
     }.items():
         shown = "".join(python(place, "-m", f"dfs_rl.{command}", "--help").split())
         assert [name for name in names if name not in shown] == []
@@ -104,13 +112,21 @@ def test_a_run_stores_the_extensions(place, agent):
 
 
 def test_a_comparison_trains_the_extensions(place, backbone):
-    flags = ("--dataset", "toy_lights", "--backbone", backbone, "--gates", "gumbel-linear")
+    gates = ("--gates", "gumbel-linear", "toy-argmax-linear", "static-toy-uniform")
+    flags = ("--dataset", "toy_lights", "--backbone", backbone, *gates)
     small = ("--seeds", "1", "--timesteps", "64", "--budgets", "50", "--cost-model", "traffic")
     python(place, "-m", "dfs_rl.compare", *flags, *small, "--run-dir", "compared")
     compared = json.loads((place / "compared" / "comparison.json").read_text())
     assert compared["cost_model"] == "traffic"
+    gates = {}
+    for run in (place / "compared" / "gates").glob("*/gate"):
+        gates[run.parent.name] = json.loads((run / "gate.json").read_text())
+    assert {name: (gate["kind"], gate["name"]) for name, gate in gates.items()} == {
+        "gumbel-linear-seed0": ("linear", "Gumbel LINEAR"),
+        "toy-argmax-linear-seed0-at-50": ("linear", "toy argmax LINEAR"),
+        "static-toy-uniform-seed0-at-50": ("table", "toy uniform"),
+    }
     (run,) = (place / "compared" / "gates").glob("gumbel-linear-*/")
-    assert json.loads((run / "gate" / "gate.json").read_text())["kind"] == "linear"
     code = f"import dfs_rl; print(type(dfs_rl.load({str(run)!r}).gate).__name__)"
     assert python(place, "-c", code).strip() == "LinearGate"
 
@@ -122,11 +138,14 @@ def test_runs_of_other_cost_models_are_not_compared(place, backbone, agent):
     assert "its cost model is computation, not traffic" in refusal
 
 
-def test_a_sweep_tunes_the_extensions(place, backbone):
-    (place / "sweep.yaml").write_text(SWEEP)
-    flags = ("--cpus", "1", "--retrain-seeds", "0", "--run-dir", "swept")
+@pytest.mark.parametrize("searched", SWEPT)
+def test_a_sweep_tunes_the_extensions(place, backbone, searched):
+    command, settings = SWEPT[searched]
+    sweep = SWEEP.format(command=command, settings=settings, searched=searched)
+    (place / "sweep.yaml").write_text(sweep)
+    flags = ("--cpus", "1", "--retrain-seeds", "0", "--run-dir", command)
     python(place, "-m", "dfs_rl.sweep", "sweep.yaml", *flags)
-    with (place / "swept" / "results.csv").open() as lines:
+    with (place / command / "results.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["status"] for row in rows] == ["finished", "finished"]
-    assert all(0.1 <= float(row["algorithm.target_kl"]) <= 1 for row in rows)
+    assert all(0.1 <= float(row[searched]) <= 1 for row in rows)

@@ -1,20 +1,13 @@
 """Greedy search by sensitivity: lower the least sensitive layer until the budget is met."""
 
-from dfs_rl.agents.static import EvaluatedTable, OnTable
+from dfs_rl.agents.static.methods import EvaluatedTable, OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
 from dfs_rl.evaluation.static_tables.search import greedy_path
 
 
 def descend(env: NetworkWideEnv, _episodes: int, _seed: int, on_table: OnTable) -> None:
-    """Descend from the most expensive table to the budget of the environment's task.
-
-    Args:
-        env: Environment whose task has a budget.
-        _episodes: Unused; the search ends at the budget.
-        _seed: Unused; the search is deterministic.
-        on_table: Receives each table; ends the search by returning False.
-    """
+    """Descend from the most expensive table to the budget of the environment's task."""
     costs, budget = env.task.backbone.costs, env.task.budget
     assert budget is not None
     for step, table in enumerate(greedy_path(env.scorer, costs, budget)):

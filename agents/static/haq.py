@@ -4,6 +4,7 @@ The paper uses DDPG; TD3, SAC and PPO train on the same environment, ``NetworkWi
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 
-from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static import EvaluatedTable, OnTable
+from dfs_rl.agents.static.methods import EvaluatedTable, OnTable
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
 
 WARM_UP = 20
@@ -46,8 +46,10 @@ class DecayingNoise(NormalActionNoise):
         self._sigma = np.full(1, 2.0 * NOISE * faded)
 
 
-def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> BaseAlgorithm:
-    """Build the algorithm of a method, on the CPU because its networks are small.
+def build_learner(
+    algorithm: type[BaseAlgorithm], env: NetworkWideEnv, *, seed: int
+) -> BaseAlgorithm:
+    """Build an algorithm, on the CPU because its networks are small.
 
     Short episodes have one reward at their end. Rewards are therefore not discounted, and
     off-policy targets are returns to the end of the episode, as HAQ gives each step the reward of
@@ -55,7 +57,7 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
     """
     n_layers = env.task.backbone.costs.n_layers
     shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}
-    if method == "ppo":
+    if algorithm is PPO:
         return PPO(
             "MlpPolicy",
             env,
@@ -76,10 +78,9 @@ def build_learner(method: StaticMethod, env: NetworkWideEnv, *, seed: int) -> Ba
         "tau": 0.01,  # as in HAQ, like the sizes of batch and buffer
         "policy_kwargs": {"net_arch": list(HIDDEN)},
     }
-    if method == "sac":  # explores without added noise
-        return SAC("MlpPolicy", env, **shared)
-    algorithm = DDPG if method == "ddpg" else TD3
-    return algorithm("MlpPolicy", env, action_noise=DecayingNoise(), **shared)
+    if algorithm is not SAC:  # which explores without added noise
+        shared["action_noise"] = DecayingNoise()
+    return algorithm("MlpPolicy", env, **shared)
 
 
 class _EpisodeCallback(BaseCallback):
@@ -108,17 +109,17 @@ class _EpisodeCallback(BaseCallback):
 
 
 def learn(
-    method: StaticMethod, env: NetworkWideEnv, episodes: int, seed: int, on_table: OnTable
+    algorithm: type[BaseAlgorithm],
+    env: NetworkWideEnv,
+    episodes: int,
+    seed: int,
+    on_table: OnTable,
 ) -> None:
-    """Train the algorithm of a method for a number of episodes.
-
-    Args:
-        method: Name of the method.
-        env: The environment.
-        episodes: Number of episodes.
-        seed: Seed of the training.
-        on_table: Receives the table of each episode; ends the training by returning False.
-    """
-    model = build_learner(method, env, seed=seed)
+    """Train an algorithm for a number of episodes; ``on_table`` may end it earlier."""
+    model = build_learner(algorithm, env, seed=seed)
     steps = episodes * env.task.backbone.costs.n_layers
     model.learn(steps, _EpisodeCallback(on_table, episodes), log_interval=sys.maxsize)
+
+
+learn_ddpg, learn_td3 = partial(learn, DDPG), partial(learn, TD3)
+learn_sac, learn_ppo = partial(learn, SAC), partial(learn, PPO)

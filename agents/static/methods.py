@@ -1,33 +1,109 @@
-"""Registry of the methods that find a static bit table."""
+"""Methods of ``train_static``, which find a static bit table; imports no torch."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Annotated, ClassVar, NamedTuple
 
-from dfs_rl.agents.hyperparameters import StaticMethod
-from dfs_rl.agents.static import OnTable, greedy, haq
-from dfs_rl.envs.network_wide_env import NetworkWideEnv
+from dfs_rl.agents.methods import Method, register_method
+from dfs_rl.utils.registry import NameIn, Registry
+
+STATIC_METHODS: Registry[type["StaticMethod"]] = Registry("static method")
+"""Methods of ``train_static``, by the name that ``--method`` takes."""
+StaticMethodName = Annotated[str, NameIn(STATIC_METHODS)]
+_HAQ = "dfs_rl.agents.static.haq:"
 
 
-class _Method(NamedTuple):
-    """Method that finds a static bit table.
+class EvaluatedTable(NamedTuple):
+    """Static bit table that a method evaluated.
 
     Attributes:
-        label: Name of its gate in tables and plots.
-        continuous: True if the environment has continuous actions.
-        find: Function of an environment with a budget, a number of episodes, a seed and the
-            receiver of tables, which evaluates tables.
+        timesteps: Steps taken so far, including those of this table.
+        table: One option per layer; within the budget, except for intermediate tables of a greedy
+            search.
+        accuracy: Accuracy on the batch in percent.
+        computation: Computation in percent.
+        reward: Reward of the episode; ``None`` for methods without episodes.
     """
 
-    label: str
-    continuous: bool
-    find: Callable[[NetworkWideEnv, int, int, OnTable], None]
+    timesteps: int
+    table: tuple[int, ...]
+    accuracy: float
+    computation: float
+    reward: float | None
 
 
-STATIC_METHODS: Mapping[StaticMethod, _Method] = {
-    "ddpg": _Method("static DDPG", continuous=True, find=partial(haq.learn, "ddpg")),
-    "td3": _Method("static TD3", continuous=True, find=partial(haq.learn, "td3")),
-    "sac": _Method("static SAC", continuous=True, find=partial(haq.learn, "sac")),
-    "ppo": _Method("static PPO", continuous=False, find=partial(haq.learn, "ppo")),
-    "greedy": _Method("static greedy", continuous=False, find=greedy.descend),
-}
+OnTable = Callable[[EvaluatedTable], bool]
+"""Function that receives each evaluated table and returns whether to continue."""
+
+
+class StaticMethod(Method):
+    """A method of ``train_static``: its subclasses are registered, and have no instances."""
+
+    command = "train_static"
+    prefix = "static_"
+    registry = STATIC_METHODS
+    find: ClassVar[str]
+    """Function that evaluates tables, ``module:name``.
+
+    It takes a ``NetworkWideEnv`` with a budget, a number of episodes, a seed, and an ``OnTable``,
+    which receives each table and ends the search by returning False.
+    """
+    continuous: ClassVar[bool] = False
+    """True if the environment has continuous actions."""
+    is_seeded: ClassVar[bool] = True
+    """True if the table depends on the seed."""
+
+    @staticmethod
+    def max_timesteps(episodes: int, n_layers: int, n_options: int) -> int:
+        """Return the number of steps of a whole search, or an upper bound on it."""
+        del n_options
+        return episodes * n_layers
+
+
+@register_method("ddpg")
+class StaticDDPG(StaticMethod):
+    """HAQ with DDPG, as in the paper."""
+
+    label = "static DDPG"
+    find = _HAQ + "learn_ddpg"
+    continuous = True
+
+
+@register_method("td3")
+class StaticTD3(StaticMethod):
+    """HAQ with TD3."""
+
+    label = "static TD3"
+    find = _HAQ + "learn_td3"
+    continuous = True
+
+
+@register_method("sac")
+class StaticSAC(StaticMethod):
+    """HAQ with SAC."""
+
+    label = "static SAC"
+    find = _HAQ + "learn_sac"
+    continuous = True
+
+
+@register_method("ppo")
+class StaticPPO(StaticMethod):
+    """HAQ's environment with PPO and discrete actions."""
+
+    label = "static PPO"
+    find = _HAQ + "learn_ppo"
+
+
+@register_method("greedy")
+class StaticGreedy(StaticMethod):
+    """Greedy search by sensitivity, which ends at the budget and draws nothing at random."""
+
+    label = "static greedy"
+    find = "dfs_rl.agents.static.greedy:descend"
+    is_seeded = False
+
+    @staticmethod
+    def max_timesteps(episodes: int, n_layers: int, n_options: int) -> int:
+        """Return the number of steps from the highest options to the lowest."""
+        del episodes
+        return n_layers * (n_options - 1)

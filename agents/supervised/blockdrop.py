@@ -72,7 +72,7 @@ class BlockDropTrainer(GateTrainer):
     """
 
     def __init__(
-        self, blockdrop: BlockDropConfig, config: SupervisedConfig, task: GateTask
+        self, config: SupervisedConfig, task: GateTask, *, blockdrop: BlockDropConfig
     ) -> None:
         super().__init__(config, task)
         self._blockdrop = blockdrop

@@ -26,24 +26,7 @@ from dfs_rl.agents.supervised.estimators import (
     straight_through_rollout,
 )
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
-from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.data import ImageSet
-from dfs_rl.errors import ConfigError
-
-
-def skip_or_run(options: BitOptions) -> tuple[int, ...]:
-    """Return the indices of SkipNet's two options.
-
-    Raises:
-        ConfigError: If one of them is not among the bit options.
-    """
-    for bits in (SKIP, FULL):
-        if bits not in options.values:
-            raise ConfigError(
-                f"method is 'skipnet', which skips a layer or runs it at {FULL} bit, but the "
-                f"backbone's bit options {list(options)} lack {bits} bit."
-            )
-    return options.indices((SKIP, FULL))
 
 
 def leave_one_out_advantages(returns: Tensor) -> Tensor:
@@ -86,9 +69,9 @@ def hybrid_loss(
 
 
 class SkipNetTrainer(GateTrainer):
-    """Trains the gate of SkipNet, which chooses from ``skip_or_run``, for one budget."""
+    """Trains the gate of SkipNet, which skips a layer or runs it at 32 bit, for one budget."""
 
-    def __init__(self, skipnet: SkipNetConfig, config: SupervisedConfig, task: GateTask) -> None:
+    def __init__(self, config: SupervisedConfig, task: GateTask, *, skipnet: SkipNetConfig) -> None:
         super().__init__(config, task)
         self._skipnet = skipnet
 

@@ -91,14 +91,7 @@ class TrainAgentConfig(GateTrainingConfig):
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
-        expected = ALGORITHM_CONFIGS[self.algo]
-        if not self.algorithm:
-            object.__setattr__(self, "algorithm", expected())
-        if type(self.algorithm) is not expected:
-            raise ConfigError(
-                f"algorithm is a {type(self.algorithm).__name__}, but algo is {self.algo!r}; give "
-                f"a {expected.__name__}."
-            )
+        self._complete_blocks()
         group = self.resolved_group_size
         if self.num_envs % group:
             default = ", as it is by default here" if self.group_size is None else ""

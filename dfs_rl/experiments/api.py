@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
-from dfs_rl.agents.supervised.config import Method
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
+from dfs_rl.agents.methods import METHODS
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError
@@ -42,7 +42,6 @@ from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trust
 Callback = Callable[[Mapping[str, Any]], None]
 """Function that receives the record of each validation; an exception ends the training."""
 ConfigT = TypeVar("ConfigT")
-_STATIC = "static_"
 _VALIDATIONS = ("validation", "epoch")
 """Kinds of metrics records that hold a validation."""
 
@@ -303,17 +302,12 @@ def compare(
 
 def _method(name: str) -> tuple[GateTrainingCommand[Any], dict[str, object]]:
     """Return the command that trains a method, and the settings that select it."""
-    static = [_STATIC + method for method in get_args(StaticMethod)]
-    if name in ALGORITHM_CONFIGS:
-        return COMMANDS["train_agent"], {"algo": name}
-    if name in get_args(Method):
-        return COMMANDS["train_gumbel"], {"method": name}
-    if name in static:
-        return COMMANDS["train_static"], {"method": name.removeprefix(_STATIC)}
     if name == "cascade":
         return COMMANDS["train_cascade"], {}
-    allowed = [*ALGORITHM_CONFIGS, *get_args(Method), *static, "cascade"]
-    raise ConfigError(f"method is {name!r}; allowed are {', '.join(allowed)}.")
+    if name not in METHODS:
+        raise ConfigError(f"method is {name!r}; allowed are {', '.join(METHODS)}, cascade.")
+    method = METHODS[name]
+    return COMMANDS[method.command], {method.setting: name.removeprefix(method.prefix)}
 
 
 def _with_algorithm_block(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from dfs_rl.experiments import (
 from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.gate_kinds import GateName, GateSpec, gate_specs
 from dfs_rl.experiments.gate_run import create_run, train_run
-from dfs_rl.utils.config import config_to_dict, fields_from_dict, flat_settings, usual_settings
+from dfs_rl.utils.config import (
+    chosen_blocks,
+    config_from_dict,
+    config_to_dict,
+    fields_from_dict,
+    flat_settings,
+    usual_settings,
+)
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
@@ -103,12 +110,15 @@ def load_extra_settings(
 ) -> Mapping[str, object]:
     """Read settings for all gates of a command from a YAML file.
 
+    A block whose type depends on the method stays a mapping, because it serves several methods.
+
     Raises:
         ConfigError: If the settings are invalid, or a comparison sets one of them itself.
     """
     if path is None:
         return {}
-    extra_settings = fields_from_dict(read_yaml(path), command.config_type, str(path))
+    data = read_yaml(path)
+    extra_settings = fields_from_dict(data, command.config_type, str(path))
     taken = sorted(set(extra_settings) & set(_SHARED_SETTINGS))
     if taken:
         raise ConfigError(
@@ -119,7 +129,8 @@ def load_extra_settings(
         command.config_type(**extra_settings)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return extra_settings
+    blocks = chosen_blocks(command.config_type, data)
+    return extra_settings | {name: data[name] for name in blocks if name in data}
 
 
 def plan_jobs(
@@ -141,7 +152,8 @@ def plan_jobs(
             gate_spec = specs[name]
             if seed > 0 and not gate_spec.is_seeded:
                 continue
-            shared = {
+            config_type = gate_spec.command.config_type
+            shared: dict[str, Any] = {
                 "dataset": benchmark.dataset,
                 "backbone": benchmark.backbone,
                 "weights": benchmark.weights,
@@ -154,9 +166,12 @@ def plan_jobs(
                 **benchmark.extra_settings.get(gate_spec.command.kind, {}),
                 **gate_spec.settings,
             }
+            for block, kind in chosen_blocks(config_type, shared).items():
+                if block in shared:
+                    shared[block] = config_from_dict(shared[block], kind, f"{name}: {block}")
             for label, settings in _budget_settings(gate_spec, benchmark):
                 job = f"{name}-seed{seed}{label}"
-                config = gate_spec.command.config_type(**shared, **settings, run_dir=folder / job)
+                config = config_type(**shared, **settings, run_dir=folder / job)
                 jobs.append(TrainingJob(name=job, command=gate_spec.command, config=config))
     return jobs
 

@@ -8,7 +8,8 @@ import tyro
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
 from dfs_rl.costs import COMPUTATION, CostModelName
-from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, configuration
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, chosen_blocks, configuration
 from dfs_rl.utils.constants import DIGITS
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
@@ -123,3 +124,16 @@ class GateTrainingConfig(GateRunConfig):
     def cotrains(self) -> bool:
         """True if the backbone is trained with the gate."""
         return self.backbone_mode == "co-train"
+
+    def _complete_blocks(self) -> None:
+        """Fill in the defaults of a block whose type a setting selects, and check its type."""
+        for name, expected in chosen_blocks(type(self), vars(self)).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, expected())
+            given = type(getattr(self, name))
+            if given is not expected:
+                setting = self.CHOICES[name][0]  # type: ignore[attr-defined] # it has the block
+                raise ConfigError(
+                    f"{name} is a {given.__name__}, but {setting} is {getattr(self, setting)!r}; "
+                    f"give a {expected.__name__}."
+                )

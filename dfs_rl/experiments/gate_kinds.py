@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, StaticMethod
-from dfs_rl.agents.supervised.config import Method
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
+from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.supervised.config import SUPERVISED_METHODS
 from dfs_rl.experiments import (
     agent_training,
     cascade_training,
@@ -59,22 +60,21 @@ def _rl_spec(algorithm: str) -> GateSpec:
     return GateSpec(command=agent_training.COMMAND, settings={"algo": algorithm}, budget=None)
 
 
-def _supervised_spec(method: Method, gate: str) -> GateSpec:
+def _supervised_spec(method: str, gate: str) -> GateSpec:
     return GateSpec(
         command=supervised_training.COMMAND,
         settings={"method": method, "gate": gate},
-        # Other methods learn one budget: by one cost weight, or a sign change at the budget.
-        budget=None if method == "gumbel" else "budget",
+        budget=None if SUPERVISED_METHODS[method].all_budgets else "budget",
     )
 
 
-def _static_spec(method: StaticMethod) -> GateSpec:
+def _static_spec(method: str) -> GateSpec:
     return GateSpec(
         command=static_training.COMMAND,
         settings={"method": method},
         budget="budget",
         uses_timesteps=False,
-        is_seeded=method != "greedy",
+        is_seeded=STATIC_METHODS[method].is_seeded,
     )
 
 
@@ -82,12 +82,14 @@ def gate_specs() -> dict[str, GateSpec]:
     """Return every kind of gate that a comparison can train, by name."""
     specs = {name.replace("_", "-"): _rl_spec(name) for name in ALGORITHM_CONFIGS}
     layerwise = [name for name in GATES if name != ONE_SHOT]
-    for method in get_args(Method):
-        if method == "blockdrop":
-            specs[method] = _supervised_spec(method, "ff")
+    for name, method in SUPERVISED_METHODS.items():
+        shown = name.replace("_", "-")
+        if method.gate is not None:
+            specs[shown] = _supervised_spec(name, "ff")
         else:
-            specs |= {f"{method}-{kind}": _supervised_spec(method, kind) for kind in layerwise}
-    return specs | {f"static-{method}": _static_spec(method) for method in ("ddpg", "greedy")}
+            specs |= {f"{shown}-{kind}": _supervised_spec(name, kind) for kind in layerwise}
+    static = {f"static-{name.replace('_', '-')}": _static_spec(name) for name in STATIC_METHODS}
+    return specs | static
 
 
 GateName = Annotated[str, NameIn(gate_specs)]

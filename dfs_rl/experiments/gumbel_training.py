@@ -1,8 +1,10 @@
-"""Supervised training of a gate by ``train_gumbel``: Gumbel, DFS, SkipNet or BlockDrop."""
+"""Supervised training of a gate by ``train_gumbel``."""
 
 import time
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,6 @@ from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.memory import training_needs
 from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
-from dfs_rl.agents.supervised.blockdrop import BlockDropTrainer
-from dfs_rl.agents.supervised.dfs import DFSTrainer
-from dfs_rl.agents.supervised.gumbel import GumbelTrainer
-from dfs_rl.agents.supervised.skipnet import SkipNetTrainer, skip_or_run
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
 from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import Backbone
@@ -46,7 +44,6 @@ _SPAN = 8.0
 """Ratio of the highest to the lowest default budget of the gated layers."""
 _N_BINS = 8
 """Number of bins of the budget range; the mean computation is bounded within each bin."""
-_NAMES = {"gumbel": "Gumbel", "dfs": "DFS", "skipnet": "SkipNet", "blockdrop": "BlockDrop"}
 
 
 def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> tuple[int, int]:
@@ -70,15 +67,15 @@ def build_gate(config: TrainGumbelConfig, backbone: WalkableBackbone) -> Learned
         ConfigError: If the method needs options that the backbone lacks.
     """
     seed_everything(stream_seed(config.seed, "gate") % 2**32)
-    name = _NAMES[config.method]
+    method = config.training
     return untrained_gate(
         backbone,
         kind=config.kind,
         features=config.resolved_features,
         hidden=config.hidden,
         budget_conditioning=BudgetConditioning() if config.all_budgets else None,
-        choices=skip_or_run(backbone.options) if config.method == "skipnet" else None,
-        name=name if config.method == "blockdrop" else f"{name} {config.gate.upper()}",
+        choices=method.choices(backbone.options),
+        name=method.label if method.gate else f"{method.label} {config.gate.upper()}",
     )
 
 
@@ -86,15 +83,12 @@ def build_trainer(
     config: TrainGumbelConfig, task: GateTask, cotrainer: CoTrainer | None
 ) -> GateTrainer:
     """Build the method's trainer, which also trains the backbone where there is a ``cotrainer``."""
-    match config.method:
-        case "skipnet":
-            return SkipNetTrainer(config.skipnet, config.training, task)
-        case "blockdrop":
-            return BlockDropTrainer(config.blockdrop, config.training, task)
-        case "dfs":
-            return DFSTrainer(config.training, task, cotrainer)
-        case "gumbel":
-            return GumbelTrainer(config.training, task, cotrainer)
+    method = config.training
+    further: dict[str, Any] = {} if cotrainer is None else {"cotrainer": cotrainer}
+    if method.block is not None:
+        further[method.block] = getattr(config, method.block)
+    trainer: GateTrainer = resolve_name(method.trainer)(method, task, **further)
+    return trainer
 
 
 def budgeted_rewards(
@@ -169,7 +163,7 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
             raise
         default = f"{config.budget:g} % is the default of --budget; give a higher one."
         raise ConfigError(f"{error} {default}") from error
-    kind = "" if config.method == "blockdrop" else f"-{config.gate}"
+    kind = "" if config.training.gate else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"
 
 
@@ -223,9 +217,13 @@ def train(
     costs, agent = backbone.costs, dataset.agent.to(device)
     cotrainer = None
     if config.cotrains:
-        greedy = config.method == "dfs"
         cotrainer = CoTrainer(
-            config.cotrain, backbone, dataset, seed=config.seed, budget=None, greedy=greedy
+            config.cotrain,
+            backbone,
+            dataset,
+            seed=config.seed,
+            budget=None,
+            greedy=config.training.is_greedy,
         )
     else:
         backbone.requires_grad_(requires_grad=False)

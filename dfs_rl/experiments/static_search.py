@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.static import EvaluatedTable
-from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.static.methods import STATIC_METHODS, EvaluatedTable
 from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import StoredBackbone
 from dfs_rl.costs import CostTable
@@ -41,10 +41,9 @@ _SPLITS = ("agent", "val")
 
 
 def search_timesteps(config: TrainStaticConfig, costs: CostTable) -> int:
-    """Return the number of steps of a whole search, an upper bound for a greedy one."""
-    if config.method == "greedy":
-        return costs.n_layers * (len(costs.options) - 1)
-    return config.episodes * costs.n_layers
+    """Return the number of steps of a whole search, or an upper bound on it."""
+    method = STATIC_METHODS[config.method]
+    return method.max_timesteps(config.episodes, costs.n_layers, len(costs.options))
 
 
 class StaticSearch:
@@ -174,7 +173,7 @@ def train(
         search_timesteps(config, stored.backbone.costs), print_status=print_status
     )
     search = StaticSearch(config, stored, dataset, run, device=device, bar=bar)
-    find = STATIC_METHODS[config.method].find
+    find = resolve_name(STATIC_METHODS[config.method].find)
     bar.start(0)
     try:
         with search.session.running() as search.stop:

@@ -1,6 +1,6 @@
 """Configuration and command record of ``train_static``."""
 
-from dfs_rl.agents.hyperparameters import StaticMethod
+from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, configuration
@@ -21,7 +21,7 @@ class TrainStaticConfig(GateRunConfig):
             search draws nothing.
     """
 
-    method: StaticMethod = "ddpg"
+    method: StaticMethodName = "ddpg"
     budget: PositiveFloat = 1.0
     episodes: PositiveInt = 600
     images: PositiveInt = 1000

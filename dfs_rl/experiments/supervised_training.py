@@ -1,21 +1,21 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.agents.hyperparameters import FeatureChoice, Start
 from dfs_rl.agents.supervised.config import (
+    SUPERVISED_METHODS,
     BlockDropConfig,
-    Method,
-    RelaxedMethod,
     SkipNetConfig,
     SupervisedConfig,
+    SupervisedMethodName,
 )
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.gating.registry import ONE_SHOT, GateKind
+from dfs_rl.gating.registry import GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
 
 
@@ -39,45 +39,47 @@ class TrainGumbelConfig(GateTrainingConfig):
             frozen backbone; the other methods start as in their papers.
         features: Observation before each layer: confidence of a linear probe of the activation, the
             default, or the channel means as well; BlockDrop reads both of the stem by default.
-        training: Hyperparameters of all methods.
+        training: Hyperparameters of --method.
         skipnet: Hyperparameters of SkipNet alone.
         blockdrop: Hyperparameters of BlockDrop alone.
         cotrain: Training of the backbone with --backbone-mode co-train; by default from labels
             alone, as in the paper of DFS.
     """
 
+    CHOICES: ClassVar = {"training": ("method", SUPERVISED_METHODS)}
     FIRST: ClassVar = (
         *("method", "gate", "dataset", "backbone", "budget"),
         *("timesteps", "seed", "run_dir", "training"),
     )
 
-    method: Method = "gumbel"
+    method: SupervisedMethodName = "gumbel"
     gate: GateKind = "ff"
     budget: PositiveFloat = 1.0
     budgets: tuple[PositiveFloat, PositiveFloat] | None = None
     features: FeatureChoice | None = None
-    training: SupervisedConfig = field(default_factory=SupervisedConfig)
+    training: SupervisedConfig = None  # type: ignore[assignment] # None: from ``method``
     skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
     blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
     cotrain: LabelCoTrainConfig = field(default_factory=LabelCoTrainConfig)
 
     def __post_init__(self) -> None:
-        relaxed = get_args(RelaxedMethod)
-        if self.method == "blockdrop" and self.gate != "ff":
+        self._complete_blocks()
+        method = self.training
+        if method.gate is not None and self.gate != type(self).gate:
             raise ConfigError(
-                f"gate is {self.gate!r}, but method 'blockdrop' decides on all layers at once, "
-                "without memory; leave it out."
+                f"gate is {self.gate!r}, but method {self.method!r} has a gate of its own, which "
+                "decides on all layers at once; leave it out."
             )
-        if self.training.distillation and self.method not in relaxed:
+        relaxed = ", ".join(name for name, one in SUPERVISED_METHODS.items() if one.is_relaxed)
+        if method.distillation and not method.is_relaxed:
             raise ConfigError(
-                f"training.distillation is {self.training.distillation}, but method "
-                f"{self.method!r} learns from labels alone; leave it at 0, or take one of "
-                f"{', '.join(relaxed)}."
+                f"training.distillation is {method.distillation}, but method {self.method!r} "
+                f"learns from labels alone; leave it at 0, or take one of {relaxed}."
             )
-        if self.cotrains and self.method not in relaxed:
+        if self.cotrains and not method.is_relaxed:
             raise ConfigError(
                 f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen "
-                f"backbone; leave it out, or take one of {', '.join(relaxed)}."
+                f"backbone; leave it out, or take one of {relaxed}."
             )
         if self.start == "uniform" and not self._can_start_uniform:
             raise ConfigError(
@@ -90,16 +92,16 @@ class TrainGumbelConfig(GateTrainingConfig):
     @property
     def kind(self) -> str:
         """Kind of gate to build."""
-        return ONE_SHOT if self.method == "blockdrop" else self.gate
+        return self.training.gate or self.gate
 
     @property
     def resolved_features(self) -> FeatureChoice:
-        """Features that the gate reads; by default all of the stem's for BlockDrop."""
-        return self.features or ("all" if self.method == "blockdrop" else "confidence")
+        """Features that the gate reads; by default those of the method."""
+        return self.features or self.training.features
 
     @property
     def _can_start_uniform(self) -> bool:
-        return self.method == "gumbel" and not self.cotrains
+        return self.training.all_budgets and not self.cotrains
 
     @property
     def resolved_start(self) -> Start:
@@ -109,12 +111,14 @@ class TrainGumbelConfig(GateTrainingConfig):
     @property
     def all_budgets(self) -> bool:
         """True if one gate learns a range of budgets."""
-        return self.method == "gumbel" and not self.fixed_budget
+        return self.training.all_budgets and not self.fixed_budget
 
     def _check_budgets(self, lowest: float, highest: float) -> None:
         given = f"budgets is {lowest:g} to {highest:g} %"
         if not self.all_budgets:
-            fixed = "--fixed-budget" if self.method == "gumbel" else f"method {self.method!r}"
+            fixed = f"method {self.method!r}"
+            if self.training.all_budgets:
+                fixed = "--fixed-budget"
             raise ConfigError(f"{given}, but with {fixed} a gate learns one budget; give --budget.")
         if not lowest < highest:
             raise ConfigError(f"{given}; the first must be below the second.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfs_rl.agents.hyperparameters import PPOConfig
-from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.config import GumbelConfig
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.agents.validation import rewards_of
@@ -87,7 +87,7 @@ def test_gumbel_gate_keeps_every_budget() -> None:
         steps=1200,
         seed=0,
     )
-    run_steps(GumbelTrainer(SupervisedConfig(batch_size=18, learning_rate=0.03), task), 1200)
+    run_steps(GumbelTrainer(GumbelConfig(batch_size=18, learning_rate=0.03), task), 1200)
     found = [accuracy_and_cost(gate, preference) for preference in PREFERENCES]
     for (_, spent), budget in zip(found, BUDGETS.at(torch.tensor(PREFERENCES)), strict=True):
         assert 100 * spent <= 1.2 * float(budget)

@@ -15,6 +15,7 @@ from dfs_rl.agents.hyperparameters import (
     TRPOConfig,
     resolved_group_size,
 )
+from dfs_rl.agents.methods import register_method
 from dfs_rl.agents.supervised.config import BlockDropConfig, SkipNetConfig, SupervisedConfig
 from dfs_rl.errors import ConfigError
 from tests.helpers.planted_task import make_agent
@@ -104,3 +105,9 @@ def test_minibatches_must_divide_an_update() -> None:
 def test_impossible_values_are_refused(config, setting: str, value: float, sentence: str) -> None:
     with pytest.raises(ConfigError, match=rf"{setting} is {value}.*{sentence}"):
         config(**{setting: value})
+
+
+def test_methods_of_all_kinds_have_different_names() -> None:
+    with pytest.raises(ConfigError, match="method 'gumbel' is already registered"):
+        register_method("gumbel")(PPOConfig)
+    assert "gumbel" not in ALGORITHM_CONFIGS

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dfs_rl import train_gumbel
+from dfs_rl.agents.supervised.config import DFSConfig, GumbelConfig
 from dfs_rl.backbones import load_backbone
 from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import ConfigError
@@ -109,6 +110,17 @@ def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
         job.config.seed for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
     ]
     assert seeds == sorted(seeds)
+
+
+def test_a_block_serves_several_methods(tmp_path: Path) -> None:
+    file = tmp_path / "gumbel.yaml"
+    file.write_text("training: {batch_size: 32}\n")
+    given = {"train_gumbel": load_extra_settings(file, COMMANDS["train_gumbel"])}
+    jobs = plan_jobs(
+        ("gumbel-ff", "dfs-ff"), benchmark_settings(seeds=1, extra_settings=given), tmp_path
+    )
+    assert {type(job.config.training) for job in jobs} == {GumbelConfig, DFSConfig}
+    assert {job.config.training.batch_size for job in jobs} == {32}
 
 
 def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import dfs_rl
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.supervised.config import SupervisedConfig
+from dfs_rl.agents.supervised.config import GumbelConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -214,14 +214,14 @@ def test_backbone_without_skip_or_full_is_refused(
     monkeypatch.chdir(tmp_path)
     assert main([*TINY, "--method", "skipnet", "--budget", "50", "--backbone", "backbone"]) == 2
     shown = capsys.readouterr().err.strip()
-    assert "method is 'skipnet', which skips a layer or runs it at 32 bit" in shown
+    assert "the gate of SkipNet chooses from 0 and 32 bit" in shown
     assert "bit options [0, 2, 8] lack 32 bit" in shown
     assert not (tmp_path / "runs").exists()
 
 
 def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
     config = TrainGumbelConfig(
-        backbone=tmp_path, budget=1.5, training=SupervisedConfig(distillation=1.0)
+        backbone=tmp_path, budget=1.5, training=GumbelConfig(distillation=1.0)
     )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", TrainGumbelConfig) == config

@@ -15,7 +15,7 @@ from dfs_rl.agents.supervised.blockdrop import (
     open_layers,
     run_options,
 )
-from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
+from dfs_rl.agents.supervised.config import BlockDropConfig, BlockDropMethod
 from dfs_rl.agents.supervised.estimators import reinforce_loss
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
@@ -42,9 +42,9 @@ def make_trainer(
 ) -> BlockDropTrainer:
     images = planted_images().subset(torch.arange(18).repeat(repeats))
     return BlockDropTrainer(
-        BlockDropConfig(**changes),
-        SupervisedConfig(batch_size=144, learning_rate=0.03),
+        BlockDropMethod(batch_size=144, learning_rate=0.03),
         make_gate_task(gate, backbone=BACKBONE, images=images, steps=steps),
+        blockdrop=BlockDropConfig(**changes),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.supervised.config import RelaxedMethod, SkipNetConfig, SupervisedConfig
+from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig, SkipNetConfig
 from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.costs import BitOptions, CostTable
@@ -40,13 +40,13 @@ pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 BUDGET = 0.45
 # The best table within it, 16 bit everywhere, is enough for 2 x 2 of 3 x 3 needs.
 BEST_TABLE_ACCURACY = 100 * 4 / 9
-TRAINERS: dict[RelaxedMethod, type[GumbelTrainer]] = {"gumbel": GumbelTrainer, "dfs": DFSTrainer}
+TRAINERS: dict[str, type[GumbelTrainer]] = {"gumbel": GumbelTrainer, "dfs": DFSTrainer}
 
 
 def make_trainer(
-    gate: LearnedGate, *, method: RelaxedMethod = "gumbel", task: Any = None, **changes: float
+    gate: LearnedGate, *, method: str = "gumbel", task: Any = None, **changes: float
 ) -> GumbelTrainer:
-    config = SupervisedConfig(**({"batch_size": 18, "learning_rate": 0.03} | changes))
+    config = SUPERVISED_METHODS[method](**({"batch_size": 18, "learning_rate": 0.03} | changes))
     return TRAINERS[method](config, task or make_gate_task(gate, budget=BUDGET))
 
 
@@ -58,7 +58,7 @@ def is_solved(gate: LearnedGate) -> bool:
 
 @pytest.mark.parametrize("method", ["gumbel", "dfs"])
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
-def test_gates_learn_what_no_table_can(method: RelaxedMethod, kind: str) -> None:
+def test_gates_learn_what_no_table_can(method: str, kind: str) -> None:
     gate = make_gate(kind)
     assert not is_solved(gate)
     assert is_solved(run_steps(make_trainer(gate, method=method), 600))
@@ -148,10 +148,10 @@ PER_STEP = 8 * 3
 
 
 def make_config(**changes: Any) -> TrainGumbelConfig:
-    relaxed = changes.get("method", "gumbel") in TRAINERS
+    method = SUPERVISED_METHODS[changes.get("method", "gumbel")]
     settings: dict[str, Any] = {
         "gate": "lstm",
-        "training": SupervisedConfig(batch_size=8, distillation=0.5 if relaxed else 0.0),
+        "training": method(batch_size=8, distillation=0.5 if method.is_relaxed else 0.0),
         "timesteps": 10 * PER_STEP,
         "budget": 20.0,
         "fixed_budget": True,
@@ -175,7 +175,7 @@ def train(
 
 def new_run(path: Path) -> RunFolder:
     return RunFolder.create(
-        path, kind="test", name="test", config=SupervisedConfig(), command=("test",)
+        path, kind="test", name="test", config=GumbelConfig(), command=("test",)
     )
 
 

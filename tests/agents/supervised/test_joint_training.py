@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
 from dfs_rl.agents.cotraining_config import CoTrainConfig, LabelCoTrainConfig
-from dfs_rl.agents.supervised.config import RelaxedMethod, SupervisedConfig
+from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.backbones import ResNet, load_backbone
@@ -58,7 +58,7 @@ def make_trainer(
     dataset: Dataset,
     *,
     cotrain: CoTrainConfig | None,
-    method: RelaxedMethod = "gumbel",
+    method: str = "gumbel",
     **changes: float,
 ) -> tuple[GumbelTrainer, ResNet]:
     """Return the trainer of a gate on an untrained backbone, and the backbone."""
@@ -79,7 +79,7 @@ def make_trainer(
     cotrainer = cotrain and CoTrainer(
         cotrain, backbone, dataset, seed=0, budget=None, greedy=method == "dfs"
     )
-    config = SupervisedConfig(**({"batch_size": 18} | changes))
+    config = SUPERVISED_METHODS[method](**({"batch_size": 18} | changes))
     return TRAINERS[method](config, task, cotrainer), backbone
 
 
@@ -115,7 +115,7 @@ def test_backbone_learns_from_its_own_images_alone(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("method", ["gumbel", "dfs"])
-def test_inference_form_follows_the_weights(dataset: Dataset, method: RelaxedMethod) -> None:
+def test_inference_form_follows_the_weights(dataset: Dataset, method: str) -> None:
     trainer, backbone = make_trainer(
         dataset, cotrain=LABELS_ALONE, method=method, learning_rate=0.3
     )
@@ -144,14 +144,14 @@ def test_untrained_backbone_learns_with_its_gate(dataset: Dataset) -> None:
 
 # --- runs
 
-# At this learning rate the gate of DFS executes everything after two or three steps.
-FAST = SupervisedConfig(batch_size=8, learning_rate=0.3, multiplier=1.0)
-
 
 def joint_config(**changes) -> TrainGumbelConfig:
     """Return a configuration whose gate has as many steps as with a frozen backbone."""
+    method = SUPERVISED_METHODS[changes.get("method", "gumbel")]
+    # At this learning rate the gate of DFS executes everything after two or three steps.
+    fast = method(batch_size=8, learning_rate=0.3, multiplier=1.0)
     return make_config(
-        **({"backbone_mode": "co-train", "timesteps": 20 * PER_STEP, "training": FAST} | changes)
+        **({"backbone_mode": "co-train", "timesteps": 20 * PER_STEP, "training": fast} | changes)
     )
 
 
@@ -162,7 +162,7 @@ def joint_config(**changes) -> TrainGumbelConfig:
         joint_config(
             fixed_budget=False,
             cotrain=BOTH_LOSSES,
-            training=SupervisedConfig(batch_size=8, distillation=0.5),
+            training=GumbelConfig(batch_size=8, distillation=0.5),
         ),
     ],
     ids=["dfs", "gumbel-all"],
@@ -175,7 +175,7 @@ def test_ctrl_c_saves_and_the_run_resumes(tmp_path: Path, config: TrainGumbelCon
 
 
 @pytest.mark.parametrize("method", ["dfs", "gumbel"])
-def test_best_gate_is_kept_with_its_backbone(tmp_path: Path, method: RelaxedMethod) -> None:
+def test_best_gate_is_kept_with_its_backbone(tmp_path: Path, method: str) -> None:
     cotrain = replace(BOTH_LOSSES, learning_rate=0.05)  # the weights of no two steps are alike
     run = new_run(tmp_path / "run")
     best = train(run, joint_config(method=method, gate="ff", cotrain=cotrain)).best

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.supervised.config import SkipNetConfig, SupervisedConfig
+from dfs_rl.agents.supervised.config import SkipNetConfig, SkipNetMethod
 from dfs_rl.agents.supervised.estimators import (
     Choice,
     StraightThroughRollout,
@@ -20,7 +20,6 @@ from dfs_rl.agents.supervised.skipnet import (
     entropy,
     hybrid_loss,
     leave_one_out_advantages,
-    skip_or_run,
 )
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
@@ -47,9 +46,9 @@ def make_trainer(
     gate: LearnedGate, *, steps: int = 500, pretraining: float = 0.25
 ) -> SkipNetTrainer:
     return SkipNetTrainer(
-        SkipNetConfig(pretraining=pretraining),
-        SupervisedConfig(batch_size=18, learning_rate=0.03),
+        SkipNetMethod(batch_size=18, learning_rate=0.03),
         make_gate_task(gate, budget=BUDGET, steps=steps),
+        skipnet=SkipNetConfig(pretraining=pretraining),
     )
 
 
@@ -158,8 +157,8 @@ def test_multiplier_rests_in_pretraining() -> None:
 @pytest.mark.parametrize(("bits", "missing"), [((0, 2, 8), 32), ((2, 8, 32), 0)])
 def test_bit_options_without_skip_or_run(bits: tuple[int, ...], missing: int) -> None:
     with pytest.raises(ConfigError, match=rf"bit options \[.*\] lack {missing} bit"):
-        skip_or_run(BitOptions(bits))
-    assert skip_or_run(BitOptions((0, 2, 32))) == (0, 2)
+        SkipNetMethod.choices(BitOptions(bits))
+    assert SkipNetMethod.choices(BitOptions((0, 2, 32))) == (0, 2)
 
 
 def test_entropy_has_finite_gradients() -> None:
