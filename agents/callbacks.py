@@ -1,15 +1,8 @@
-"""Callbacks between two updates: schedules, guards, logs, validation, checkpoints, interruption.
-
-Between two updates the state of a training is complete: all episodes have ended and no gradients
-are pending. Callbacks act only then. A resumed run does not repeat the callbacks of the step at
-which it was saved.
-"""
+"""Callbacks of a training: schedules, guards, logs, validation, checkpoints, interruption."""
 
 import sys
 import time
-from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from dfs_rl.agents.hyperparameters import AlgorithmConfig, PolicyGradientConfig
-from dfs_rl.agents.logging import METRICS
+from dfs_rl.agents.logging import METRICS, ProgressBar
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.errors import TrainingError
 from dfs_rl.utils.seeding import seed_everything, stream_seed
@@ -28,67 +21,6 @@ _DIVERGED = (
     "training stopped after {} steps: the policy's weights are no longer finite; "
     "a smaller learning rate may help."
 )
-
-
-@dataclass
-class Lifecycle:
-    """State shared by all callbacks of a training.
-
-    Attributes:
-        resumed_at: Step at which a resumed run was saved; ``None`` for a new run.
-        stop: Request of the user to stop, granted after the current update.
-        stop_granted: True once the state is saved and the training ends.
-    """
-
-    resumed_at: int | None = None
-    stop: StopRequest = field(default_factory=StopRequest)
-    stop_granted: bool = False
-
-
-class BoundaryCallback(BaseCallback):
-    """Base of callbacks that act before the first update, between updates and after the last."""
-
-    def __init__(self, lifecycle: Lifecycle) -> None:
-        super().__init__()
-        self.lifecycle = lifecycle
-        self._done_at = lifecycle.resumed_at
-
-    @property
-    def ended(self) -> bool:
-        """True after the last update."""
-        return self.model.num_timesteps >= self.model._total_timesteps
-
-    @abstractmethod
-    def between_updates(self, timesteps: int) -> None:
-        """Act between two updates, after ``timesteps`` steps."""
-
-    def _on_rollout_start(self) -> None:
-        self._act()
-
-    def _on_training_end(self) -> None:
-        if not self.lifecycle.stop_granted:
-            self._act()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _act(self) -> None:
-        timesteps = self.model.num_timesteps
-        if timesteps != self._done_at:
-            self.between_updates(timesteps)
-            self._done_at = timesteps
-
-
-class BetweenUpdates(BoundaryCallback):
-    """Calls a function with the number of steps between two updates."""
-
-    def __init__(self, lifecycle: Lifecycle, function: Callable[[int], None]) -> None:
-        super().__init__(lifecycle)
-        self._function = function
-
-    def between_updates(self, timesteps: int) -> None:
-        """Call the function."""
-        self._function(timesteps)
 
 
 class SyncEpisodes(BaseCallback):
@@ -140,8 +72,48 @@ class Schedules(BaseCallback):
         return True
 
 
-class FiniteGuard(BoundaryCallback):
-    """Stops a training on rewards or weights that are not finite."""
+class UpdateCallback(BaseCallback):
+    """Checks, logs and saves a training between two updates, and ends it on request.
+
+    Then its state is complete: all episodes have ended and no gradients are pending. It acts before
+    the first update and after the last one too, but not at the step at which a resumed run was
+    saved.
+
+    Args:
+        before_log: Function of the number of steps, called before an update is logged.
+        after_log: The same, called after it.
+        save: Function that saves the state, at the start, at intervals and at the end.
+        every: Steps between two checkpoints.
+        stop: Request of the user to stop, granted after the current update.
+        resumed_at: Step at which a resumed run was saved; ``None`` for a new run.
+        bar: Progress bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        before_log: Callable[[int], None] | None = None,
+        after_log: Callable[[int], None] | None = None,
+        save: Callable[[], None] | None = None,
+        every: int = 1,
+        stop: StopRequest | None = None,
+        resumed_at: int | None = None,
+        bar: ProgressBar | None = None,
+    ) -> None:
+        super().__init__()
+        self._before_log, self._after_log, self._save = before_log, after_log, save
+        self._every, self._stop, self._bar = every, stop or StopRequest(), bar
+        self._done_at = self._saved_at = resumed_at
+        self._stop_granted = False
+        self._started = 0.0
+
+    def _on_training_start(self) -> None:
+        self._started = time.perf_counter()
+        if self._bar is not None:
+            self._bar.start(self.model.num_timesteps)
+
+    def _on_rollout_start(self) -> None:
+        self._act()
 
     def _on_step(self) -> bool:
         if not np.isfinite(self.locals["rewards"]).all():
@@ -149,12 +121,53 @@ class FiniteGuard(BoundaryCallback):
                 f"training stopped after {self.model.num_timesteps} steps: a reward is not "
                 "finite, so the backbone's outputs are not."
             )
-        return True
+        return not self._stop_granted
 
-    def between_updates(self, timesteps: int) -> None:
-        """Check all weights of the policy."""
+    def _on_rollout_end(self) -> None:
+        env = self.model.get_env()
+        assert isinstance(env, SB3GatingVecEnv)
+        stats = env.pop_stats()
+        self.logger.record("rollout/reward", stats.mean_return)
+        self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
+        self.logger.record("rollout/computation", stats.computation)
+        if self._bar is not None:
+            self._bar.update(self.model.num_timesteps, reward=f"{stats.mean_return:.3f}")
+
+    def _on_training_end(self) -> None:
+        if not self._stop_granted:
+            self._act()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _act(self) -> None:
+        timesteps = self.model.num_timesteps
+        if timesteps == self._done_at:
+            return
         if not has_finite_weights(self.model):
             raise TrainingError(_DIVERGED.format(timesteps))
+        if self._before_log is not None:
+            self._before_log(timesteps)
+        self._log(timesteps)
+        if self._after_log is not None:
+            self._after_log(timesteps)
+        self._checkpoint(timesteps)
+        self._done_at = timesteps
+
+    def _log(self, timesteps: int) -> None:
+        if self.logger.name_to_value:
+            steps = timesteps - self.model._num_timesteps_at_start
+            rate = steps / max(time.perf_counter() - self._started, 1e-9)
+            self.logger.record("time/steps_per_second", rate, exclude=(METRICS,))
+            self.logger.dump(timesteps)
+
+    def _checkpoint(self, timesteps: int) -> None:
+        requested = self._stop.requested  # read once: a signal may change it at any time
+        last, ended = self._saved_at, timesteps >= self.model._total_timesteps
+        due = last is None or timesteps // self._every > last // self._every
+        if self._save is not None and (due or ended or requested):
+            self._save()
+            self._saved_at = timesteps
+        self._stop_granted = requested
 
 
 def has_finite_weights(model: BaseAlgorithm) -> bool:
@@ -169,63 +182,9 @@ def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fr
         TrainingError: If the policy's weights are no longer finite.
     """
     try:
-        # UpdateLog writes after each update; the algorithm itself would write before it.
+        # UpdateCallback logs after each update; the algorithm itself would log before it.
         model.learn(steps, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
     except ValueError as error:  # torch cannot sample from weights that are not finite
         if has_finite_weights(model):
             raise
         raise TrainingError(_DIVERGED.format(model.num_timesteps)) from error
-
-
-class UpdateLog(BoundaryCallback):
-    """Logs each completed update."""
-
-    _started = 0.0
-
-    def _on_training_start(self) -> None:
-        self._started = time.perf_counter()
-
-    def _on_rollout_end(self) -> None:
-        env = self.model.get_env()
-        assert isinstance(env, SB3GatingVecEnv)
-        stats = env.pop_stats()
-        self.logger.record("rollout/reward", stats.mean_return)
-        self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
-        self.logger.record("rollout/computation", stats.computation)
-
-    def between_updates(self, timesteps: int) -> None:
-        """Write the metrics of the last update."""
-        if self.logger.name_to_value:
-            steps = timesteps - self.model._num_timesteps_at_start
-            rate = steps / max(time.perf_counter() - self._started, 1e-9)
-            self.logger.record("time/steps_per_second", rate, exclude=(METRICS,))
-            self.logger.dump(timesteps)
-
-
-class Checkpointing(BoundaryCallback):
-    """Saves the training at its start, at intervals and at its end, and ends it on request.
-
-    Args:
-        lifecycle: State shared by all callbacks of a training.
-        save: Function that saves the state of the training.
-        every: Steps between two checkpoints.
-    """
-
-    def __init__(self, lifecycle: Lifecycle, save: Callable[[], None], *, every: int) -> None:
-        super().__init__(lifecycle)
-        self._save = save
-        self._every = every
-        self._saved_at = lifecycle.resumed_at
-
-    def between_updates(self, timesteps: int) -> None:
-        """Save if a checkpoint is due, the training has ended or a stop is requested."""
-        requested = self.lifecycle.stop.requested  # read once: a signal may change it at any time
-        last = self._saved_at
-        due = last is None or timesteps // self._every > last // self._every
-        if due or self.ended or requested:
-            self._save()
-            self._saved_at = timesteps
-        self.lifecycle.stop_granted = requested
-
-    def _on_step(self) -> bool:
-        return not self.lifecycle.stop_granted

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
@@ -95,24 +94,3 @@ class ProgressBar:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class Progress(BaseCallback):
-    """Updates a progress bar after each rollout and shows its reward."""
-
-    def __init__(self, bar: ProgressBar) -> None:
-        super().__init__()
-        self._bar = bar
-
-    def _on_training_start(self) -> None:
-        self._bar.start(self.model.num_timesteps)
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        reward = self.logger.name_to_value["rollout/reward"]
-        self._bar.update(self.model.num_timesteps, reward=f"{reward:.3f}")
-
-    def _on_training_end(self) -> None:
-        self._bar.close()

@@ -11,16 +11,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from dfs_rl.agents.algorithms import build_algorithm
-from dfs_rl.agents.callbacks import (
-    BetweenUpdates,
-    Checkpointing,
-    FiniteGuard,
-    Lifecycle,
-    Schedules,
-    SyncEpisodes,
-    UpdateLog,
-    learn,
-)
+from dfs_rl.agents.callbacks import Schedules, SyncEpisodes, UpdateCallback, learn
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.gate_export import (
@@ -30,7 +21,7 @@ from dfs_rl.agents.gate_export import (
     untrained_gate,
 )
 from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutSize
-from dfs_rl.agents.logging import MetricsFile, Progress, ProgressBar
+from dfs_rl.agents.logging import MetricsFile, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
@@ -182,7 +173,7 @@ def train(
     total = steps_made(config, stored.backbone.costs)
     bar = ProgressBar(total, print_status=print_status)
     session = RunSession(run, LearningState, report=bar.report)
-    lifecycle = Lifecycle(resumed_at=session.state.timesteps if session.state else None)
+    resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)
     backbone = stored.backbone.to(device)
     dtype = precision.resolve_frozen(config.precision, torch.device(device))
@@ -224,7 +215,7 @@ def train(
     elif starts_uniform or initial is not None:
         load_gate_into_policy(model, initial or _uniform_gate(export(model), task, config.seed))
     session.keep_best(stored, gate, cotrained=config.cotrains)
-    board = session.open_board(purge_step=lifecycle.resumed_at)
+    board = session.open_board(purge_step=resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
     every = validation_interval(config)
     validator = session.validate_on(
@@ -253,26 +244,25 @@ def train(
                 model.logger.record(f"backbone/{name}", value)
             model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
 
-    callbacks: list[BaseCallback] = [SyncEpisodes()] if gate.exits is not None else []
-    callbacks += [
-        FiniteGuard(lifecycle),
-        BetweenUpdates(lifecycle, train_backbone),
-        UpdateLog(lifecycle),
-        BetweenUpdates(lifecycle, validate),
-        Checkpointing(
-            lifecycle,
-            partial(_save, session, model, cotrainer),
-            every=config.checkpoint_every or every,
-        ),
-        # Last: other callbacks draw random numbers, which a resumed run skips once.
-        Schedules(seed=config.seed, config=config.algorithm),
-        Progress(bar),
-        *extra_callbacks,
-    ]
-    with session.running() as lifecycle.stop:
+    with session.running() as stop:
+        callbacks: list[BaseCallback] = [SyncEpisodes()] if gate.exits is not None else []
+        callbacks += [
+            UpdateCallback(
+                before_log=train_backbone,
+                after_log=validate,
+                save=partial(_save, session, model, cotrainer),
+                every=config.checkpoint_every or every,
+                stop=stop,
+                resumed_at=resumed_at,
+                bar=bar,
+            ),
+            # Last: the other one draws random numbers, which a resumed run skips once.
+            Schedules(seed=config.seed, config=config.algorithm),
+            *extra_callbacks,
+        ]
         remaining = max(0, gate_timesteps(config) - model.num_timesteps)
         learn(model, remaining, callbacks, fresh=session.checkpoint is None)
-    if lifecycle.stop.requested:
+    if stop.requested:
         raise KeyboardInterrupt
     return session.result(
         gate_images=env.episodes + (pretraining_images(backbone.costs) if starts_uniform else 0),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.callbacks import FiniteGuard, Lifecycle, learn
+from dfs_rl.agents.callbacks import UpdateCallback, learn
 from dfs_rl.agents.gate_export import gate_shape
 from dfs_rl.agents.hyperparameters import FeatureChoice, PPOConfig, TRPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
@@ -41,7 +41,7 @@ class Poison(BaseCallback):
 def test_weights_that_are_not_finite_stop(what: str, steps: int) -> None:
     model = make_agent(PPOConfig(batch_size=64))
     with pytest.raises(TrainingError, match=f"after {steps} steps: the policy's weights are no"):
-        learn(model, 1280, [Poison(what), FiniteGuard(Lifecycle())], fresh=True)
+        learn(model, 1280, [Poison(what), UpdateCallback()], fresh=True)
 
 
 def test_rewards_that_are_not_finite_stop() -> None:
@@ -49,7 +49,7 @@ def test_rewards_that_are_not_finite_stop() -> None:
     broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
     model = make_agent(PPOConfig(), make_task(broken, reward=RewardWeights()))
     with pytest.raises(TrainingError, match="a reward is not finite"):
-        learn(model, 640, [FiniteGuard(Lifecycle())], fresh=True)
+        learn(model, 640, [UpdateCallback()], fresh=True)
 
 
 def test_trpo_skips_updates_with_equal_advantages() -> None:

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from dfs_rl.agents.callbacks import Lifecycle, UpdateLog, learn
+from dfs_rl.agents.callbacks import UpdateCallback, learn
 from dfs_rl.agents.hyperparameters import PPOConfig
-from dfs_rl.agents.logging import Progress, ProgressBar
+from dfs_rl.agents.logging import ProgressBar
 from tests.helpers.planted_task import make_agent
 
 RECORD = {"accuracy": 91.25, "computation": 1.2345, "reward": 0.5, "patterns": 7}
@@ -24,7 +24,7 @@ def test_progress_is_shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO)
     lines: list[str] = []
     bar = ProgressBar(256, print_status=lines.append)
     bar.report(0, RECORD)
-    learn(make_agent(PPOConfig()), 256, [UpdateLog(Lifecycle()), Progress(bar)], fresh=True)
+    learn(make_agent(PPOConfig()), 256, [UpdateCallback(bar=bar)], fresh=True)
     if stream.isatty():
         assert "256/256" in stream.getvalue()
         assert "val accuracy=91.2 %" in stream.getvalue()
