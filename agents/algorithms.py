@@ -39,16 +39,16 @@ def build_algorithm(
 ) -> BaseAlgorithm:
     """Build an algorithm whose networks have separate weights for each layer.
 
-    Actor and critic, or network and target network, share no weights. Only the LSTM of a recurrent
-    policy is shared by all layers. An update is one episode of each environment.
+    Only the LSTM of a recurrent policy is shared by all layers. Actor and critic, or network and
+    target network, share no weights. An update is one episode of each environment.
 
     Args:
         config: Hyperparameters; their type selects the algorithm.
         env: The batched environment; environments of one group are consecutive.
         feature_sizes: Number of features of each gated layer's input.
         hidden: Width of each layer's hidden layer, in all networks.
-        timesteps: Length of the whole training, which sets defaults.
-        start: Initial policy of the gate, which sets defaults.
+        timesteps: Length of the whole training, which, like ``start``, sets defaults.
+        start: Initial policy of the gate.
         group_size: Rollouts of one image that share a baseline; 1 for no group baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.
         seed: Seed of the weights, of the sampled actions and of the minibatches.

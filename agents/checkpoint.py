@@ -21,10 +21,7 @@ from dfs_rl.utils.checkpoint import (
 
 
 def capture(model: BaseAlgorithm) -> Checkpoint:
-    """Return the state of an algorithm between two updates, after the start of its training.
-
-    Random streams and schedules are not part of it: they follow from the seed and the step count.
-    """
+    """Return the state between two updates; random streams follow from seed and step count."""
     tensors = module_tensors(model.policy, "policy")
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
     env = model.get_env()
@@ -42,12 +39,10 @@ def capture(model: BaseAlgorithm) -> Checkpoint:
 
 
 def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
-    """Restore the state from ``capture`` in a new algorithm with the same configuration.
-
-    Continue with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+    """Restore the state from ``capture`` in a new algorithm.
 
     Raises:
-        CheckpointError: If the checkpoint does not fit the configuration.
+        CheckpointError: If the checkpoint does not fit its configuration.
     """
     tensors, state = checkpoint
     try:

@@ -36,9 +36,8 @@ def gate_shape(
 ) -> tuple[tuple[int, ...], int]:
     """Return the number of features that a gate reads before each layer, and its hidden width.
 
-    By default an LSTM has ``RECURRENT_WIDTH``. Other gates take ``GATE_SHARE`` of the gated layers'
-    MACs, with 8 to 32 units: fewer units separate images of small backbones badly, and more units
-    bring no gain.
+    By default, unless it is an LSTM, a gate takes ``GATE_SHARE`` of the gated layers' MACs, with 8
+    to 32 units: fewer separate images of small backbones badly, and more bring no gain.
     """
     available = tuple(backbone.feature_sizes)
     sizes = available if features == "all" else confidence_sizes(available)
@@ -64,15 +63,9 @@ def untrained_gate(
     budget_conditioning: BudgetConditioning | None = None,
     **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
-    """Build a gate with its initial weights and its final shape and cost.
+    """Build a gate of a kind in ``GATES``; ``hidden`` is ``None`` for the default width.
 
-    Args:
-        backbone: The backbone.
-        kind: Name of its network in ``GATES``.
-        features: Features that the gate reads.
-        hidden: Hidden width; ``None`` for the default, see ``gate_shape``.
-        budget_conditioning: Budget conditioning of a gate for all budgets; ``None`` for one budget.
-        settings: Name, budget and choices, see ``LearnedGate``.
+    ``settings`` are name, budget and choices, see ``LearnedGate``.
     """
     sizes, width = gate_shape(
         backbone,
@@ -94,11 +87,7 @@ def untrained_gate(
 
 @torch.no_grad()
 def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
-    """Return a copy of ``template`` on the policy's device, with the weights of its actor.
-
-    Both have the same shape, and the gate the same logits or action values. Weights of features
-    that a layer lacks are dropped.
-    """
+    """Return a copy of ``template``, of the policy's shape, with the weights of its actor."""
     gate = copy.deepcopy(template)
     extractor = _extractor(model)
     if isinstance(gate, LSTMGate):

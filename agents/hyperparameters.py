@@ -1,9 +1,4 @@
-"""Hyperparameters of reinforcement learning, with the reasons for their defaults.
-
-A configuration holds all that defines an algorithm: its hyperparameters, which have the names of
-Stable-Baselines3's arguments, and the names of the classes that learn with them. The module does
-not import torch, so that help pages load quickly.
-"""
+"""Algorithms of ``train_agent`` and their hyperparameters, with reasons; imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,13 +35,7 @@ _BUFFERS = "dfs_rl.agents.buffers:"
 
 
 class RolloutSize(NamedTuple):
-    """Size of the data of one update.
-
-    Attributes:
-        n_envs: Number of parallel episodes.
-        n_layers: Decisions per episode.
-        observation_bytes: Bytes of one observation.
-    """
+    """Size of the data of one update: parallel episodes, decisions of each, bytes of each."""
 
     n_envs: int
     n_layers: int
@@ -91,11 +80,7 @@ class AlgorithmConfig(Method):
     final_learning_rate: UnitInterval | None = None
 
     def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Return a copy with the defaults that depend on the training; no value is ``None``.
-
-        Raises:
-            ConfigError: If a value does not fit the size of an update.
-        """
+        """Return a copy with the defaults that depend on the training; no value is ``None``."""
         del update  # sets further defaults in subclasses
         rate = self.learning_rate
         if rate is None:
@@ -184,10 +169,7 @@ class A2CConfig(PolicyGradientConfig):
 @register_method("maskable_ppo")
 @configuration
 class MaskablePPOConfig(PPOConfig):
-    """Hyperparameters of ``--algo maskable_ppo``: those of PPO.
-
-    MaskablePPO differs from PPO only in the options that it may sample.
-    """
+    """Hyperparameters of ``--algo maskable_ppo``: those of PPO."""
 
     label = "MaskablePPO"
     algorithm = "sb3_contrib:MaskablePPO"
@@ -199,10 +181,7 @@ class MaskablePPOConfig(PPOConfig):
 @register_method("recurrent_ppo")
 @configuration
 class RecurrentPPOConfig(PPOConfig):
-    """Hyperparameters of ``--algo recurrent_ppo``: those of PPO.
-
-    RecurrentPPO trains the gate of DFS, one LSTM for all layers.
-    """
+    """Hyperparameters of ``--algo recurrent_ppo``, which trains one LSTM for all layers."""
 
     label = "RecurrentPPO"
     algorithm = "dfs_rl.agents.algorithms:GroupRecurrentPPO"
@@ -311,19 +290,16 @@ class QRDQNConfig(QLearningConfig):
 
 
 def transition_bytes(observation_bytes: int) -> int:
-    """Return the bytes of one decision in a replay buffer.
-
-    A decision has observations before and after, action, reward, termination and truncation.
-    """
+    """Return the bytes of one decision in a replay buffer."""
+    # observations before and after, action, reward, termination and truncation
     return 2 * observation_bytes + 8 + 3 * 4
 
 
 def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: Start) -> int:
     """Return the number of rollouts of one image that share a baseline.
 
-    A gate pretrained on uniform options runs each image once per update by default. It has to learn
-    small differences, for which more images per update help more than a baseline that cancels the
-    difficulty of an image.
+    By default 1 for a gate pretrained on uniform options. It has to learn small differences, for
+    which more images help more than a baseline that cancels the difficulty of an image.
 
     Raises:
         ConfigError: If the group size is not 1 and the algorithm is not on-policy.

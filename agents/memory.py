@@ -41,13 +41,13 @@ def training_needs(  # noqa: PLR0913
 
     Args:
         backbone: The backbone.
-        kind: Kind of the gate, see ``untrained_gate``.
+        kind: Kind of the gate, like the next settings as for ``gate_shape``.
         features: Features that the gate reads.
         hidden: Hidden width; ``None`` for the default.
         budget_conditioning: True for one gate for all budgets.
         decisions: Number of decisions per update.
         val_images: Number of images in the val split.
-        val_repeats: Episodes per image for a budget-conditioned gate; other gates run one.
+        val_repeats: Episodes per val image of a budget-conditioned gate.
         num_envs: Number of parallel episodes in training.
         outputs: Number of scores per option.
         cotrain_batch: Images per step of a co-trained backbone; ``None`` for a frozen one.
@@ -98,5 +98,4 @@ def replay_needs(
 
 
 def _seen_bytes(backbone: WalkableBackbone, *, budget_conditioning: bool) -> int:
-    """Return the bytes of one observation."""
     return observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))

@@ -21,8 +21,7 @@ class PerLayerEmbedding(BaseFeaturesExtractor):
     """Linear map per gated layer of features and context, the input of an LSTM for all layers.
 
     A network shared by all layers collapses to one pattern, because channel 3 of one layer is
-    unrelated to channel 3 of the next. The environment normalizes the features of each layer and
-    pads missing features with zeros.
+    unrelated to channel 3 of the next. Features that a layer lacks are zero.
 
     Args:
         observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and
@@ -112,9 +111,8 @@ class PerLayerExtractor(PerLayerEmbedding):
 class _PerLayerScores:
     """Mixin for actor-critic policies whose extractor outputs the logits.
 
-    The head is initialized and then replaced, so that the critic's initial weights match those of a
-    policy with a head. The replacement has no parameters, because TRPO differentiates with respect
-    to all of them.
+    The head is initialized first, so that the critic's initial weights are those of a policy with a
+    head. What replaces it has no parameters, because TRPO differentiates by all of them.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -135,15 +133,12 @@ class MaskableGatePolicy(_PerLayerScores, MaskableMultiInputActorCriticPolicy):
 
 
 class RecurrentGatePolicy(RecurrentMultiInputActorCriticPolicy):
-    """Policy of RecurrentPPO with a ``PerLayerEmbedding``.
-
-    Head weights start at zero, as in the other gates. All layers share the head, as in DFS.
-    """
+    """Policy of RecurrentPPO with a ``PerLayerEmbedding``; all layers share the head, as in DFS."""
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         assert isinstance(self.action_net, nn.Linear)
-        nn.init.zeros_(self.action_net.weight)
+        nn.init.zeros_(self.action_net.weight)  # as in the other gates
 
 
 class GateDQNPolicy(DQNMultiInputPolicy):

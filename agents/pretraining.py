@@ -35,12 +35,9 @@ _LEARNING_RATE = 0.02
 
 
 class UniformOptionRewards(NamedTuple):
-    """Mean reward and cost of each option when all layers run at it.
+    """Mean reward and cost of each option when all layers run at it, float64 ``[options]``.
 
-    Attributes:
-        rewards: Mean reward of each option without the cost term, float64 ``[options]``; minus
-            infinity above a per-input budget.
-        spent: Cost of each option, as a fraction, float64 ``[options]``.
+    The reward has no cost term, and is minus infinity above a per-input budget.
     """
 
     rewards: Tensor
@@ -51,11 +48,7 @@ class UniformOptionRewards(NamedTuple):
         return (self.rewards - cost_weight[:, None] * self.spent).argmax(dim=1)
 
     def best_within(self, targets: Tensor) -> Tensor:
-        """Return the best option within each target cost, int64 ``[n]``; else the cheapest.
-
-        Ties go to fewer bits. ``targets`` bound the cost of the gated layers as fractions, float64
-        ``[n]``.
-        """
+        """Return the best option within each target, a fraction, ``[n]``; else the cheapest."""
         within = self.spent <= targets[:, None]  # [n, options]
         best = self.rewards.where(within, -torch.inf).argmax(dim=1)
         return torch.where(within.any(dim=1), best, self.spent.argmin())
@@ -73,10 +66,7 @@ def evaluate_uniform_options(
     budget: float | None = None,
     gate_macs: float = 0.0,
 ) -> UniformOptionRewards:
-    """Evaluate each bit option at all layers of a backbone in inference form.
-
-    The cost weight among ``weights`` is ignored. The gate counts towards the per-input budget.
-    """
+    """Evaluate each bit option at all layers of a backbone in inference form."""
     costs = backbone.costs
     records = [
         evaluate_static_table(backbone, images, (option,) * costs.n_layers, name="")
@@ -93,10 +83,7 @@ def evaluate_uniform_options(
 
 
 def target_probabilities(target_options: Tensor, costs: CostTable, layer: int) -> Tensor:
-    """Return the probabilities of the actions at a layer, float32 ``[n, actions]``.
-
-    An exit after this layer counts as a neighbour of every option.
-    """
+    """Return the probabilities of a layer's actions, ``[n, actions]``; an exit is a neighbour."""
     options = torch.arange(len(costs.options), device=target_options.device)
     scores = _NEIGHBOUR * (options - target_options[:, None]).float().square()
     if costs.exits:
@@ -120,14 +107,14 @@ def behavior_cloning(
     budget: float | None = None,
     seed: int,
 ) -> None:
-    """Train a gate to imitate the best uniform option at every layer.
+    """Train a gate in place to imitate the best uniform option at every layer.
 
     Args:
-        gate: Gate to train in place, on the device of ``images``; it must choose from all options.
-            A budget-conditioned gate learns the option of each preference.
+        gate: Gate on the device of ``images``, which must choose from all options; with budget
+            conditioning it learns the option of each preference.
         backbone: The backbone, in inference form.
         images: The agent split.
-        weights: Reward weights that the options are evaluated with.
+        weights: Reward weights of the evaluation of the options; their cost weight is ignored.
         choose: Function that chooses the options to imitate; called with preference 1 for a gate
             for one budget.
         budget: Per-input budget that the gate observes, in percent; ``None`` for none.

@@ -55,7 +55,7 @@ def replay_tensors(buffer: DictReplayBuffer, prefix: str) -> dict[str, Tensor]:
 def restore_replay(
     buffer: DictReplayBuffer, tensors: Mapping[str, Tensor], prefix: str, *, position: int
 ) -> None:
-    """Restore an empty buffer of the same size from ``replay_tensors`` and ``buffer.pos``.
+    """Restore an empty buffer of the same size; ``position`` is the ``pos`` of the stored one.
 
     Raises:
         KeyError: If a part is missing.

@@ -41,7 +41,7 @@ def rewards_of(
             ``low_discrepancy_preferences``.
         costs: Cost table of the backbone.
         weights: Reward weights.
-        budget: Per-input budget on computation in percent; ``None`` for none.
+        budget: Per-input budget in percent; ``None`` for none.
         cost_weight_range: Range of the cost weight; ``None`` to use ``weights.cost``.
     """
     cost_weight = None
@@ -69,15 +69,7 @@ def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BestMetrics:
-    """Metrics of the best gate on the validation split.
-
-    Attributes:
-        timesteps: Training steps before its validation.
-        accuracy: Accuracy in percent.
-        computation: Mean computation in percent.
-        reward: Mean reward.
-        patterns: Number of distinct option patterns.
-    """
+    """Metrics of the best gate: steps before its validation, percentages, distinct patterns."""
 
     timesteps: NonNegativeInt
     accuracy: float
@@ -88,12 +80,7 @@ class BestMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationState:
-    """State of a ``Validator`` in a checkpoint.
-
-    Attributes:
-        validated_at: Training steps before the last validation; ``None`` before the first.
-        best: Metrics of the best gate; ``None`` before the first validation.
-    """
+    """State of a ``Validator`` in a checkpoint; ``None`` before the first validation."""
 
     validated_at: NonNegativeInt | None
     best: BestMetrics | None
@@ -113,7 +100,7 @@ class Validator:
         reward: Function that returns the reward of each image.
         every: Steps between two validations.
         total: Steps of the whole training.
-        repeats: Episodes per image for a budget-conditioned gate; their mean is the image's reward.
+        repeats: Episodes per image of a budget-conditioned gate; their mean is its reward.
         backbone: Function that returns the current backbone.
     """
 

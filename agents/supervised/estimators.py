@@ -13,12 +13,7 @@ from dfs_rl.gating.observation import observe
 
 
 class Choice(NamedTuple):
-    """One choice per image.
-
-    Attributes:
-        options: Options to run, int64 ``[batch]``.
-        probabilities: Relaxation for the gradients, float32 ``[batch, options]``; rows sum to 1.
-    """
+    """Options to run, int64 ``[batch]``, and their relaxation, float32 ``[batch, options]``."""
 
     options: Tensor
     probabilities: Tensor
@@ -62,8 +57,7 @@ class StraightThroughRollout(NamedTuple):
         logits: Logits of the classes, float32 ``[batch, classes]``.
         spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
         options: Options that ran, int64 ``[batch, layers]``.
-        probabilities: Relaxation for the gradients, float32 ``[batch, layers, options]``, see
-            ``Choice``.
+        probabilities: Their relaxation, float32 ``[batch, layers, options]``.
     """
 
     logits: Tensor
@@ -112,10 +106,9 @@ def _straight_through_step(
 ) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all options.
 
-    The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot. Its gradient with respect to ``p_o`` is
-    ``f_o(h)``. It requires the outputs of options that are not chosen but no gradients through
-    them, so the inference form computes them. Options of probability 0 have no gradient and do not
-    run.
+    The value is ``sum_o p_o f_o(h)`` with ``p`` one-hot; its gradient by ``p_o`` is ``f_o(h)``. No
+    gradients pass through options that are not chosen, so the inference form computes them.
+    Options of probability 0 do not run.
     """
     layer = state.layer
     costs = backbone.costs.option_costs(choice.options.device)[layer]
@@ -133,10 +126,7 @@ def _straight_through_step(
 def reinforce_loss(probabilities: Tensor, options: Tensor, advantages: Tensor) -> Tensor:
     """Return the loss of REINFORCE (Williams, 1992), ``-mean(sum_l log p(option_l) advantage_l)``.
 
-    Args:
-        probabilities: Sampling probabilities, ``[batch, layers, options]``, with gradients.
-        options: Sampled options, int64 ``[batch, layers]``.
-        advantages: Advantage of each decision, ``[batch, layers]``; gradients are stopped.
+    Options and advantages are ``[batch, layers]``, probabilities ``[batch, layers, options]``.
     """
     drawn = probabilities.gather(2, options[:, :, None]).squeeze(2)  # [batch, layers]
     return -(torch.log(drawn) * advantages.detach()).sum(dim=1).mean()

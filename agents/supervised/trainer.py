@@ -87,14 +87,7 @@ class GateTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """State of a ``GateTrainer`` in a checkpoint.
-
-    Attributes:
-        steps: Number of steps taken.
-        multipliers: Values of the Lagrange multipliers.
-        backbone_steps: Number of steps of a co-trained backbone.
-        executed_everything: True once the first phase of DFS is over.
-    """
+    """State of a ``GateTrainer`` in a checkpoint, without tensors."""
 
     steps: NonNegativeInt
     multipliers: list[float]
@@ -104,12 +97,9 @@ class TrainerState:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedState:
-    """State of a training in a checkpoint, without tensors.
+    """State of a training in a checkpoint, without tensors, with the number of records logged.
 
-    Attributes:
-        trainer: State of the trainer.
-        metrics: Number of records logged so far.
-        validation: State of the validator; ``None`` to restart the selection of the best gate.
+    Without a validation the selection of the best gate starts over.
     """
 
     trainer: TrainerState
