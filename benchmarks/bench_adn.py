@@ -23,14 +23,15 @@ import torch
 from dfs_rl.backbones import BackboneInfo, save_backbone
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, load_dataset
-from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.supernet_training import build
 from dfs_rl.training.bit_sampling import BitMix
 from dfs_rl.training.supernet import (
-    SupernetConfig,
     SupernetTrainer,
     accuracy_of,
     uniform_accuracies,
 )
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.logging import print_status
 
 

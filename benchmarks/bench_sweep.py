@@ -53,15 +53,16 @@ def by_sweep(
 def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> float:
     """Return the seconds of the same trainings, without the command's final evaluation."""
     code = (
-        "import sys; from dfs_rl.experiments.agent_training import COMMAND, TrainAgentConfig as C\n"
-        "from dfs_rl.experiments.gate_run import create_run, train_run\n"
+        "import sys; from dfs_rl.experiments.agent_training import TrainAgentConfig\n"
+        "from dfs_rl.experiments.gate_run import GateRun\n"
         "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import "
         "load_dataset\n"
         "from pathlib import Path; import torch\n"
         "torch.set_num_threads(1); d = load_dataset('digits')\n"
-        "c = C(timesteps=int(sys.argv[1]), algorithm=PPOConfig(ent_coef=float(sys.argv[2])), "
+        "c = TrainAgentConfig(timesteps=int(sys.argv[1]), "
+        "algorithm=PPOConfig(ent_coef=float(sys.argv[2])), "
         "run_dir=Path(sys.argv[3]))\n"
-        "train_run(COMMAND, c, d, create_run(COMMAND, c, d, device='cpu', argv=()), device='cpu')\n"
+        "GateRun.create(c, d, ()).train()\n"
     )
 
     def one(number: int) -> None:

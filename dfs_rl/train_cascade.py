@@ -1,23 +1,11 @@
 """Command ``train_cascade``: choose a confidence cascade, a baseline of gates."""
 
 import sys
-from collections.abc import Sequence
 
-from dfs_rl.experiments.cascade_training import COMMAND
-from dfs_rl.utils.cli import run_command
+from dfs_rl.experiments.command import main_of
+from dfs_rl.experiments.config import TrainCascadeConfig
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return run_command(
-        COMMAND.run,
-        COMMAND.config_type,
-        prog=COMMAND.prog,
-        description=COMMAND.description,
-        kind=COMMAND.kind,
-        argv=argv,
-    )
-
+main = main_of(TrainCascadeConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

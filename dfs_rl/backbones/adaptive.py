@@ -6,7 +6,6 @@ a skipped path, because the next stage then expects of them the output of the wh
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,11 +13,10 @@ from dfs_rl.backbones.network import Network, NetworkConfig
 from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import configuration
+from dfs_rl.utils.constants import Granularity
 
 NORM_SETS = 2
 MIN_BLOCKS = 2
-Stem = Literal["cifar", "imagenet"]
-Granularity = Literal["path", "block"]
 
 
 @configuration

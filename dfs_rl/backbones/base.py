@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from dfs_rl.backbones.interfaces import (
     CONFIDENCE_SIZE,
     GatedLayer,
-    OptimizerName,
     run_layers,
     runs_when_skipped,
 )
@@ -36,6 +35,7 @@ from dfs_rl.quantization.inference import (
     to_inference,
 )
 from dfs_rl.quantization.modules import FractionalLinear
+from dfs_rl.utils.constants import OptimizerName
 
 FROZEN_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of inference forms."""

@@ -1,15 +1,11 @@
 """Interfaces of backbones, satisfied by training and inference forms alike."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dfs_rl.costs import BitOptions, CostTable
-
-OptimizerName = Literal["sgd", "adamw"]
-Recipe = Literal["supernet", "adn"]
-"""Sub-networks that are distilled into: those of low bits, or also the one without any path."""
 
 
 class GatedLayer(Protocol):

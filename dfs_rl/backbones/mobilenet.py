@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, Stem, make_conv_stages
+from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_conv_stages
 from dfs_rl.backbones.network import stem_convolution
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.costs import SKIP
@@ -14,6 +14,7 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
 from dfs_rl.utils.config import PositiveInt, configuration
+from dfs_rl.utils.constants import Stem
 
 FULL_WIDTH = 32
 _EXPANSION = 6

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import Recipe
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.constants import Recipe
 
 MakerT = TypeVar("MakerT", bound=Callable[..., Backbone])
 

@@ -11,7 +11,6 @@ from dfs_rl.backbones.adaptive import (
     MIN_BLOCKS,
     AdaptiveConfig,
     AdaptiveNetwork,
-    Stem,
     make_conv_stages,
 )
 from dfs_rl.backbones.network import Network, NetworkConfig, stem_convolution
@@ -22,6 +21,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import convolve_in_turn
 from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
 from dfs_rl.utils.config import PositiveInt, configuration
+from dfs_rl.utils.constants import FirstBlock, Stem
 
 MIN_DEPTH, MAX_DEPTH = 8, 1202  # the deepest in He et al.
 CIFAR_STAGES = 3
@@ -29,7 +29,6 @@ MAX_STAGES = 8
 EXPANSION = 4
 """Ratio of a bottleneck's output channels to those of its 3 x 3 convolution."""
 _IMAGENET = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-FirstBlock = Literal["gated", "always"]
 BlockKind = Literal["basic", "bottleneck"]
 
 

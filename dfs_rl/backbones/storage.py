@@ -15,7 +15,7 @@ import torch
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.registry import FAMILIES
 from dfs_rl.costs import COMPUTATION
-from dfs_rl.data import ChannelStatistics
+from dfs_rl.data import ChannelStatistics, Dataset
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import (
     check_finite,
@@ -59,6 +59,18 @@ class BackboneInfo:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     image_size: int | None = None
     flip: bool | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, accuracy: Mapping[str, float] | None = None) -> "BackboneInfo":
+        """Return the provenance of a backbone that was made for a data set."""
+        return cls(
+            dataset=dataset.name,
+            fingerprint=dataset.fingerprint,
+            class_names=dataset.class_names,
+            accuracy=accuracy or {},
+            image_size=dataset.image_size,
+            flip=dataset.flip,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

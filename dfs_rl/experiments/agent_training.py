@@ -3,7 +3,7 @@
 import math
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
@@ -12,22 +12,15 @@ from dfs_rl.agents.hyperparameters import (
     AlgorithmName,
     FeatureChoice,
     OnPolicyConfig,
-    Start,
     resolved_group_size,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 
-if TYPE_CHECKING:
-    from dfs_rl.gating.budget_conditioning import CostWeightRange
-
 _DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
-"""Default range of the cost weight."""
-DEFAULT_COST_WEIGHT = RewardWeights.cost
-"""Default cost weight; about 0.8 % computation on the digits."""
+"""Default range of the cost weight; its default, 10, is about 0.8 % computation on the digits."""
 
 
 @configuration
@@ -68,6 +61,15 @@ class TrainAgentConfig(GateTrainingConfig):
         cotrain: Training of the backbone with --backbone-mode co-train.
     """
 
+    KIND: ClassVar = "train_agent"
+    DESCRIPTION: ClassVar = """\
+Train a gate by reinforcement learning to pick the bits of each layer and image.
+
+Examples:
+  python -m dfs_rl.train_agent --budget 0.8
+  python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/net --timesteps 3000000
+  python -m dfs_rl.train_agent --algo maskable_ppo --per-input-budget 1.5 --cost-weight 0.1"""
+    MODULE: ClassVar = "dfs_rl.experiments.gate_training"
     CHOICES: ClassVar = {"algorithm": ("algo", ALGORITHM_CONFIGS)}
     FIRST: ClassVar = (
         *("algo", "dataset", "backbone", "budget", "cost_weight"),
@@ -120,7 +122,7 @@ class TrainAgentConfig(GateTrainingConfig):
                 f"init_gate is {self.init_gate}, but algo is {self.algo!r}, which learns action "
                 "values; take an algorithm with an actor."
             )
-        if self.start == "uniform" and not self._can_start_uniform:
+        if self.start == "uniform" and not self.can_start_uniform:
             raise ConfigError(
                 f"start is 'uniform', but algo is {self.algo!r}, backbone_mode is "
                 f"{self.backbone_mode!r} and init_gate is {self.init_gate}; it requires an "
@@ -143,14 +145,10 @@ class TrainAgentConfig(GateTrainingConfig):
         return self.exits
 
     @property
-    def _can_start_uniform(self) -> bool:
+    def can_start_uniform(self) -> bool:
+        """True for an algorithm with an actor, a frozen backbone and no initial gate."""
         has_actor = isinstance(self.algorithm, OnPolicyConfig)
-        return has_actor and self.backbone_mode == "frozen" and self.init_gate is None
-
-    @property
-    def resolved_start(self) -> Start:
-        """Start of the gate if it is not initialized from another gate."""
-        return self.start or ("uniform" if self._can_start_uniform else "indifferent")
+        return has_actor and not self.cotrains and self.init_gate is None
 
     @property
     def resolved_group_size(self) -> int:
@@ -158,54 +156,24 @@ class TrainAgentConfig(GateTrainingConfig):
         return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
     @property
-    def all_budgets(self) -> bool:
-        """True if one gate learns a range of cost weights."""
-        return not self.fixed_budget
+    def reward_weights(self) -> RewardWeights:
+        """Weights of the reward.
 
+        The default cost weight is that of ``RewardWeights``, or the geometric mean of a range that
+        excludes it.
+        """
+        lowest, highest = self.cost_weight_range
+        cost = self.cost_weight
+        if cost is None:
+            cost = RewardWeights.cost
+            if not self.fixed_budget and not lowest <= cost <= highest:
+                cost = math.sqrt(lowest * highest)
+        return RewardWeights(**vars(self.reward), cost=cost)
 
-def cost_weight_range_of(config: TrainAgentConfig) -> "CostWeightRange | None":
-    """Return the range of cost weights to learn, ``None`` with a fixed cost weight."""
-    from dfs_rl.gating.budget_conditioning import CostWeightRange
+    def with_resolved_defaults(self) -> Self:
+        """Return the configuration with its start and group size.
 
-    if not config.all_budgets:
-        return None
-    return CostWeightRange(lowest=config.cost_weight_range[0], highest=config.cost_weight_range[1])
-
-
-def _default_cost_weight(config: TrainAgentConfig) -> float:
-    """Return the cost weight to use if none is given.
-
-    It is ``DEFAULT_COST_WEIGHT``, or the geometric mean of a range that excludes it.
-    """
-    lowest, highest = config.cost_weight_range
-    within = not config.all_budgets or lowest <= DEFAULT_COST_WEIGHT <= highest
-    return DEFAULT_COST_WEIGHT if within else math.sqrt(lowest * highest)
-
-
-def reward_weights_of(config: TrainAgentConfig) -> RewardWeights:
-    """Return the reward weights of a configuration."""
-    cost = _default_cost_weight(config) if config.cost_weight is None else config.cost_weight
-    return RewardWeights(**vars(config.reward), cost=cost)
-
-
-def _with_resolved_defaults(config: TrainAgentConfig) -> TrainAgentConfig:
-    """Return the configuration with its resolved start and group size.
-
-    A gate that is initialized from another gate has no start.
-    """
-    resolved_start = config.resolved_start if config.init_gate is None else None
-    return replace(config, start=resolved_start, group_size=config.resolved_group_size)
-
-
-COMMAND = GateTrainingCommand(
-    kind="train_agent",
-    description="""Train a gate by reinforcement learning to pick the bits of each layer and image.
-
-Examples:
-  python -m dfs_rl.train_agent --budget 0.8
-  python -m dfs_rl.train_agent --dataset uoft-cs/cifar10 --backbone runs/net --timesteps 3000000
-  python -m dfs_rl.train_agent --algo maskable_ppo --per-input-budget 1.5 --cost-weight 0.1""",
-    config_type=TrainAgentConfig,
-    module="dfs_rl.experiments.gate_training",
-    with_resolved_defaults=_with_resolved_defaults,
-)
+        A gate that is initialized from another gate has no start.
+        """
+        start = self.resolved_start if self.init_gate is None else None
+        return replace(self, start=start, group_size=self.resolved_group_size)

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.methods import METHODS
@@ -22,26 +21,31 @@ from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbo
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments import comparison, supernet_training
+from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.evaluation import Precision, ReportedSplit, evaluate_run
-from dfs_rl.experiments.gate_kinds import COMMANDS
-from dfs_rl.experiments.gate_run import create_run, train_run
+from dfs_rl.experiments.config import (
+    DataSettings,
+    EvaluateConfig,
+    GateRunConfig,
+    TrainCascadeConfig,
+    program,
+)
+from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
+from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.gating.model import GatedModel, load
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict
-from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.device import set_threads
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
 Callback = Callable[[Mapping[str, Any]], None]
 """Function that receives the record of each validation; an exception ends the training."""
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", bound=DataSettings | EvaluateConfig)
 _VALIDATIONS = ("validation", "epoch")
 """Kinds of metrics records that hold a validation."""
 
@@ -64,37 +68,6 @@ class TrainedGate:
     def load(self, *, budget: float | None = None, device: str = "cpu") -> GatedModel:
         """Return the network with its gate, see ``dfs_rl.load``."""
         return load(self.path, budget=budget, device=torch.device(device), trust_code=True)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a gate and its baselines.
-
-    Attributes:
-        path: File of the summary.
-        summary: All figures.
-        baselines: Keys of the baselines in ``to_frame``; ``None`` for all.
-    """
-
-    path: Path
-    summary: EvaluationSummary = field(repr=False)
-    baselines: tuple[str, ...] | None = None
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per method, the gate first, with the columns of ``MethodSummary``.
-
-        ``difference``, ``low`` and ``high`` are accuracy of the gate minus that of the method in
-        points, with the bounds of its 95 % interval over images; ``outcome`` judges it.
-        """
-        methods = pd.DataFrame([config_to_dict(method) for method in self.summary.methods])
-        methods = methods.drop(columns=["class_accuracy", "exit_shares"])
-        if self.summary.comparisons:
-            compared = pd.DataFrame([config_to_dict(one) for one in self.summary.comparisons])
-            methods = methods.merge(compared.drop(columns=["label", "role"]), on="key", how="left")
-        if self.baselines is None:
-            return methods
-        kept = methods["key"].isin(self.baselines) | (methods["role"] == "gate")
-        return methods[kept].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -147,7 +120,7 @@ def train_backbone(
         _, stored = supernet_training.train_run(
             config,
             data,
-            command=command_line(supernet_training.PROG, config),
+            command=command_line(program(config.KIND), config),
             after_log=_validations_only(callback),
         )
     return stored.backbone
@@ -185,23 +158,21 @@ def train_gate(
         DataError: If the data set cannot be read, or the backbone is for other images.
         TrainingError: If a figure is no longer finite.
     """
-    command, chosen = _method(method)
-    if command.kind == "train_agent":
+    config_type, chosen = _method(method)
+    if config_type is TrainAgentConfig:
         settings = _with_algorithm_block(method, settings)
     with _stored(backbone, dataset) as place:
         config = _config(
-            command.config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
+            config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
         )
         with _threads(config.threads, settings), trusting(code=False):
             _trust(place)
             data = _images(config, dataset)
-            device = str(resolve_device(config.device))
-            argv = command_line(command.prog, config)
-            run = create_run(command, config, data, device=device, argv=argv)
-            run = replace(run, after_log=_validations_only(callback))
-            with run.lock():
-                record = train_run(command, config, data, run, device=device)
-    return TrainedGate(run.path, record.best_on_val, record.points_on_val)
+            run = GateRun.create(config, data, command_line(program(config.KIND), config))
+            run.folder = replace(run.folder, after_log=_validations_only(callback))
+            with run.folder.lock():
+                record = run.train()
+    return TrainedGate(run.folder.path, record.best_on_val, record.points_on_val)
 
 
 def evaluate(
@@ -209,56 +180,30 @@ def evaluate(
     dataset: Dataset | str | None = None,
     *,
     baselines: Sequence[str] | None = None,
-    split: ReportedSplit = "test",
-    budget: float | None = None,
-    device: str = "auto",
-    batch_size: int = 128,
-    precision: Precision = "float32",
-    search: SearchConfig | None = None,
     trust_code: bool = False,
+    **settings: Any,  # noqa: ANN401 - fields of EvaluateConfig
 ) -> Evaluation:
     """Evaluate a gate and the baselines that it should beat, once, on the test split.
 
     Args:
         gate: Trained gate, or run folder of a gate or a backbone.
         dataset: Data set of the training; ``None`` reads it from where the training did.
-        baselines: Keys of the baselines to show, such as ``"cascade"``; ``None`` for all.
-        split: Split to report on; every choice is made on val.
-        budget: Budget in percent that a gate for all budgets is set to.
-        device: Device to compute on.
-        batch_size: Number of images per batch.
-        precision: Number format of the backbone; float32 for figures to report.
-        search: Limits of the search for the best static bit table.
+        baselines: Names of the baselines to run, such as ``"cascade"``; ``None`` for all. A
+            selection has a summary of its own.
         trust_code: True to import the constructor that a run folder names, see ``load``; that of
             a ``TrainedGate`` is trusted.
+        settings: Settings of ``evaluate``, for example ``split``, ``budget`` or ``device``.
 
     Raises:
         ConfigError: If a setting or baseline is unknown or not allowed.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is not that of the training.
     """
-    for name, value, allowed in (
-        ("split", split, get_args(ReportedSplit)),
-        ("precision", precision, get_args(Precision)),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(allowed)}.")
-    with trusting(code=trust_code or isinstance(gate, TrainedGate)):
-        found = evaluate_run(
-            gate.path if isinstance(gate, TrainedGate) else Path(gate),
-            dataset=dataset,
-            split=split,
-            budget=budget,
-            device=device,
-            batch_size=batch_size,
-            precision=precision,
-            search=search,
-        )
-    keys = [method.key for method in found.summary.methods if method.role != "gate"]
-    for name in baselines or ():
-        if name not in keys:
-            raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(keys)}.")
-    return Evaluation(found.path, found.summary, None if baselines is None else tuple(baselines))
+    if isinstance(gate, TrainedGate):
+        gate, trust_code = gate.path, True
+    config = _config(EvaluateConfig, None, run=gate, **settings)
+    with trusting(code=trust_code):
+        return evaluate_run(config, dataset, baselines=baselines)
 
 
 def compare(
@@ -300,14 +245,14 @@ def compare(
     return Comparison(folder.path, figures)
 
 
-def _method(name: str) -> tuple[GateTrainingCommand[Any], dict[str, object]]:
-    """Return the command that trains a method, and the settings that select it."""
+def _method(name: str) -> tuple[type[GateRunConfig], dict[str, object]]:
+    """Return the configuration of the command that trains a method, and what selects it there."""
     if name == "cascade":
-        return COMMANDS["train_cascade"], {}
+        return TrainCascadeConfig, {}
     if name not in METHODS:
         raise ConfigError(f"method is {name!r}; allowed are {', '.join(METHODS)}, cascade.")
     method = METHODS[name]
-    return COMMANDS[method.command], {method.setting: name.removeprefix(method.prefix)}
+    return GATE_COMMANDS[method.command], {method.setting: name.removeprefix(method.prefix)}
 
 
 def _with_algorithm_block(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,9 +276,7 @@ def _config(
     """Build a configuration from Python values, with the checks of the command."""
     if dataset is not None:
         settings["dataset"] = dataset.name if isinstance(dataset, Dataset) else dataset
-    names = {one.name for one in fields(cls)}  # type: ignore[arg-type]
-    if "threads" in names:
-        settings.setdefault("threads", torch.get_num_threads())
+    settings.setdefault("threads", torch.get_num_threads())
     plain = {
         name: config_to_dict(value) if is_dataclass(value) else value
         for name, value in settings.items()
@@ -360,23 +303,11 @@ def _stored(
         return
     if isinstance(backbone, Backbone):
         data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
-        info = BackboneInfo(
-            dataset=data.name,
-            fingerprint=data.fingerprint,
-            class_names=data.class_names,
-            accuracy=uniform_accuracies(backbone, data.val.to(_device_of(backbone))),
-            image_size=data.image_size,
-            flip=data.flip,
-        )
-        backbone = StoredBackbone(backbone=backbone, info=info)
+        accuracy = uniform_accuracies(backbone, data.val.to(backbone.feature_mean.device))
+        backbone = StoredBackbone(backbone=backbone, info=BackboneInfo.of(data, accuracy))
     with TemporaryDirectory() as folder:
         save_backbone(backbone.backbone, backbone.info, folder)
         yield folder
-
-
-def _device_of(backbone: Backbone) -> torch.device:
-    tensor: Tensor = backbone.feature_mean
-    return tensor.device
 
 
 def _trust(name: str | None) -> None:

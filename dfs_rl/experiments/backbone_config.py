@@ -1,29 +1,17 @@
-"""Configuration of ``train_backbone`` and construction of the untrained network."""
+"""Configuration of ``train_backbone``; imports no torch, to keep its help page quick."""
 
-from collections.abc import Iterable
 from dataclasses import field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import torch
 import tyro
 from pydantic import Field
 
-from dfs_rl.backbones import Backbone
-from dfs_rl.backbones.adaptive import Granularity, Stem, check_skippable
-from dfs_rl.backbones.interfaces import Recipe
-from dfs_rl.backbones.registry import SETTINGS, network_of
-from dfs_rl.backbones.resnet import FirstBlock
-from dfs_rl.backbones.transformer import TokenConfig
 from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, parse_bit_options
-from dfs_rl.data import Dataset, channel_statistics
-from dfs_rl.data.load import flips_by_default
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
-from dfs_rl.training.custom_model import build_custom_backbone
-from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
-from dfs_rl.utils.constants import DIGITS
-from dfs_rl.utils.seeding import stream_seed
+from dfs_rl.utils.constants import DIGITS, FirstBlock, Granularity, Recipe, Stem
 from dfs_rl.utils.trusted_import import is_constructor
 
 
@@ -73,6 +61,11 @@ class TrainBackboneConfig(DataSettings):
         training: Hyperparameters of the training.
     """
 
+    KIND: ClassVar = "train_backbone"
+    DESCRIPTION: ClassVar = (
+        "Train a supernet: one network in which every layer works at every bit option."
+    )
+    RUN: ClassVar = "dfs_rl.experiments.supernet_training:run"
     FIRST: ClassVar = ("dataset", "backbone", "bits", "epochs", "recipe", "seed", "run_dir")
 
     dataset: str = DIGITS
@@ -88,7 +81,7 @@ class TrainBackboneConfig(DataSettings):
     seed: Seed = 0
     width: Annotated[PositiveInt, Field(le=2**16)] | None = None
     patch: PositiveInt | None = None
-    heads: PositiveInt = TokenConfig.heads
+    heads: PositiveInt = 3
     gate_branches: bool = False
     stem_bits: int = 8
     first_block: FirstBlock = "gated"
@@ -98,7 +91,9 @@ class TrainBackboneConfig(DataSettings):
     training: SupernetConfig = field(default_factory=SupernetConfig)
 
     def __post_init__(self) -> None:
-        if self.weights is not None and not is_constructor(self.backbone):
+        from dfs_rl.data.load import flips_by_default  # imports torch, slow for a help page
+
+        if self.weights is not None and not self.is_constructed:
             raise ConfigError(
                 f"weights is {self.weights}, but backbone is {self.backbone!r}, which starts from "
                 "random ones; weights go with module:function."
@@ -107,16 +102,50 @@ class TrainBackboneConfig(DataSettings):
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
         # A named list of bits and its values count as one setting.
         object.__setattr__(self, "bits", parse_bit_options(self.bits))
-        if self.recipe == "adn" or not is_constructor(self.backbone):
-            network_of(self.backbone, self.recipe)
-        if self.recipe == "adn":
-            check_skippable(self.bit_options)
-        self._check_unused()
+        self._check_network()
+        if self.is_set("training.alpha") and self.recipe != "adn":
+            raise ConfigError(
+                f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
+            )
+        unquantized = {"bits": self.bit_options, "stem_bits": FULL, "per_channel": False}
+        for name, plain in unquantized.items():
+            if self.plain and self.is_set(name) and getattr(self, name) != plain:
+                raise ConfigError(
+                    f"{name} is set, but with --plain nothing is quantized; leave one of them out."
+                )
         if self.workers > self.training.batch_size:
             raise ConfigError(
                 f"workers is {self.workers}; at most {self.training.batch_size} can share a batch "
                 "of as many images (training.batch_size)."
             )
+
+    def _check_network(self) -> None:
+        """Raise ConfigError for an unknown network, or settings that it has not."""
+        from dfs_rl.backbones.adaptive import check_skippable
+        from dfs_rl.backbones.registry import SETTINGS, network_of
+
+        if self.recipe == "adn" or not self.is_constructed:
+            network = network_of(self.backbone, self.recipe)
+        if self.recipe == "adn":
+            check_skippable(self.bit_options)
+        for name in ("width", *SETTINGS):
+            if not self.is_set(name):
+                continue
+            if self.is_constructed:
+                raise ConfigError(
+                    f"{name} is set, but the network of {self.backbone} has its own shape; leave "
+                    "it out."
+                )
+            if name in SETTINGS and name not in network.settings:
+                raise ConfigError(
+                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; "
+                    "leave it out."
+                )
+
+    @property
+    def is_constructed(self) -> bool:
+        """True if the backbone is ``module:function``, which makes a user's network."""
+        return is_constructor(self.backbone)
 
     @property
     def bit_options(self) -> tuple[int, ...]:
@@ -125,82 +154,8 @@ class TrainBackboneConfig(DataSettings):
             return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
         return parse_bit_options(self.bits)
 
-    def _check_unused(self) -> None:
-        """Raise ConfigError for settings that have no effect."""
-        if self.is_set("training.alpha") and self.recipe != "adn":
-            raise ConfigError(
-                f"training.alpha is set, which belongs to the recipe adn, not {self.recipe}."
-            )
-        for name, plain in {
-            "bits": self.bit_options,
-            "stem_bits": FULL,
-            "per_channel": False,
-        }.items():
-            if self.plain and self.is_set(name) and getattr(self, name) != plain:
-                raise ConfigError(
-                    f"{name} is set, but with --plain nothing is quantized; leave one of them out."
-                )
-        if is_constructor(self.backbone):
-            for name in ("width", *SETTINGS):
-                if self.is_set(name):
-                    raise ConfigError(
-                        f"{name} is set, but the network of {self.backbone} has its own shape; "
-                        "leave it out."
-                    )
-            return
-        for name in SETTINGS:
-            if self.is_set(name) and name not in network_of(self.backbone, self.recipe).settings:
-                raise ConfigError(
-                    f"{name} is set, which {self.backbone} with the recipe {self.recipe} has not; "
-                    "leave it out."
-                )
-
     def is_set(self, name: str) -> bool:
         """Return True if a setting, by dotted name, differs from its default."""
         block, _, setting = name.rpartition(".")
         settings = getattr(self, block) if block else self
         return bool(getattr(settings, setting) != getattr(type(settings), setting))
-
-
-def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
-    """Build the backbone of a configuration; the same seed gives the same weights.
-
-    It is untrained unless a user's constructor makes it.
-    """
-    torch.manual_seed(stream_seed(config.seed, "weights"))
-    if is_constructor(config.backbone):
-        backbone = build_custom_backbone(
-            config.backbone,
-            dataset,
-            weights=config.weights,
-            bits=config.bit_options,
-            stem_bits=FULL if config.plain else config.stem_bits,
-            per_channel=config.per_channel,
-        )
-        if (
-            config.plain or config.is_set("bits")
-        ) and backbone.options.values != config.bit_options:
-            raise ConfigError(
-                f"{config.backbone} returns a backbone with the bit options "
-                f"{_words(backbone.options)}, "
-                f"but asked for are {_words(config.bit_options)}; "
-                f"leave out {'--plain' if config.plain else '--bits'}, or let it return a model."
-            )
-        return backbone
-    channels, height, width = dataset.image_shape
-    network = network_of(config.backbone, config.recipe)
-    shape: dict[str, Any] = {
-        "in_channels": channels,
-        "n_classes": dataset.n_classes,
-        "image_size": (height, width),
-        "bits": config.bit_options,
-        "stem_bits": FULL if config.plain else config.stem_bits,
-        "per_channel": config.per_channel,
-        "width": config.width,
-        **{name: getattr(config, name) for name in network.settings},
-    }
-    return network.make(channel_statistics(dataset.train.images), **shape)
-
-
-def _words(bit_options: Iterable[int]) -> str:
-    return " ".join(map(str, bit_options))

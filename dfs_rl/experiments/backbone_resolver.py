@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,103 +16,25 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
-from dfs_rl.costs import COMPUTATION, BitOptions
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments import supernet_training
-from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, RunConfig
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, RunConfig, program
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.training.custom_model import build_calibrated_backbone, build_custom_backbone
-from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.training.custom_model import build_pretrained_backbone, calibrate_custom_backbone
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import is_constructor
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
-    """Specification of the backbone of a gate.
-
-    Attributes:
-        dataset: Data set, as given to the command.
-        folder: Run of ``train_backbone``, or a backbone's folder, or ``module:function`` that makes
-            a user's network. Without it the digits use the included backbone; for other data one is
-            trained first and kept for later runs.
-        weights: Weights of a user's network.
-        image_size: Image size of a backbone that is trained here, see ``load_dataset``.
-        flip: Mirroring of training images for a backbone that is trained here.
-        epochs: Epochs of a backbone that is trained here.
-        device: Device to train on.
-        threads: Number of CPU threads.
-        exits: True to keep the backbone's exits, if it has any.
-        cost_model: Cost model of the backbone's cost table.
-    """
-
-    dataset: str
-    folder: Path | None
-    epochs: int
-    device: str
-    threads: int
-    weights: Path | None = None
-    image_size: int | None = None
-    flip: bool | None = None
-    exits: bool = True
-    cost_model: str = COMPUTATION
-
-    def __post_init__(self) -> None:
-        if self.weights is not None and self.constructor is None:
-            raise ConfigError(
-                f"weights is {self.weights}, but backbone is {self.folder}; weights go with a "
-                "constructor, --backbone module:function."
-            )
-
-    @property
-    def constructor(self) -> str | None:
-        """``module:function`` that makes a user's backbone, ``None`` for others."""
-        return str(self.folder) if is_constructor(self.folder) else None
-
-    @property
-    def needs_supernet(self) -> bool:
-        """True if the backbone is a default supernet, trained now or by an earlier run."""
-        return self.folder is None and self.dataset != DIGITS
-
-    def supernet_config(self, dataset: Dataset) -> TrainBackboneConfig:
-        """Return the configuration of the default supernet, with batches of at most all images."""
-        usual = SupernetConfig()
-        return TrainBackboneConfig(
-            dataset=self.dataset,
-            image_size=self.image_size,
-            flip=self.flip,
-            epochs=self.epochs,
-            device=self.device,
-            threads=self.threads,
-            training=replace(usual, batch_size=min(usual.batch_size, len(dataset.train))),
-        )
-
-
-def backbone_spec(config: RunConfig, device: str) -> BackboneSpec:
-    """Return the backbone specification of a configuration."""
-    spec = BackboneSpec(
-        dataset=config.dataset,
-        folder=config.backbone_source,
-        weights=config.weights,
-        image_size=config.image_size,
-        flip=config.flip,
-        epochs=config.supernet_epochs,
-        device=device,
-        threads=config.threads,
-    )
-    if isinstance(config, GateRunConfig):
-        return replace(spec, cost_model=config.cost_model, exits=config.uses_exits)
-    return spec
 
 
 def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset:
@@ -144,8 +66,8 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset
         if flip is not None and info.flip not in (None, flip):
             raise ConfigError(
                 f"flip is {str(flip).lower()}, but the backbone in {folder} was trained "
-                f"{'with' if info.flip else 'without'} mirrored "
-                "images; leave it out, or train another backbone."
+                f"{'with' if info.flip else 'without'} mirrored images; leave it out, or train "
+                "another backbone."
             )
         image_size, flip = info.image_size, info.flip if flip is None else flip
     return load_dataset(config.dataset, image_size=image_size, flip=flip)
@@ -162,71 +84,114 @@ def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | No
     return None if gone or is_constructor(folder) else folder
 
 
-def load_or_train_backbone(spec: BackboneSpec, dataset: Dataset) -> StoredBackbone:
-    """Load the specified backbone; train it first if necessary.
+def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
+    """Return a backbone of the right shape, to validate settings early; exits are kept.
+
+    It is the chosen backbone, except that the user's own is not calibrated yet and the default of a
+    data set not trained.
 
     Raises:
         CheckpointError: If it cannot be read.
+        ConfigError: If it has only one bit option, but the configuration is a gate's.
         DataError: If it was made for other data.
     """
-    if spec.needs_supernet:
-        stored = _default_supernet(spec, dataset)
-    elif spec.constructor is not None:
-        stored = build_calibrated_backbone(
-            spec.constructor, dataset, weights=spec.weights, device=spec.device
-        )
+    constructor = _constructor(config)
+    if _needs_supernet(config):
+        wanted = supernet_config(config, dataset)
+        backbone = supernet_training.build(wanted, dataset)  # same cost as the trained one
+        stored = StoredBackbone(backbone=backbone, info=BackboneInfo.of(dataset))
+    elif constructor is not None:
+        backbone = build_pretrained_backbone(constructor, dataset, config.weights)
+        stored = StoredBackbone(backbone=backbone, info=BackboneInfo.of(dataset))
     else:
-        folder = spec.folder or PRETRAINED_DIGITS
-        stored = load_stored_backbone(folder)
-        check_match(stored.info, stored.backbone, dataset, str(folder))
-    if not spec.exits:
-        stored.backbone.set_exits(())
-    stored.backbone.set_cost_model(spec.cost_model)
+        stored = _load(config.backbone_source or PRETRAINED_DIGITS, dataset)
+    if isinstance(config, GateRunConfig):
+        stored.backbone.set_cost_model(config.cost_model)
+        options = stored.backbone.options
+        if len(options) == 1:
+            raise ConfigError(
+                f"backbone {config.backbone_source} runs at {options[0]} bit only; a gate needs "
+                "two options to choose from."
+            )
     return stored
 
 
-def preview_backbone(spec: BackboneSpec, dataset: Dataset) -> Backbone:
-    """Return a backbone of the right shape, trained or not, to validate settings early.
+def load_or_train_backbone(
+    config: RunConfig, dataset: Dataset, preview: StoredBackbone | None = None
+) -> StoredBackbone:
+    """Return the backbone of a configuration; calibrate or train it first if necessary.
 
-    It prints a notice if exits are left out, since a later error may result from that.
-
-    Raises:
-        ConfigError: If the backbone has only one bit option.
+    ``preview`` is from ``preview_backbone``, which this function calls otherwise.
     """
-    if spec.needs_supernet:
-        backbone = build(spec.supernet_config(dataset), dataset)  # same cost as the trained one
-    elif spec.constructor is not None:
-        backbone = build_custom_backbone(spec.constructor, dataset, weights=spec.weights)
+    constructor = _constructor(config)
+    if _needs_supernet(config):
+        stored = _default_supernet(config, dataset)
     else:
-        backbone = load_or_train_backbone(replace(spec, exits=True), dataset).backbone
-    backbone.set_cost_model(spec.cost_model)
-    _check_menu(backbone.options, str(spec.folder))
-    if not spec.exits and backbone.costs.exits:
-        print_status("This gate does not use the backbone's exits; every image runs to the end.")
-        backbone.set_exits(())
-    return backbone
+        stored = preview or preview_backbone(config, dataset)
+        if constructor is not None:
+            stored = calibrate_custom_backbone(
+                stored.backbone, dataset, name=constructor, device=resolve_device(config.device)
+            )
+    if isinstance(config, GateRunConfig):
+        stored.backbone.set_cost_model(config.cost_model)
+        if not config.uses_exits:
+            stored.backbone.set_exits(())
+    return stored
 
 
 def backbone_of_run(
-    run: RunFolder, spec: BackboneSpec, dataset: Dataset, *, keep_original: bool = False
+    run: RunFolder, config: GateRunConfig, dataset: Dataset, preview: StoredBackbone | None = None
 ) -> StoredBackbone:
     """Return the copy of the backbone in a run's folder; the first call makes it.
 
-    Args:
-        run: Run folder.
-        spec: Specification of the backbone.
-        dataset: Data set that the backbone must match.
-        keep_original: True to keep a second copy, because training changes the first.
+    If training changes the backbone, a second copy is for the baselines in ``evaluate``.
     """
     folder = run.path / BACKBONE_FOLDER
     if (folder / STRUCTURE_FILE).is_file():
-        stored = load_stored_backbone(folder)
-        check_match(stored.info, stored.backbone, dataset, str(folder))
-        return stored
-    stored = load_or_train_backbone(spec, dataset)
-    if keep_original:  # for the baselines in evaluate
+        return _load(folder, dataset)
+    stored = load_or_train_backbone(config, dataset, preview)
+    if config.cotrains:
         save_backbone(stored.backbone, stored.info, run.path / BEFORE_FOLDER)
     save_backbone(stored.backbone, stored.info, folder)
+    return stored
+
+
+def supernet_config(config: RunConfig, dataset: Dataset) -> TrainBackboneConfig:
+    """Return the configuration of the default supernet, with batches of at most all images."""
+    usual = SupernetConfig()
+    return TrainBackboneConfig(
+        dataset=config.dataset,
+        image_size=config.image_size,
+        flip=config.flip,
+        epochs=config.supernet_epochs,
+        device=str(resolve_device(config.device)),
+        threads=config.threads,
+        training=replace(usual, batch_size=min(usual.batch_size, len(dataset.train))),
+    )
+
+
+def _needs_supernet(config: RunConfig) -> bool:
+    """Return True if the backbone is a default supernet, trained now or by an earlier run."""
+    return config.backbone_source is None and config.dataset != DIGITS
+
+
+def _constructor(config: RunConfig) -> str | None:
+    """Return the ``module:function`` that makes a user's backbone, ``None`` for others."""
+    source = config.backbone_source
+    if is_constructor(source):
+        return str(source)
+    if config.weights is not None:
+        raise ConfigError(
+            f"weights is {config.weights}, but backbone is {source}; weights go with a "
+            "constructor, --backbone module:function."
+        )
+    return None
+
+
+def _load(folder: Path, dataset: Dataset) -> StoredBackbone:
+    """Load a stored backbone and check that it was made for a data set."""
+    stored = load_stored_backbone(folder)
+    check_match(stored.info, stored.backbone, dataset, str(folder))
     return stored
 
 
@@ -239,31 +204,29 @@ def load_learned_gate(run: Path) -> LearnedGate:
     """
     gate = load_gate(run / GATE_FOLDER)
     if not isinstance(gate, LearnedGate):
+        kind = "a table" if isinstance(gate, TableGate) else "a cascade of tables"
         raise ConfigError(
-            f"the gate of {run} is "
-            f"{'a table' if isinstance(gate, TableGate) else 'a cascade of tables'}; a gate goes "
-            "on from one that "
-            "looks at its images."
+            f"the gate of {run} is {kind}; a gate goes on from one that looks at its images."
         )
     return gate
 
 
-def check_same_backbone(run: Path, dataset: Dataset, spec: BackboneSpec) -> None:
-    """Check that a run's gate was learned on the chosen backbone and on the same images.
+def check_same_backbone(run: Path, config: RunConfig, dataset: Dataset, backbone: Backbone) -> None:
+    """Check that a run's gate was learned on the configuration's backbone and the same images.
 
     Raises:
         DataError: If images or weights differ.
     """
-    theirs = load_stored_backbone(run / BACKBONE_FOLDER)
-    check_match(theirs.info, theirs.backbone, dataset, str(run))
-    ours = load_or_train_backbone(spec, dataset).backbone.state_dict()
-    weights = theirs.backbone.state_dict()
-    same = ours.keys() == weights.keys() and all(torch.equal(ours[k], weights[k]) for k in ours)
-    if not same:
+    if _constructor(config) is not None:  # the preview is not calibrated yet
+        backbone = load_or_train_backbone(config, dataset).backbone
+    ours, theirs = (
+        backbone.state_dict(),
+        _load(run / BACKBONE_FOLDER, dataset).backbone.state_dict(),
+    )
+    if ours.keys() != theirs.keys() or any(not torch.equal(ours[k], theirs[k]) for k in ours):
         raise DataError(
             f"the gate of {run} was learned on a backbone of its own, not on "
-            f"{spec.folder or 'the one that is used here'}; give its "
-            f"own with --backbone {run / BACKBONE_FOLDER}."
+            f"{config.backbone_source}; give its own with --backbone {run / BACKBONE_FOLDER}."
         )
 
 
@@ -276,78 +239,56 @@ def check_match(info: BackboneInfo, backbone: Backbone, dataset: Dataset, source
     if backbone.image_shape != dataset.image_shape:
         raise DataError(
             f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, "
-            "width), but those of data set "
-            f"{dataset.name!r} are {list(dataset.image_shape)}; it was trained on "
-            f"{info.dataset!r}: name its data set by --dataset."
+            f"width), but those of data set {dataset.name!r} are {list(dataset.image_shape)}; it "
+            f"was trained on {info.dataset!r}: name its data set by --dataset."
         )
     if info.class_names != dataset.class_names:
         raise DataError(
             f"backbone {source} tells the classes of {info.dataset!r} apart "
-            f"({_few(info.class_names)}), but data set "
-            f"{dataset.name!r} has {_few(dataset.class_names)}."
+            f"({_few(info.class_names)}), but data set {dataset.name!r} has "
+            f"{_few(dataset.class_names)}."
         )
     if info.fingerprint != dataset.fingerprint:
         raise DataError(
             f"backbone {source} was trained on other images or splits than those of data set "
-            f"{dataset.name!r} (fingerprint "
-            f"{info.fingerprint}, not {dataset.fingerprint}); a gate needs images that its "
-            "backbone has not seen."
+            f"{dataset.name!r} (fingerprint {info.fingerprint}, not {dataset.fingerprint}); a gate "
+            "needs images that its backbone has not seen."
         )
 
 
-def _default_supernet(spec: BackboneSpec, dataset: Dataset) -> StoredBackbone:
+def _default_supernet(config: RunConfig, dataset: Dataset) -> StoredBackbone:
     """Return the default supernet of a data set: from an earlier run, or newly trained."""
-    wanted = spec.supernet_config(dataset)
-    settings = config_to_dict(wanted)
-    relevant = {
-        name: value
-        for name, value in settings.items()
-        if name not in ("dataset", "device", "threads", "workers", "run_dir")
-    }
-    digest = hashlib.sha256(
-        repr((dataset.fingerprint, sorted(relevant.items()))).encode()
-    ).hexdigest()[:8]
+    wanted = supernet_config(config, dataset)
+    kept_out = ("dataset", "device", "threads", "workers", "run_dir")
+    settings = {k: v for k, v in config_to_dict(wanted).items() if k not in kept_out}
+    content = repr((dataset.fingerprint, sorted(settings.items())))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     # The digest identifies the data by content; the name of the data set may have changed.
     earlier = sorted(p for p in Path("runs").glob(f"supernet-*-{digest}") if p.is_dir())
     path = earlier[0] if earlier else Path("runs") / f"supernet-{dataset.name}-{digest}"
-    with file_lock(
-        path,
-        on_wait=lambda: print_status(
-            f"Another process trains the backbone in {path}; waiting for it."
-        ),
-    ):
+    waiting = f"Another process trains the backbone in {path}; waiting for it."
+    with file_lock(path, on_wait=lambda: print_status(waiting)):
         if (path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file():
             print_status(f"No backbone given: using the one trained before in {path}.")
-            stored = load_stored_backbone(path)
-            check_match(stored.info, stored.backbone, dataset, str(path))
-            return stored
+            return _load(path, dataset)
         trainer = supernet_training.make_trainer(wanted, dataset)
         if (path / RECORD).is_file():
             print_status(f"No backbone given: resuming the training in {path}.")
-            folder = RunFolder.open(path, supernet_training.KIND)
+            folder = RunFolder.open(path, wanted.KIND)
         else:
             print_status(
                 f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into "
-                f"{path}; "
-                "the next run finds it there."
+                f"{path}; the next run finds it there."
             )
             folder = RunFolder.create(
                 path,
-                kind=supernet_training.KIND,
+                kind=wanted.KIND,
                 name="supernet",
                 config=wanted,
-                command=(supernet_training.PROG,),
+                command=(program(wanted.KIND),),
                 fingerprint=dataset.fingerprint,
             )
         return supernet_training.train_supernet(wanted, trainer, dataset, folder)
-
-
-def _check_menu(options: BitOptions, source: str) -> None:
-    if len(options) == 1:
-        raise ConfigError(
-            f"backbone {source} runs at {options[0]} bit only; a gate needs two options to choose "
-            "from."
-        )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -14,8 +14,6 @@ from dfs_rl.experiments.config import BackboneSettings
 from dfs_rl.experiments.gate_kinds import GateName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
-KIND = "compare"
-PROG = "python -m dfs_rl.compare"
 _TRAINING_FIELDS = (
     *("backbone", "weights", "image_size", "flip", "cost_model"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
@@ -47,6 +45,13 @@ class CompareConfig(BackboneSettings):
         search: Limits of the search for each gate's best static bit table.
     """
 
+    KIND: ClassVar = "compare"
+    DESCRIPTION: ClassVar = (
+        "Compare gates of several kinds, newly trained or from finished runs, with each other and "
+        "with their baselines, and recommend one."
+    )
+    RUN: ClassVar = "dfs_rl.experiments.comparison:run"
+
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()
@@ -76,8 +81,7 @@ class CompareConfig(BackboneSettings):
         if self.runs and asked:
             raise ConfigError(
                 f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, "
-                f"but {self.runs[0]} is a finished run; "
-                "leave out one or the other."
+                f"but {self.runs[0]} is a finished run; leave out one or the other."
             )
         if not self.gates:
             raise ConfigError("gates is empty; name at least one.")

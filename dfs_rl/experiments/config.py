@@ -1,24 +1,40 @@
 """Settings that the commands share; imports no torch, to keep help pages quick."""
 
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, Self
 
 import tyro
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
+from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.costs import COMPUTATION, CostModelName
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, chosen_blocks, configuration
 from dfs_rl.utils.constants import DIGITS
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither."""
+ReportedSplit = Literal["test", "val"]
+Precision = Literal["auto", "float32", "bfloat16"]
+N_VALIDATIONS = 20
+"""Default number of validations in a run."""
+
+
+def program(kind: str) -> str:
+    """Return the command line prefix that runs a command."""
+    return f"python -m dfs_rl.{kind}"
 
 
 @configuration
 class DataSettings:
     """Settings of every command that reads images.
+
+    The class of a command's configuration describes the command: ``KIND`` is its name and the kind
+    of its run folders, ``DESCRIPTION`` the head of its help page and ``RUN`` the function that does
+    its work, imported at its first use to keep help pages quick.
 
     Attributes:
         dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub
@@ -32,6 +48,10 @@ class DataSettings:
         run_dir: New folder for the results; default runs/DATE-TIME-NAME.
         threads: Number of CPU threads; with 1, runs are bitwise reproducible.
     """
+
+    KIND: ClassVar[str]
+    DESCRIPTION: ClassVar[str]
+    RUN: ClassVar[str]
 
     dataset: str | None = DIGITS
     weights: Path | None = None
@@ -73,14 +93,77 @@ class RunConfig(BackboneSettings):
 
 
 @configuration
+class EvaluateConfig:
+    """Settings of ``evaluate``.
+
+    Attributes:
+        run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
+            uniform options alone.
+        split: Split to report on; test is for one final evaluation.
+        budget: Budget on the mean computation in percent that a gate for all budgets is set to.
+        dataset: New location of the run's data set, if it moved; the images must be the same.
+        device: "auto", "cpu", "cuda", ...
+        batch_size: Images per batch.
+        threads: Number of CPU threads.
+        precision: Number format of the backbone; float32 for figures to report, "auto" selects
+            bfloat16 where the hardware is fast at it.
+        search: Limits of the search for the best static bit table.
+    """
+
+    KIND: ClassVar = "evaluate"
+    DESCRIPTION: ClassVar = "Evaluate a run on its test split, with every baseline."
+    RUN: ClassVar = "dfs_rl.experiments.evaluation:run"
+
+    run: tyro.conf.Positional[Path]
+    split: ReportedSplit = "test"
+    budget: PositiveFloat | None = None
+    dataset: str | None = None
+    device: str = "auto"
+    batch_size: PositiveInt = 128
+    threads: PositiveInt = 1
+    precision: Precision = "float32"
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+@configuration
+class TrainExitsConfig(RunConfig):
+    """Settings of ``train_exits``.
+
+    Attributes:
+        after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
+            second and the fourth layer. Leave it out with --resume.
+        seed: Seed of the augmentation and of the bits that the heads are fitted under.
+    """
+
+    KIND: ClassVar = "train_exits"
+    DESCRIPTION: ClassVar = (
+        "Fit exits to a trained backbone: classifiers behind gated layers, where an image may "
+        "leave the network. The result is a backbone of its own."
+    )
+    RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
+
+    after: tuple[int, ...]
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if not self.after:
+            raise ConfigError("after is empty; allowed are one or more numbers of gated layers.")
+
+
+@configuration
 class GateRunConfig(RunConfig):
     """Settings of every command that makes a gate.
+
+    ``MODULE`` names the module with the command's functions ``validate`` and ``train``.
 
     Attributes:
         budget: Bound on the mean computation in percent, gate, stem and head included.
         cost_model: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2
             and bitops its numerator; macs counts skipped layers alone.
     """
+
+    RUN: ClassVar = "dfs_rl.experiments.gate_run:run"
+    MODULE: ClassVar[str]
 
     budget: PositiveFloat | None = None
     cost_model: CostModelName = COMPUTATION
@@ -89,6 +172,63 @@ class GateRunConfig(RunConfig):
     def uses_exits(self) -> bool:
         """True if the gate may take a backbone's exits."""
         return False
+
+    @property
+    def cotrains(self) -> bool:
+        """True if the backbone is trained with the gate."""
+        return False
+
+    def with_resolved_defaults(self) -> Self:
+        """Return the configuration with the defaults that depend on other settings.
+
+        A run stores them, so that it resumes unchanged after a version changes the defaults.
+        """
+        return self
+
+
+@configuration
+class TrainStaticConfig(GateRunConfig):
+    """Settings of ``train_static``.
+
+    Attributes:
+        method: Learner that chooses the bits layer by layer, as in HAQ, or greedy search by
+            sensitivity.
+        budget: Upper bound on the computation in percent, stem and head included; a static bit
+            table has no gate that costs anything.
+        episodes: Number of tables that a learner tries; a greedy search ends by itself.
+        images: Images of the agent split that each table is tried on.
+        seed: Seed of all random draws; same seed, machine and threads give the same table. A greedy
+            search draws nothing.
+    """
+
+    KIND: ClassVar = "train_static"
+    DESCRIPTION: ClassVar = "Search a static bit table by reinforcement learning or greedily."
+    MODULE: ClassVar = "dfs_rl.experiments.static_search"
+
+    method: StaticMethodName = "ddpg"
+    budget: PositiveFloat = 1.0
+    episodes: PositiveInt = 600
+    images: PositiveInt = 1000
+    seed: Seed = 0
+
+
+@configuration
+class TrainCascadeConfig(GateRunConfig):
+    """Settings of ``train_cascade``.
+
+    Attributes:
+        budget: Upper bound on the mean computation in percent, both passes of images that run twice
+            included; a single image may cost the sum of both passes.
+    """
+
+    KIND: ClassVar = "train_cascade"
+    DESCRIPTION: ClassVar = (
+        "Choose a confidence cascade: a cheap pass for every image, an expensive one for unsure "
+        "answers."
+    )
+    MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
+
+    budget: PositiveFloat = 1.0
 
 
 @configuration
@@ -124,6 +264,26 @@ class GateTrainingConfig(GateRunConfig):
     def cotrains(self) -> bool:
         """True if the backbone is trained with the gate."""
         return self.backbone_mode == "co-train"
+
+    @property
+    def all_budgets(self) -> bool:
+        """True if one gate learns a range of budgets or cost weights."""
+        return not self.fixed_budget
+
+    @property
+    def can_start_uniform(self) -> bool:
+        """True if the gate can start from the best uniform option."""
+        return not self.cotrains
+
+    @property
+    def resolved_start(self) -> Start:
+        """Start of the gate: the setting, or uniform where that is possible."""
+        return self.start or ("uniform" if self.can_start_uniform else "indifferent")
+
+    @property
+    def validation_interval(self) -> int:
+        """Timesteps between two validations; by default there are ``N_VALIDATIONS``."""
+        return self.eval_every or max(1, self.timesteps // N_VALIDATIONS)
 
     def _complete_blocks(self) -> None:
         """Fill in the defaults of a block whose type a setting selects, and check its type."""

@@ -1,43 +1,63 @@
-"""Evaluation of a run with every baseline; writes ``summary.json`` and figures into its folder.
+"""Evaluation of a run with its baselines; writes ``summary.json`` and figures into its folder.
 
 The test split is evaluated once: for an unchanged run the stored summary is returned.
 """
 
 import hashlib
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from dfs_rl.backbones import BackboneInfo, WalkableBackbone, load_stored_backbone
+import pandas as pd
+
+from dfs_rl.backbones import (
+    BackboneInfo,
+    StoredBackbone,
+    WalkableBackbone,
+    load_stored_backbone,
+)
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.baselines.methods import uniform_baselines
-from dfs_rl.evaluation.baselines.registry import EvaluationSetup, MethodResult, run_baselines
+from dfs_rl.evaluation.baselines.registry import (
+    BASELINES,
+    EvaluationSetup,
+    MethodResult,
+    run_baselines,
+)
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.per_image_results import per_image_results_of, save_per_image_results
-from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore
 from dfs_rl.evaluation.summary import FORMAT, EvaluationSummary, summarize
+from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, GatedModel, load
+from dfs_rl.gating.model import (
+    BACKBONE_FOLDER,
+    BEFORE_FOLDER,
+    GATE_FOLDER,
+    GatedModel,
+    add_gate,
+)
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.figures import write_figures
 from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
+from dfs_rl.reporting.tables import summary_text
+from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_from_dict, config_to_dict
-from dfs_rl.utils.device import check_memory, resolve_device
+from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.precision import resolve_frozen
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
 
-ReportedSplit = Literal["test", "val"]
-Precision = Literal["auto", "float32", "bfloat16"]
 _SELECTION: ReportedSplit = "val"
 _TABLE_BYTES = 1000
 """Approximate size of a static bit table with its score in bytes."""
@@ -46,9 +66,7 @@ _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 @dataclass(frozen=True, eq=False)
 class SharedResults:
-    """Results that evaluations of gates over one backbone and data set share.
-
-    They save time and change no figure.
+    """Results that evaluations of gates over one backbone and data set share, to save time.
 
     Attributes:
         uniform: Results of the uniform options, by the reported split.
@@ -65,20 +83,38 @@ EvaluationCache = dict[str, SharedResults]
 """Shared results by an identifier of backbone, images, precision and batch size."""
 
 
-class Evaluation(NamedTuple):
-    """Results of an evaluation.
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a gate and its baselines.
 
     Attributes:
-        summary: Summary of all methods.
+        summary: All figures.
         path: File of the summary.
-        results_path: File with the per-image results of every method.
-        stored: True if the results were read from an earlier evaluation.
+        stored: True if the figures were read from an earlier evaluation.
     """
 
-    summary: EvaluationSummary
+    summary: EvaluationSummary = field(repr=False)
     path: Path
-    results_path: Path
-    stored: bool
+    stored: bool = field(default=False, repr=False)
+
+    @property
+    def results_path(self) -> Path:
+        """File with the per-image results of every method."""
+        name = self.path.name.replace("summary", "outcomes")
+        return self.path.with_name(name).with_suffix(".safetensors")
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per method, the gate first, with the columns of ``MethodSummary``.
+
+        ``difference``, ``low`` and ``high`` are accuracy of the gate minus that of the method in
+        points, with the bounds of its 95 % interval over images; ``outcome`` judges it.
+        """
+        methods = pd.DataFrame([config_to_dict(method) for method in self.summary.methods])
+        methods = methods.drop(columns=["class_accuracy", "exit_shares"])
+        if not self.summary.comparisons:
+            return methods
+        compared = pd.DataFrame([config_to_dict(one) for one in self.summary.comparisons])
+        return methods.merge(compared.drop(columns=["label", "role"]), on="key", how="left")
 
 
 class _Loaded(NamedTuple):
@@ -90,56 +126,63 @@ class _Loaded(NamedTuple):
     before: WalkableBackbone | None
 
 
-def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
-    run: RunFolder | Path,
-    *,
+def run(invocation: Invocation[EvaluateConfig]) -> None:
+    """Evaluate a run, print its table and write its summary."""
+    config = invocation.config
+    set_threads(config.threads)
+    result = evaluate_run(config, progress=lambda text: print_status(f"{text} ..."))
+    sys.stdout.write(summary_text(result.summary))
+    sys.stdout.flush()
+    if result.stored:
+        print_status(f"Stored in {result.path}: neither the run nor the settings have changed.")
+    else:
+        print_status(f"Written to {result.path} and {config.run / 'plots'}.")
+
+
+def evaluate_run(
+    config: EvaluateConfig,
     dataset: Dataset | str | None = None,
-    split: ReportedSplit = "test",
-    budget: float | None = None,
-    device: str = "auto",
-    batch_size: int = 128,
-    precision: Precision = "float32",
-    search: SearchConfig | None = None,
+    *,
+    baselines: Sequence[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    backbone: StoredBackbone | None = None,
     cache: EvaluationCache | None = None,
     store: Callable[[], AbstractContextManager[Path]] | None = None,
 ) -> Evaluation:
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or in ``store``'s folder.
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
-    and ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %. Stored results are returned if
-    they belong to the same weights, images, precision and search limits, otherwise replaced.
+    ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, and ``summary-only-cascade.json``
+    for this baseline alone. Stored results are returned if they belong to the same weights, images,
+    precision and search limits, otherwise replaced.
 
     Args:
-        run: Run folder; a backbone's run gets its uniform options alone.
-        dataset: Data set of the run, or its location; None reads it from the run's configuration.
-        split: Split to report on; choices are always made on val.
-        budget: Budget on the mean computation in percent for a gate for all budgets; None keeps its
-            current preference.
-        device: "auto", "cpu", "cuda", ...
-        batch_size: Number of images per batch.
-        precision: Number format of the backbone; "auto" selects bfloat16 where it is fast.
-        search: Limits of the search for the best static bit table; None for the defaults.
+        config: Configuration of the evaluation.
+        dataset: Data set of the run, or its location; by default from the configuration or the run.
+        baselines: Names of the baselines to run; None for all that apply.
         progress: Callback that receives a short description of each stage.
+        backbone: Backbone of the run, if it is loaded already.
         cache: Results shared with evaluations of other runs.
         store: Context manager that yields the output folder, entered if the run has no such
             results; by default the run's own. With another folder nothing is written into the run.
 
     Raises:
-        RunFolderError: If ``run`` is no run folder.
+        RunFolderError: If the folder is no run.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is missing or differs from the one of the training.
-        ConfigError: If the device is unavailable, or the gate cannot be set to ``budget``.
+        ConfigError: If the device is unavailable, the gate cannot be set to the budget, or a
+            baseline is unknown or does not apply.
     """
-    folder = RunFolder.open(run) if isinstance(run, Path) else run
-    search = search or SearchConfig()
-    loaded = _load(folder, device, precision, budget)
-    data = _dataset(folder, loaded.info, dataset)
+    folder, budget = RunFolder.open(config.run), config.budget
+    _check_baselines(folder, baselines)
+    loaded = _load(folder, config, backbone)
+    data = _dataset(folder, loaded.info, config.dataset if dataset is None else dataset)
+    at = [] if budget is None else [f"at-{budget:g}"]
+    only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
-    shown = [split] if split != "test" or loaded.model is None else []
-    variant = "-".join([*shown, *([] if budget is None else [f"at-{budget:g}"])])
-    name = f"summary-{variant}.json" if variant else "summary.json"
-    identity = _identity(folder.path, data.fingerprint, split, precision, search, budget)
+    shown = [config.split] if config.split != "test" or loaded.model is None else []
+    name = "-".join(["summary", *shown, *at, *only]) + ".json"
+    identity = _identity(config, data.fingerprint, baselines)
     found = _stored_evaluation(folder.path / name, identity)
     if found is not None:
         return found
@@ -150,49 +193,59 @@ def evaluate_run(  # noqa: PLR0913 - each is one choice of the caller's
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
-        backbone = loaded.backbone
-        _check_memory(backbone, data, split, batch_size, search)
+        costs = loaded.backbone.costs
+        _check_memory(loaded.backbone, data, config)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
-        key = f"{digest} {data.fingerprint} {precision} {batch_size}"
-        cache = {} if cache is None else cache
-        shared = cache.setdefault(key, SharedResults())
-        methods = _evaluate_methods(loaded, data, split, search, batch_size, progress, shared)
+        key = f"{digest} {data.fingerprint} {config.precision} {config.batch_size}"
+        shared = ({} if cache is None else cache).setdefault(key, SharedResults())
+        methods = _evaluate_methods(loaded, data, config, baselines, progress, shared)
         summary = summarize(
             methods,
-            backbone.costs,
+            costs,
             identity=identity,
             dataset=data.name,
             fingerprint=data.fingerprint,
-            split=split,
+            split=config.split,
             class_names=data.class_names,
         )
         examples = None
         if loaded.model is not None:
-            images, (records,) = data.split(split).images, methods[0].records
-            examples = cheapest_and_most_expensive(
-                records, images, backbone.costs, data.class_names
-            )
+            images, (records,) = data.split(config.split).images, methods[0].records
+            examples = cheapest_and_most_expensive(records, images, costs, data.class_names)
         # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
-        save_per_image_results(_results_path(path), per_image_results_of(methods, backbone.costs))
-        plots = output_folder / folder.plots_dir.name
-        write_figures(plots, figure_prefix(split, budget), summary, examples)
+        evaluation = Evaluation(summary, path)
+        save_per_image_results(evaluation.results_path, per_image_results_of(methods, costs))
+        prefix = figure_prefix(config.split, budget) + ("-".join(only) + "-" if only else "")
+        write_figures(output_folder / folder.plots_dir.name, prefix, summary, examples)
         # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
-        return Evaluation(summary, path, _results_path(path), stored=False)
+        return evaluation
+
+
+def _check_baselines(folder: RunFolder, baselines: Sequence[str] | None) -> None:
+    """Raise ConfigError for a baseline that is unknown, or of a run without a gate."""
+    for name in baselines or ():
+        if name not in BASELINES:
+            raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(BASELINES)}.")
+    if baselines is not None and folder.kind in _BACKBONE_KINDS:
+        raise ConfigError(
+            f"baselines is {list(baselines)}, but {folder.path} has a backbone and no gate, so "
+            "only its uniform options are evaluated; leave it out."
+        )
 
 
 def _evaluate_methods(
     loaded: _Loaded,
     data: Dataset,
-    split: ReportedSplit,
-    search: SearchConfig,
-    batch_size: int,
+    config: EvaluateConfig,
+    baselines: Sequence[str] | None,
     progress: Callable[[str], None],
     shared: SharedResults,
 ) -> list[MethodResult]:
     """Return the results of the gate, if there is one, and of the baselines."""
-    backbone, model = loaded.backbone, loaded.model
+    backbone, model, split = loaded.backbone, loaded.model, config.split
+    batch_size = config.batch_size
     device = backbone.feature_mean.device
     reported, selection = (data.split(name).to(device) for name in (split, _SELECTION))
     if split not in shared.uniform:
@@ -218,7 +271,7 @@ def _evaluate_methods(
         reported_name=split,
         selection_name=_SELECTION,
         before_cotraining=loaded.before,
-        search=search,
+        search=config.search,
         batch_size=batch_size,
         progress=progress,
         cached_scores=shared.scores.__getitem__,
@@ -231,7 +284,7 @@ def _evaluate_methods(
         selection=on_selection,
         detail=_gate_text(model.gate),
     )
-    return [gate, *run_baselines(setup)]
+    return [gate, *run_baselines(setup, baselines)]
 
 
 def _gate_text(gate: Gate) -> str:
@@ -251,14 +304,9 @@ def figure_prefix(split: ReportedSplit, budget: float | None) -> str:
     return ("" if split == "test" else f"{split}-") + ("" if budget is None else f"at-{budget:g}-")
 
 
-def _results_path(path: Path) -> Path:
-    return path.with_name(path.name.replace("summary", "outcomes")).with_suffix(".safetensors")
-
-
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
     """Return the stored evaluation at a path, None without one of that identity."""
-    results_path = _results_path(path)
-    if not path.is_file() or not results_path.is_file():
+    if not path.is_file():
         return None
     try:
         record = read_json(path)
@@ -267,20 +315,14 @@ def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
         summary = config_from_dict(record, EvaluationSummary, str(path))
     except (ConfigError, RunFolderError):  # damaged, treated as missing
         return None
-    if summary.identity != identity:
-        return None
-    return Evaluation(summary, path, results_path, stored=True)
+    found = Evaluation(summary, path, stored=True)
+    return found if summary.identity == identity and found.results_path.is_file() else None
 
 
-def _check_memory(
-    backbone: WalkableBackbone,
-    data: Dataset,
-    split: ReportedSplit,
-    batch_size: int,
-    search: SearchConfig,
-) -> None:
+def _check_memory(backbone: WalkableBackbone, data: Dataset, config: EvaluateConfig) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything runs."""
-    batch = min(batch_size, max(len(data.split(name)) for name in (split, _SELECTION)))
+    search, splits = config.search, (config.split, _SELECTION)
+    batch = min(config.batch_size, max(len(data.split(name)) for name in splits))
     tables = min(search.tables, len(backbone.options) ** backbone.costs.n_layers)
     needs = {
         f"batch_size is {batch}": float(batch * forward_bytes(backbone)),
@@ -289,23 +331,24 @@ def _check_memory(
     check_memory(needs, backbone.feature_mean.device)
 
 
-def _load(folder: RunFolder, device: str, precision: Precision, budget: float | None) -> _Loaded:
-    torch_device = resolve_device(device)
-    dtype = resolve_frozen(precision, torch_device)
-    stored = load_stored_backbone(folder.path / BACKBONE_FOLDER)
+def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone | None) -> _Loaded:
+    device, budget = resolve_device(config.device), config.budget
+    dtype = resolve_frozen(config.precision, device)
+    stored = stored or load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind in _BACKBONE_KINDS:
         if budget is not None:
             raise ConfigError(
                 f"budget is {budget:g} %, but {folder.path} has a backbone and no gate; leave "
                 "--budget out."
             )
-        backbone = stored.backbone.to_inference(dtype).to(torch_device)
+        backbone = stored.backbone.to_inference(dtype).to(device)
         return _Loaded(backbone, None, stored.info, None)
-    model = load(folder.path, device=torch_device, dtype=dtype, budget=budget)
+    gate = folder.path / GATE_FOLDER
+    model = add_gate(stored, gate, device=device, dtype=dtype, budget=budget)
     before = None
     if (folder.path / BEFORE_FOLDER).is_dir():
         stored_before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
-        before = stored_before.to_inference(dtype).to(torch_device)
+        before = stored_before.to_inference(dtype).to(device)
     return _Loaded(model.backbone, model, stored.info, before)
 
 
@@ -332,19 +375,12 @@ def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | Non
     return dataset
 
 
-def _identity(
-    folder: Path,
-    fingerprint: str,
-    split: str,
-    precision: Precision,
-    search: SearchConfig,
-    budget: float | None,
-) -> str:
+def _identity(config: EvaluateConfig, fingerprint: str, baselines: Sequence[str] | None) -> str:
     """Return a digest of all inputs that determine the results."""
-    at = "" if budget is None else f" {budget}"
-    digest = hashlib.sha256(f"{fingerprint} {split} {precision} {search}{at}".encode())
+    given = [fingerprint, config.split, config.precision, config.search, config.budget, baselines]
+    digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
-        for path in sorted((folder / part).glob("*")):
+        for path in sorted((config.run / part).glob("*")):
             if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
                 digest.update(f" {part}/{path.name} {path.stat().st_size} ".encode())
                 digest.update(path.read_bytes())

@@ -12,8 +12,8 @@ from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
-from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, load_or_train_backbone
-from dfs_rl.experiments.exit_training import TrainExitsConfig
+from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
+from dfs_rl.experiments.config import TrainExitsConfig, program
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
@@ -26,7 +26,6 @@ from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.seeding import torch_generator
 
-KIND = "train_exits"
 SUMMARY = "summary.json"
 _BATCH = 512
 _MAX_IMAGES = 20_000
@@ -49,47 +48,49 @@ class ExitsSummary:
     val_accuracy: dict[str, list[float]]
 
 
-def train(invocation: Invocation[TrainExitsConfig]) -> None:
+def run(invocation: Invocation[TrainExitsConfig]) -> None:
     """Fit exits to a backbone, store both and print the accuracy of every exit.
 
     The stored backbone marks the run as finished. An interrupted run starts over, since fitting
     takes seconds.
     """
-    config, run, stored = invocation.config, invocation.resume, None
-    set_threads(config.threads, resumed=run is not None)
+    config, folder, stored = invocation.config, invocation.resume, None
+    set_threads(config.threads, resumed=folder is not None)
     device = str(resolve_device(config.device))
-    dataset = load_data(config, run)
-    if run is None:
-        stored = _load_backbone(config, dataset, device)
-        run = RunFolder.create(
+    dataset = load_data(config, folder)
+    if folder is None:
+        stored = _load_backbone(config, dataset)
+        folder = RunFolder.create(
             config.run_dir,
-            kind=KIND,
+            kind=config.KIND,
             name=f"exits-{dataset.name}",
             config=config,
             command=invocation.command,
             fingerprint=dataset.fingerprint,
         )
     try:
-        with run.lock():
-            run.check_data(dataset.fingerprint, dataset.name)
-            if is_finished(run):
-                print_status(f"The training in {run.path} is finished.")
+        with folder.lock():
+            folder.check_data(dataset.fingerprint, dataset.name)
+            if is_finished(folder):
+                print_status(f"The training in {folder.path} is finished.")
             else:
-                stored = stored or _load_backbone(config, dataset, device)
+                stored = stored or _load_backbone(config, dataset)
                 add_exits(stored, dataset, config.after, seed=config.seed, device=device)
                 accuracies = exit_accuracies(stored, dataset)
                 summary = ExitsSummary(exits_after=config.after, val_accuracy=accuracies)
-                write_json(run.path / SUMMARY, config_to_dict(summary))
-                save_backbone(stored.backbone, stored.info, run.path / BACKBONE_FOLDER)
+                write_json(folder.path / SUMMARY, config_to_dict(summary))
+                save_backbone(stored.backbone, stored.info, folder.path / BACKBONE_FOLDER)
     except KeyboardInterrupt:
-        resume_command = f"python -m dfs_rl.{KIND} --resume {run.path}"
+        resume_command = f"{program(config.KIND)} --resume {folder.path}"
         raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command}") from None
-    stored = load_stored_backbone(run.path)
-    sys.stdout.write(_table(run, stored) + "\n")
+    stored = load_stored_backbone(folder.path)
+    sys.stdout.write(_table(folder, stored) + "\n")
     sys.stdout.flush()
     constructor = getattr(stored.backbone.config, "constructor", None)
     trust = "" if constructor is None else " --trust-code"
-    print_status(f"Saved in {run.path}; train a gate on it with --backbone {run.path}{trust}.")
+    print_status(
+        f"Saved in {folder.path}; train a gate on it with --backbone {folder.path}{trust}."
+    )
 
 
 def add_exits(
@@ -144,9 +145,9 @@ def _batches(dataset: Dataset, *, seed: int, device: str) -> Iterator[Tensor]:
             yield augment(images[rows], draws, flip=dataset.flip)
 
 
-def _load_backbone(config: TrainExitsConfig, dataset: Dataset, device: str) -> StoredBackbone:
+def _load_backbone(config: TrainExitsConfig, dataset: Dataset) -> StoredBackbone:
     """Return the chosen backbone, after a check that it has the layers of the exits."""
-    stored = load_or_train_backbone(backbone_spec(config, device), dataset)
+    stored = load_or_train_backbone(config, dataset)
     check_exits(config.after, stored.backbone.costs.n_layers)
     return stored
 

@@ -1,164 +1,173 @@
-"""Runs that train gates: creation, training record and budget calibration."""
+"""Runs that train gates: validation, creation, training, budget calibration and evaluation."""
 
+import importlib
+import sys
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from dfs_rl.backbones import load_backbone
+from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
-from dfs_rl.experiments.command import GateTrainingCommand, SettingsT
+from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
+from dfs_rl.experiments.config import EvaluateConfig, GateRunConfig, program
+from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
+from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import load_gate, save_gate
-from dfs_rl.utils.config import NonNegativeInt, config_to_dict
+from dfs_rl.reporting.tables import summary_text
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
-N_VALIDATIONS = 20
-"""Default number of validations in a run."""
-TRAINING_FILE = "training.json"
-"""File that marks a training as finished."""
+
+def run(invocation: Invocation[GateRunConfig]) -> None:
+    """Train a gate, unless the run is finished, evaluate it and print the results."""
+    config, resume = invocation.config, invocation.resume
+    set_threads(config.threads, resumed=resume is not None)
+    resolve_device(config.device)
+    dataset = load_data(config, resume)
+    if resume is None:
+        gate_run = GateRun.create(config, dataset, invocation.command)
+    else:
+        gate_run = GateRun(config, dataset, resume)
+    folder = gate_run.folder
+    with folder.lock():
+        gate_run.train()
+        evaluation = gate_run.evaluate(lambda text: print_status(f"Evaluating: {text} ..."))
+    sys.stdout.write(summary_text(evaluation.summary))
+    sys.stdout.flush()
+    print_status(f"Everything is in {folder.path}; pictures:")
+    for picture in sorted(folder.plots_dir.glob("*.png")):
+        print_status(f"  {picture}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
-    """Content of ``training.json``.
-
-    Attributes:
-        best_on_val: Figures of the selected gate on the val split.
-        points_on_val: Computation and accuracy in percent; one point per measured preference for a
-            gate for all budgets, a single point for others.
-        images_seen: Images that trained the gate and the backbone, repeats counted.
-        seconds: Duration of the training in seconds, all resumptions together.
-    """
-
-    best_on_val: dict[str, Any]
-    points_on_val: tuple[tuple[float, float], ...]
-    images_seen: dict[str, NonNegativeInt]
-    seconds: float | None = None
+def validate(config: GateRunConfig, dataset: Dataset) -> tuple[str, StoredBackbone]:
+    """Validate a configuration; return the run's name and its backbone, perhaps untrained yet."""
+    backbone = preview_backbone(config, dataset)
+    if not config.uses_exits and backbone.backbone.costs.exits:
+        # A later error may result from that.
+        print_status("This gate does not use the backbone's exits; every image runs to the end.")
+        backbone.backbone.set_exits(())
+    return _method(config).validate(config, dataset, backbone.backbone), backbone
 
 
-class _Schedule(Protocol):
-    @property
-    def eval_every(self) -> int | None: ...
-    @property
-    def timesteps(self) -> int: ...
+def _method(config: GateRunConfig) -> Any:  # noqa: ANN401
+    """Return the module with the functions ``validate`` and ``train`` of a configuration."""
+    return importlib.import_module(config.MODULE)
 
 
-def validation_interval(config: _Schedule) -> int:
-    """Return the timesteps between two validations; by default there are ``N_VALIDATIONS``."""
-    return config.eval_every or max(1, config.timesteps // N_VALIDATIONS)
-
-
-def create_run(
-    command: GateTrainingCommand[SettingsT],
-    config: SettingsT,
-    dataset: Dataset,
-    *,
-    device: str,
-    argv: tuple[str, ...],
-) -> RunFolder:
-    """Validate a configuration and create its run folder.
+class GateRun:
+    """A run that trains a gate; it loads or builds the backbone once.
 
     Args:
-        command: Command to run.
         config: Configuration of the run.
         dataset: Data set of the run.
-        device: Device to compute on.
-        argv: Command line to store in the run's record.
+        folder: Run folder; the caller locks it for training and evaluation.
+        backbone: Backbone from ``validate``; ``None`` loads it when it is needed.
     """
-    return RunFolder.create(
-        config.run_dir,
-        kind=command.kind,
-        name=command.validate(config, dataset, device),
-        config=command.with_resolved_defaults(config),
-        command=argv,
-        fingerprint=dataset.fingerprint,
-    )
 
+    def __init__(
+        self,
+        config: GateRunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        backbone: StoredBackbone | None = None,
+    ) -> None:
+        self.config, self.dataset, self.folder = config, dataset, folder
+        self._preview = backbone
+        self._trained: StoredBackbone | None = None
 
-def train_run(
-    command: GateTrainingCommand[SettingsT],
-    config: SettingsT,
-    dataset: Dataset,
-    run: RunFolder,
-    *,
-    device: str,
-) -> TrainingRecord:
-    """Train or resume a run's gate, unless it is finished.
+    @classmethod
+    def create(cls, config: GateRunConfig, dataset: Dataset, command: tuple[str, ...]) -> "GateRun":
+        """Validate a configuration and create its run folder, with the command line for its record.
 
-    Args:
-        command: Command of the run.
-        config: Configuration of the run.
-        dataset: Data set of the run.
-        run: Run folder, locked by the caller.
-        device: Device to compute on.
-
-    Returns:
-        Record of the training, also stored as ``training.json``.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
-    """
-    run.check_data(dataset.fingerprint, dataset.name)
-    if (run.path / TRAINING_FILE).exists():
-        print_status(f"The training in {run.path} is finished.")
-        return read_record(run.path / TRAINING_FILE, TrainingRecord)
-    began = time.perf_counter()
-    try:
-        result = command.train(config, dataset, run, device)
-    except KeyboardInterrupt:
-        resume_command = f"{command.prog} --resume {run.path}"
-        raise KeyboardInterrupt(f"Interrupted and saved; go on with: {resume_command}") from None
-    finally:
-        seconds = run.add_seconds(time.perf_counter() - began)
-    points = _calibrate_budgets(run, dataset, device, budget=config.budget)
-    if not points:
-        points = ((result.best["computation"], result.best["accuracy"]),)
-    record = TrainingRecord(
-        best_on_val=dict(result.best),
-        points_on_val=points,
-        images_seen=dict(result.images_seen),
-        seconds=round(seconds, 1),
-    )
-    write_json(run.path / TRAINING_FILE, config_to_dict(record))
-    if "timesteps" in result.best:
-        print_status(
-            f"Kept the gate of step {result.best['timesteps']:,}: the latest within one standard "
-            "error of "
-            "the highest mean reward on the val split."
+        Raises:
+            ConfigError: If a setting does not suit the data set or the backbone.
+        """
+        name, backbone = validate(config, dataset)
+        folder = RunFolder.create(
+            config.run_dir,
+            kind=config.KIND,
+            name=name,
+            config=config.with_resolved_defaults(),
+            command=command,
+            fingerprint=dataset.fingerprint,
         )
-    return record
+        return cls(config, dataset, folder, backbone)
 
+    def train(self) -> TrainingRecord:
+        """Train or resume the gate, unless it is finished, and store ``training.json``.
 
-def _calibrate_budgets(
-    run: RunFolder, dataset: Dataset, device: str, *, budget: float | None
-) -> tuple[tuple[float, float], ...]:
-    """Measure the cost of a gate over its range of budgets, and set it to ``budget`` if given.
-
-    Returns:
-        Computation and accuracy in percent at each measured preference; empty for a gate with one
-        budget.
-    """
-    gate = load_gate(run.path / GATE_FOLDER)
-    if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
-        return ()
-    gate.to(device)
-    print_status("Measuring the cost of the gate at each preference on the val split ...")
-    backbone = load_backbone(run.path / BACKBONE_FOLDER).eval().to_inference().to(device)
-    gate.budget_conditioning, points = calibrate_budget_conditioning(
-        backbone, gate, dataset.val.to(device)
-    )
-    least, most = gate.budget_conditioning.budget_range
-    print_status(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
-    if budget is not None:
-        if budget < least:  # no error: it would lose the trained gate
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        """
+        run, path = self.folder, self.folder.path
+        run.check_data(self.dataset.fingerprint, self.dataset.name)
+        if (path / TRAINING_FILE).exists():
+            print_status(f"The training in {path} is finished.")
+            return read_record(path / TRAINING_FILE, TrainingRecord)
+        began = time.perf_counter()
+        try:
+            stored = backbone_of_run(run, self.config, self.dataset, self._preview)
+            method = _method(self.config)
+            record: TrainingRecord = method.train(self.config, self.dataset, run, stored)
+        except KeyboardInterrupt:
+            resume_command = f"{program(self.config.KIND)} --resume {path}"
+            raise KeyboardInterrupt(
+                f"Interrupted and saved; go on with: {resume_command}"
+            ) from None
+        finally:
+            seconds = run.add_seconds(time.perf_counter() - began)
+        # The best gate belongs to an earlier state of a co-trained backbone.
+        self._trained = (
+            load_stored_backbone(path / BACKBONE_FOLDER) if self.config.cotrains else stored
+        )
+        points = self._calibrate_budgets(self._trained) or record.points_on_val
+        record = replace(record, points_on_val=points, seconds=round(seconds, 1))
+        write_json(path / TRAINING_FILE, config_to_dict(record))
+        if "timesteps" in record.best_on_val:
             print_status(
-                f"A budget of {budget:g} % is below its range; it is set to {least:.3g} %."
+                f"Kept the gate of step {record.best_on_val['timesteps']:,}: the latest within one "
+                "standard error of the highest mean reward on the val split."
             )
-        gate.preference = gate.budget_conditioning.preference_for_budget(max(budget, least))
-    save_gate(gate, run.path / GATE_FOLDER)
-    return points
+        return record
+
+    def evaluate(self, progress: Callable[[str], None]) -> Evaluation:
+        """Evaluate the trained gate on the test split, see ``evaluate_run``."""
+        config = EvaluateConfig(run=self.folder.path, device=self.config.device)
+        return evaluate_run(config, self.dataset, progress=progress, backbone=self._trained)
+
+    def _calibrate_budgets(self, stored: StoredBackbone) -> tuple[tuple[float, float], ...]:
+        """Measure a gate for all budgets, and set it to the configuration's budget if given.
+
+        Returns:
+            Computation and accuracy in percent at each measured preference; empty for a gate with
+            one budget.
+        """
+        path, budget = self.folder.path / GATE_FOLDER, self.config.budget
+        gate = load_gate(path)
+        if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
+            return ()
+        print_status("Measuring the cost of the gate at each preference on the val split ...")
+        device = resolve_device(self.config.device)
+        backbone = stored.backbone.eval().to_inference().to(device)
+        gate.budget_conditioning, points = calibrate_budget_conditioning(
+            backbone, gate.to(device), self.dataset.val.to(device)
+        )
+        least, most = gate.budget_conditioning.budget_range
+        print_status(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
+        if budget is not None:
+            if budget < least:  # no error: it would lose the trained gate
+                print_status(
+                    f"A budget of {budget:g} % is below its range; it is set to {least:.3g} %."
+                )
+            gate.preference = gate.budget_conditioning.preference_for_budget(max(budget, least))
+        save_gate(gate, path)
+        return points

@@ -25,7 +25,7 @@ from dfs_rl.agents.logging import MetricsFile, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
-from dfs_rl.backbones import Backbone, InferenceBackbone
+from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
@@ -33,28 +33,17 @@ from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import (
-    TrainAgentConfig,
-    cost_weight_range_of,
-    reward_weights_of,
-)
-from dfs_rl.experiments.backbone_resolver import (
-    backbone_of_run,
-    backbone_spec,
-    check_same_backbone,
-    load_learned_gate,
-    preview_backbone,
-)
-from dfs_rl.experiments.gate_run import validation_interval
-from dfs_rl.experiments.session import RunSession, TrainingResult
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
+from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils import precision
 from dfs_rl.utils.config import NonNegativeInt
-from dfs_rl.utils.device import check_memory
+from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -85,21 +74,27 @@ class LearningState:
     replay: NonNegativeInt | None = None
 
 
-def validate(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> str:
     """Validate the configuration against the data and the backbone, and return the run's name."""
     initial = None if config.init_gate is None else load_learned_gate(config.init_gate)
-    spec = backbone_spec(config, device)
-    backbone = preview_backbone(spec, dataset)
-    if backbone.costs.exits:
-        _check_exits(config)
+    if backbone.costs.exits and config.cotrains:
+        raise ConfigError(
+            "backbone_mode is 'co-train', which changes the network that the exits were fitted to; "
+            "give --no-exits."
+        )
+    if backbone.costs.exits and isinstance(config.algorithm, QLearningConfig):
+        raise ConfigError(
+            f"algo is {config.algo!r}, which would also store the steps after an exit, in which "
+            "nothing is decided; give --no-exits, or take an algorithm with an actor."
+        )
     space = observation_space(backbone, budget_conditioning=config.all_budgets)
     update = RolloutSize(config.num_envs, backbone.costs.n_layers, observation_bytes(space))
     config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
-    _check_memory(config, backbone, dataset, initial=initial, device=device)
+    _check_memory(config, backbone, dataset, initial)
     gate = make_gate(config, backbone, initial=initial)
     if config.init_gate is not None and initial is not None:
         check_initial_gate(initial, gate, str(config.init_gate))
-        check_same_backbone(config.init_gate, dataset, spec)
+        check_same_backbone(config.init_gate, config, dataset, backbone)
     # A single image may use the whole gate; images that exit early lower the mean.
     for name, macs in (("budget", gate.least_macs), ("per_input_budget", gate.macs)):
         budget = getattr(config, name)
@@ -109,12 +104,7 @@ def validate(config: TrainAgentConfig, dataset: Dataset, device: str) -> str:
 
 
 def _check_memory(
-    config: TrainAgentConfig,
-    backbone: Backbone,
-    dataset: Dataset,
-    *,
-    initial: LearnedGate | None,
-    device: str,
+    config: TrainAgentConfig, backbone: Backbone, dataset: Dataset, initial: LearnedGate | None
 ) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     algorithm = config.algorithm
@@ -133,31 +123,17 @@ def _check_memory(
         cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     needs |= replay_needs(algorithm, backbone, budget_conditioning=config.all_budgets)
-    check_memory(needs, torch.device(device))
-
-
-def _check_exits(config: TrainAgentConfig) -> None:
-    """Raise ConfigError for settings that do not support exits."""
-    if config.cotrains:
-        raise ConfigError(
-            "backbone_mode is 'co-train', which changes the network that the exits were fitted to; "
-            "give --no-exits."
-        )
-    if isinstance(config.algorithm, QLearningConfig):
-        raise ConfigError(
-            f"algo is {config.algo!r}, which would also store the steps after an exit, in which "
-            "nothing is decided; give --no-exits, or take an algorithm with an actor."
-        )
+    check_memory(needs, resolve_device(config.device))
 
 
 def train(
     config: TrainAgentConfig,
     dataset: Dataset,
     run: RunFolder,
-    device: str,
+    stored: StoredBackbone,
     *,
     extra_callbacks: tuple[BaseCallback, ...] = (),
-) -> TrainingResult:
+) -> TrainingRecord:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
     The gate learns on the agent split and is validated on the val split. Ctrl-C finishes the
@@ -168,15 +144,14 @@ def train(
         TrainingError: If a figure is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    spec = backbone_spec(config, device)
-    stored = backbone_of_run(run, spec, dataset, keep_original=config.cotrains)
-    total = steps_made(config, stored.backbone.costs)
+    device = resolve_device(config.device)
+    backbone = stored.backbone.to(device)
+    gate_steps, total = _length(config, backbone.costs)
     bar = ProgressBar(total, print_status=print_status)
     session = RunSession(run, LearningState, report=bar.report)
     resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)
-    backbone = stored.backbone.to(device)
-    dtype = precision.resolve_frozen(config.precision, torch.device(device))
+    dtype = precision.resolve_frozen(config.precision, device)
 
     def freeze() -> InferenceBackbone:
         return backbone.to_inference(dtype).to(device)
@@ -186,7 +161,7 @@ def train(
     task = Task(
         backbone=freeze(),
         images=dataset.agent.to(device),
-        reward=reward_weights_of(config),
+        reward=config.reward_weights,
         budget=config.per_input_budget,
         class_names=dataset.class_names,
         cost_weight_range=cost_weight_range_of(config),
@@ -206,7 +181,7 @@ def train(
         group_size=group_size,
         sync_episodes=gate.exits is not None,
         seed=config.seed,
-        device=device,
+        device=str(device),
     )
     export = partial(deploy, template=gate)
     starts_uniform = initial is None and config.resolved_start == "uniform"
@@ -217,7 +192,6 @@ def train(
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
-    every = validation_interval(config)
     validator = session.validate_on(
         Validator(
             dataset.val.to(device),
@@ -227,7 +201,7 @@ def train(
                 budget=task.budget,
                 cost_weight_range=task.cost_weight_range,
             ),
-            every=every,
+            every=config.validation_interval,
             total=total,
             repeats=config.val_repeats,
             backbone=lambda: env.task.backbone,
@@ -251,7 +225,7 @@ def train(
                 before_log=train_backbone,
                 after_log=validate,
                 save=partial(_save, session, model, cotrainer),
-                every=config.checkpoint_every or every,
+                every=config.checkpoint_every or config.validation_interval,
                 stop=stop,
                 resumed_at=resumed_at,
                 bar=bar,
@@ -260,7 +234,7 @@ def train(
             Schedules(seed=config.seed, config=config.algorithm),
             *extra_callbacks,
         ]
-        remaining = max(0, gate_timesteps(config) - model.num_timesteps)
+        remaining = max(0, gate_steps - model.num_timesteps)
         learn(model, remaining, callbacks, fresh=session.checkpoint is None)
     if stop.requested:
         raise KeyboardInterrupt
@@ -276,6 +250,21 @@ def _save(
     tensors, state = capture(model)
     tensors |= cotrainer.tensors() if cotrainer else {}
     session.save(tensors, {**state, "backbone_steps": cotrainer.steps if cotrainer else 0})
+
+
+def _length(config: TrainAgentConfig, costs: CostTable) -> tuple[int, int]:
+    """Return the gate's timesteps, and those rounded up to whole episodes of all environments.
+
+    Images of a co-trained backbone count as timesteps too. With exits there is no rounding, because
+    the length of the last episodes is unknown in advance.
+    """
+    steps = config.timesteps
+    if config.cotrains:
+        steps = config.cotrain.gate_timesteps(steps, config.num_envs)
+    if costs.exits:
+        return steps, steps
+    rollout = config.num_envs * costs.n_layers
+    return steps, -(-steps // rollout) * rollout
 
 
 def _make_cotrainer(
@@ -308,22 +297,10 @@ def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
     return gate
 
 
-def gate_timesteps(config: TrainAgentConfig) -> int:
-    """Return the gate's share of ``timesteps``; a co-trained backbone's images count too."""
-    if not config.cotrains:
-        return config.timesteps
-    return config.cotrain.gate_timesteps(config.timesteps, config.num_envs)
-
-
-def steps_made(config: TrainAgentConfig, costs: CostTable) -> int:
-    """Return the gate's steps, rounded up to whole episodes of all environments.
-
-    With exits they are not rounded, because the length of the last episodes is unknown in advance.
-    """
-    if costs.exits:
-        return gate_timesteps(config)
-    rollout = config.num_envs * costs.n_layers
-    return -(-gate_timesteps(config) // rollout) * rollout
+def cost_weight_range_of(config: TrainAgentConfig) -> CostWeightRange | None:
+    """Return the range of cost weights to learn, ``None`` with a fixed cost weight."""
+    lowest, highest = config.cost_weight_range
+    return CostWeightRange(lowest=lowest, highest=highest) if config.all_budgets else None
 
 
 def _hidden(config: TrainAgentConfig, initial: LearnedGate | None) -> int | None:
@@ -345,7 +322,7 @@ def make_gate(
         budget_conditioning=None if cost_weight_range is None else BudgetConditioning(),
     )
     if cost_weight_range is not None and config.budget is None:  # a budget is set after training
-        gate.preference = cost_weight_range.preference(reward_weights_of(config).cost)
+        gate.preference = cost_weight_range.preference(config.reward_weights.cost)
     return gate
 
 

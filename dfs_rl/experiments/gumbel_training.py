@@ -16,16 +16,14 @@ from dfs_rl.agents.memory import training_needs
 from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
 from dfs_rl.agents.validation import Validator, rewards_of
-from dfs_rl.backbones import Backbone
+from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
-from dfs_rl.experiments.gate_run import validation_interval
-from dfs_rl.experiments.session import RunSession, TrainingResult
+from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import (
@@ -35,7 +33,7 @@ from dfs_rl.gating.budget_conditioning import (
 )
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.utils.device import check_memory
+from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
@@ -152,25 +150,8 @@ def targets(
     return lambda preferences: (budgets.at(preferences) - fixed) / 100.0
 
 
-def validate(config: TrainGumbelConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) -> str:
     """Validate the configuration against the data and the backbone, and return the run's name."""
-    backbone = preview_backbone(backbone_spec(config, device), dataset)
-    _check_memory(config, backbone, dataset, device)
-    try:
-        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
-    except ConfigError as error:
-        if config.budget != type(config).budget:
-            raise
-        default = f"{config.budget:g} % is the default of --budget; give a higher one."
-        raise ConfigError(f"{error} {default}") from error
-    kind = "" if config.training.gate else f"-{config.gate}"
-    return f"{config.method}{kind}-{dataset.name}"
-
-
-def _check_memory(
-    config: TrainGumbelConfig, backbone: Backbone, dataset: Dataset, device: str
-) -> None:
-    """Raise ConfigError for settings that do not fit into memory, before anything is made."""
     batch = min(config.training.batch_size, len(dataset.agent))
     needs = training_needs(
         backbone,
@@ -185,17 +166,26 @@ def _check_memory(
     )
     each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
-    check_memory(needs, torch.device(device))
+    check_memory(needs, resolve_device(config.device))
+    try:
+        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
+    except ConfigError as error:
+        if config.budget != type(config).budget:
+            raise
+        default = f"{config.budget:g} % is the default of --budget; give a higher one."
+        raise ConfigError(f"{error} {default}") from error
+    kind = "" if config.training.gate else f"-{config.gate}"
+    return f"{config.method}{kind}-{dataset.name}"
 
 
 def train(
     config: TrainGumbelConfig,
     dataset: Dataset,
     run: RunFolder,
-    device: str,
+    stored: StoredBackbone,
     *,
     bar: ProgressBar | None = None,
-) -> TrainingResult:
+) -> TrainingRecord:
     """Train a gate to the end, or resume from the run's last checkpoint.
 
     The gate learns on the agent split and is validated on the val split; a co-trained backbone
@@ -208,8 +198,7 @@ def train(
         TrainingError: If the loss is no longer finite.
         CheckpointError: If the checkpoint does not fit.
     """
-    spec = backbone_spec(config, device)
-    stored = backbone_of_run(run, spec, dataset, keep_original=config.cotrains)
+    device = resolve_device(config.device)
     total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
     bar = bar or ProgressBar(total * size, print_status=print_status)
     session = RunSession(run, SupervisedState, report=bar.report)
@@ -244,7 +233,7 @@ def train(
         trainer.restore(session.checkpoint.tensors, session.state.trainer)
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=trainer.steps * size if session.checkpoint else None)
-    every = validation_interval(config)
+    every = config.validation_interval
     budgets = budgets_of(config, costs, gate_macs=gate.macs)
     validator = session.validate_on(
         Validator(

@@ -18,64 +18,44 @@ from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
 from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.checkpoint import module_tensors, restore_module
+from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
 
 StateT = TypeVar("StateT")
 
+TRAINING_FILE = "training.json"
+"""File that marks a training as finished."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """Result of a training.
+class TrainingRecord:
+    """Result of a training, the content of ``training.json``.
 
     Attributes:
-        best: Figures of the selected gate on the val split.
+        best_on_val: Figures of the selected gate on the val split.
+        points_on_val: Computation and accuracy in percent; one point per measured preference for a
+            gate for all budgets, a single point for others.
         images_seen: Images that trained the gate and the backbone, repeats counted.
+        seconds: Duration of the training in seconds, all resumptions together.
     """
 
-    best: Mapping[str, Any]
-    images_seen: Mapping[str, int]
+    best_on_val: dict[str, Any]
+    points_on_val: tuple[tuple[float, float], ...]
+    images_seen: dict[str, NonNegativeInt]
+    seconds: float | None = None
 
 
-class BestGate:
-    """Best gate so far, with the weights of a co-trained backbone, on disk and in checkpoints."""
-
-    def __init__(self, run: RunFolder, stored: StoredBackbone, *, cotrained: bool) -> None:
-        self._run = run
-        self._stored = stored
-        self._cotrained = cotrained
-        self.tensors: dict[str, Tensor] = {}
-
-    def keep(self, gate: LearnedGate) -> None:
-        """Keep ``gate`` and the backbone as they are now."""
-        backbone = self._stored.backbone
-        tensors = module_tensors(gate, "best_gate")
-        if self._cotrained:
-            tensors |= module_tensors(backbone, "best_backbone")
-        self.tensors = {name: value.clone() for name, value in tensors.items()}
-        self._save(gate, backbone)
-
-    def restore(self, template: LearnedGate, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the best gate from a checkpoint's ``tensors``.
-
-        Raises:
-            CheckpointError: If they belong to another gate or backbone.
-        """
-        self.tensors = {name: value for name, value in tensors.items() if name.startswith("best_")}
-        backbone = copy.deepcopy(self._stored.backbone)
-        try:
-            restore_module(template, tensors, "best_gate")
-            if self._cotrained:
-                restore_module(backbone, tensors, "best_backbone")
-        except RuntimeError as error:
-            raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
-        self._save(template, backbone)
-
-    def _save(self, gate: LearnedGate, backbone: Backbone) -> None:
-        save_gate(gate, self._run.path / GATE_FOLDER)
-        if self._cotrained:
-            save_backbone(backbone, self._stored.info, self._run.path / BACKBONE_FOLDER)
+def training_record(
+    best: Mapping[str, Any], *, gate_images: int, backbone_images: int = 0
+) -> TrainingRecord:
+    """Return the record of a training with these figures of its best gate."""
+    return TrainingRecord(
+        best_on_val=dict(best),
+        points_on_val=((best["computation"], best["accuracy"]),),
+        images_seen={"gate": gate_images, "backbone": backbone_images},
+    )
 
 
 class RunSession(Generic[StateT]):
@@ -95,14 +75,13 @@ class RunSession(Generic[StateT]):
         state: State in the checkpoint, ``None`` at the start.
         writer: TensorBoard writer, set by ``open_board``.
         validator: Validator, set by ``validate_on``.
-        keep: Function that keeps the best gate, set by ``keep_best`` or by the caller.
+        keep: Function that keeps the best gate; ``keep_best`` replaces it.
 
     Raises:
         CheckpointError: If the checkpoint is damaged or belongs to another training.
     """
 
     writer: TensorBoard
-    keep: Callable[[Any], None]
     validator: Validator | None = None
 
     def __init__(
@@ -115,8 +94,9 @@ class RunSession(Generic[StateT]):
         self.run = run
         self.checkpoint = None
         self.state: StateT | None = None
+        self.keep: Callable[[Any], None] = lambda gate: save_gate(gate, run.path / GATE_FOLDER)
         self._report = report
-        self._best: BestGate | None = None
+        self._best: dict[str, Tensor] = {}
         if state_type is not None and run.has_checkpoint(LAST_CHECKPOINT):
             self.checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
             source = f"the checkpoint in {run.checkpoint_dir}"
@@ -140,12 +120,34 @@ class RunSession(Generic[StateT]):
         ``gate`` is of the trained kind and stays unchanged. A co-trained backbone is kept too.
 
         Raises:
-            CheckpointError: If the checkpoint's best gate is of another kind.
+            CheckpointError: If the checkpoint's best gate or backbone is of another kind.
         """
-        self._best = BestGate(self.run, stored, cotrained=cotrained)
-        self.keep = self._best.keep
-        if self.checkpoint is not None:
-            self._best.restore(copy.deepcopy(gate), self.checkpoint.tensors)
+
+        def save(best: LearnedGate, backbone: Backbone) -> None:
+            save_gate(best, self.run.path / GATE_FOLDER)
+            if cotrained:
+                save_backbone(backbone, stored.info, self.run.path / BACKBONE_FOLDER)
+
+        def keep(best: LearnedGate) -> None:
+            tensors = module_tensors(best, "best_gate")
+            if cotrained:
+                tensors |= module_tensors(stored.backbone, "best_backbone")
+            self._best = {name: value.clone() for name, value in tensors.items()}
+            save(best, stored.backbone)
+
+        self.keep = keep
+        if self.checkpoint is None:
+            return
+        tensors = self.checkpoint.tensors
+        self._best = {name: value for name, value in tensors.items() if name.startswith("best_")}
+        best, backbone = copy.deepcopy((gate, stored.backbone))
+        try:
+            restore_module(best, tensors, "best_gate")
+            if cotrained:
+                restore_module(backbone, tensors, "best_backbone")
+        except RuntimeError as error:
+            raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
+        save(best, backbone)
 
     def validate_on(self, validator: Validator) -> Validator:
         """Use a validator, with its state in the checkpoint."""
@@ -172,9 +174,7 @@ class RunSession(Generic[StateT]):
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
         """Save a checkpoint of the learner's tensors and state, and of the session itself."""
-        tensors, state = dict(tensors), {**state, "metrics": self._n_records}
-        if self._best is not None:
-            tensors |= self._best.tensors
+        tensors, state = {**tensors, **self._best}, {**state, "metrics": self._n_records}
         if self.validator is not None:
             tensors |= self.validator.tensors()
             state["validation"] = self.validator.state
@@ -189,9 +189,10 @@ class RunSession(Generic[StateT]):
         finally:
             self.writer.close()
 
-    def result(self, *, gate_images: int, backbone_images: int = 0) -> TrainingResult:
-        """Return the result after the last validation."""
+    def result(self, *, gate_images: int, backbone_images: int = 0) -> TrainingRecord:
+        """Return the record of the training after the last validation."""
         assert self.validator is not None
         assert self.validator.best is not None
-        seen = {"gate": gate_images, "backbone": backbone_images}
-        return TrainingResult(best=self.validator.best, images_seen=seen)
+        return training_record(
+            self.validator.best, gate_images=gate_images, backbone_images=backbone_images
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.static.methods import STATIC_METHODS, EvaluatedTable
 from dfs_rl.agents.validation import Validator, rewards_of
-from dfs_rl.backbones import StoredBackbone
+from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.network_wide_env import NetworkWideEnv
@@ -21,15 +21,12 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScorer,
     is_within_budget,
 )
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
-from dfs_rl.experiments.gate_run import N_VALIDATIONS
-from dfs_rl.experiments.session import RunSession, TrainingResult
-from dfs_rl.experiments.static_training import TrainStaticConfig
+from dfs_rl.experiments.config import N_VALIDATIONS, TrainStaticConfig
+from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.reward import RewardWeights
-from dfs_rl.gating.storage import save_gate
+from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest
@@ -60,10 +57,9 @@ class StaticSearch:
         stored: StoredBackbone,
         dataset: Dataset,
         run: RunFolder,
-        *,
-        device: str,
         bar: ProgressBar,
     ) -> None:
+        device = resolve_device(config.device)
         self.config = config
         self.stop = StopRequest()
         self._run = run
@@ -79,7 +75,7 @@ class StaticSearch:
             images=config.images,
             budget=config.budget,
             continuous=STATIC_METHODS[config.method].continuous,
-            device=device,
+            device=str(device),
         )
         self.env.scorer.cached_scores.update(cached_scores["agent"])
         self._board = self.session.open_board(purge_step=0 if any(cached_scores.values()) else None)
@@ -94,7 +90,6 @@ class StaticSearch:
                 backbone=lambda: self.backbone,
             )
         )
-        self.session.keep = lambda gate: save_gate(gate, run.path / GATE_FOLDER)
         self._timesteps = 0
         self._validated_at: int | None = None
         self._began = time.perf_counter()
@@ -144,9 +139,8 @@ class StaticSearch:
         self._run.save_checkpoint(CHECKPOINT, tensors, {"images": self.config.images})
 
 
-def validate(config: TrainStaticConfig, dataset: Dataset, device: str) -> str:
+def validate(config: TrainStaticConfig, dataset: Dataset, backbone: Backbone) -> str:
     """Validate the configuration against the backbone, and return the run's name."""
-    backbone = preview_backbone(backbone_spec(config, device), dataset)
     gated_budget(backbone.costs, config.budget)
     return f"static-{config.method}-{dataset.name}"
 
@@ -155,10 +149,10 @@ def train(
     config: TrainStaticConfig,
     dataset: Dataset,
     run: RunFolder,
-    device: str,
+    stored: StoredBackbone,
     *,
     bar: ProgressBar | None = None,
-) -> TrainingResult:
+) -> TrainingRecord:
     """Search a static bit table and keep it as the run's gate, see ``StaticSearch``.
 
     Ctrl-C finishes the current table, saves and ends; a second one ends at once.
@@ -168,11 +162,10 @@ def train(
         ConfigError: If the budget does not suffice for the cheapest table.
         CheckpointError: If the stored scores do not fit.
     """
-    stored = backbone_of_run(run, backbone_spec(config, device), dataset)
     bar = bar or ProgressBar(
         search_timesteps(config, stored.backbone.costs), print_status=print_status
     )
-    search = StaticSearch(config, stored, dataset, run, device=device, bar=bar)
+    search = StaticSearch(config, stored, dataset, run, bar)
     find = resolve_name(STATIC_METHODS[config.method].find)
     bar.start(0)
     try:

@@ -16,12 +16,17 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.footprint import backward_bytes
+from dfs_rl.backbones.registry import network_of
 from dfs_rl.backbones.storage import STRUCTURE_FILE
-from dfs_rl.data import Dataset, ImageSet, load_dataset
+from dfs_rl.costs import FULL
+from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines.methods import uniform_points
-from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.config import program
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.training.custom_model import build_custom_backbone
 from dfs_rl.training.supernet import Position, SupernetTrainer, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.cli import Invocation
@@ -29,11 +34,9 @@ from dfs_rl.utils.config import NonNegativeInt, config_to_dict
 from dfs_rl.utils.device import check_devices, check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.seeding import stream_seed
 from dfs_rl.utils.signals import StopRequest
-from dfs_rl.utils.trusted_import import is_constructor
 
-KIND = "train_backbone"
-PROG = "python -m dfs_rl.train_backbone"
 SUMMARY = "summary.json"
 _COPIES = 6
 """Copies of the weights in memory: weights, gradients, 2 of the optimizer, 2 of the snapshot."""
@@ -52,6 +55,47 @@ class SupernetSummary:
 
     val_accuracy: dict[str, float]
     points_on_val: tuple[tuple[float, float], ...]
+
+
+def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
+    """Build the backbone of a configuration; the same seed gives the same weights.
+
+    It is untrained unless a user's constructor makes it.
+    """
+    torch.manual_seed(stream_seed(config.seed, "weights"))
+    if config.is_constructed:
+        backbone = build_custom_backbone(
+            config.backbone,
+            dataset,
+            weights=config.weights,
+            bits=config.bit_options,
+            stem_bits=FULL if config.plain else config.stem_bits,
+            per_channel=config.per_channel,
+        )
+        wanted = config.plain or config.is_set("bits")
+        if wanted and backbone.options.values != config.bit_options:
+            theirs, asked = (
+                " ".join(map(str, bits)) for bits in (backbone.options, config.bit_options)
+            )
+            raise ConfigError(
+                f"{config.backbone} returns a backbone with the bit options {theirs}, but asked "
+                f"for are {asked}; leave out {'--plain' if config.plain else '--bits'}, or let it "
+                "return a model."
+            )
+        return backbone
+    channels, height, width = dataset.image_shape
+    network = network_of(config.backbone, config.recipe)
+    shape: dict[str, Any] = {
+        "in_channels": channels,
+        "n_classes": dataset.n_classes,
+        "image_size": (height, width),
+        "bits": config.bit_options,
+        "stem_bits": FULL if config.plain else config.stem_bits,
+        "per_channel": config.per_channel,
+        "width": config.width,
+        **{name: getattr(config, name) for name in network.settings},
+    }
+    return network.make(channel_statistics(dataset.train.images), **shape)
 
 
 def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrainer:
@@ -81,7 +125,7 @@ def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.d
     needs: dict[str, float] = {}
     if config.workers > 1:
         needs[f"workers is {config.workers}"] = _WORKER_BYTES * config.workers
-    if not is_constructor(config.backbone):
+    if not config.is_constructed:
         with torch.device("meta"):
             network = build(config, dataset)
         weights = sum(weight.nbytes for weight in network.parameters())
@@ -145,17 +189,11 @@ def train_supernet(
             if stopping.requested and progress.epoch < config.epochs:
                 raise KeyboardInterrupt(
                     f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
-                    f"saved. Go on with: {PROG} --resume {run.path}"
+                    f"saved. Go on with: {program(config.KIND)} --resume {run.path}"
                 )
     backbone = trainer.finish()
-    info = BackboneInfo(
-        dataset=dataset.name,
-        fingerprint=dataset.fingerprint,
-        class_names=dataset.class_names,
-        accuracy=uniform_accuracies(backbone, dataset.val.to(trainer.device)),
-        image_size=dataset.image_size,
-        flip=dataset.flip,
-    )
+    accuracy = uniform_accuracies(backbone, dataset.val.to(trainer.device))
+    info = BackboneInfo.of(dataset, accuracy)
     save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
     return StoredBackbone(backbone=backbone, info=info)
 
@@ -233,16 +271,18 @@ def _log_epoch(
     )
 
 
-def train(invocation: Invocation[TrainBackboneConfig]) -> None:
-    """Run the command."""
+def run(invocation: Invocation[TrainBackboneConfig]) -> None:
+    """Train a backbone, unless the run is finished, and print its accuracy."""
     config = invocation.config
     set_threads(config.threads, resumed=invocation.resume is not None)
     dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
     if config.image_size is not None:
         size = f"{config.image_size} x {config.image_size} pixels"
         sys.stderr.write(f"Images are resized and cropped to {size}.\n")
-    run, stored = train_run(config, dataset, resume=invocation.resume, command=invocation.command)
-    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {run.path}\n")
+    folder, stored = train_run(
+        config, dataset, resume=invocation.resume, command=invocation.command
+    )
+    sys.stdout.write(_table(stored, n_images=len(dataset.val)) + f"\nSaved in {folder.path}\n")
 
 
 def train_run(
@@ -267,7 +307,7 @@ def train_run(
     trainer = make_trainer(config, dataset)
     run = resume or RunFolder.create(
         config.run_dir,
-        kind=KIND,
+        kind=config.KIND,
         name=config.backbone.replace(":", "-"),
         config=config,
         command=command,

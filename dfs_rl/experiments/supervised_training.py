@@ -1,10 +1,10 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import FeatureChoice, Start
+from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.supervised.config import (
     SUPERVISED_METHODS,
     BlockDropConfig,
@@ -13,7 +13,6 @@ from dfs_rl.agents.supervised.config import (
     SupervisedMethodName,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.command import GateTrainingCommand
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.gating.registry import GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
@@ -46,6 +45,11 @@ class TrainGumbelConfig(GateTrainingConfig):
             alone, as in the paper of DFS.
     """
 
+    KIND: ClassVar = "train_gumbel"
+    DESCRIPTION: ClassVar = (
+        "Learn by supervision which bits each layer of a backbone uses for each image."
+    )
+    MODULE: ClassVar = "dfs_rl.experiments.gumbel_training"
     CHOICES: ClassVar = {"training": ("method", SUPERVISED_METHODS)}
     FIRST: ClassVar = (
         *("method", "gate", "dataset", "backbone", "budget"),
@@ -81,7 +85,7 @@ class TrainGumbelConfig(GateTrainingConfig):
                 f"backbone_mode is 'co-train', but method {self.method!r} learns on a frozen "
                 f"backbone; leave it out, or take one of {relaxed}."
             )
-        if self.start == "uniform" and not self._can_start_uniform:
+        if self.start == "uniform" and not self.can_start_uniform:
             raise ConfigError(
                 f"start is 'uniform', but method is {self.method!r} and backbone_mode is "
                 f"{self.backbone_mode!r}; it requires method 'gumbel' and a frozen backbone."
@@ -100,13 +104,9 @@ class TrainGumbelConfig(GateTrainingConfig):
         return self.features or self.training.features
 
     @property
-    def _can_start_uniform(self) -> bool:
+    def can_start_uniform(self) -> bool:
+        """True for a gate for all budgets on a frozen backbone."""
         return self.training.all_budgets and not self.cotrains
-
-    @property
-    def resolved_start(self) -> Start:
-        """Start of the gate: the setting, or its default for the method."""
-        return self.start or ("uniform" if self._can_start_uniform else "indifferent")
 
     @property
     def all_budgets(self) -> bool:
@@ -125,11 +125,6 @@ class TrainGumbelConfig(GateTrainingConfig):
         if not lowest <= self.budget <= highest:
             raise ConfigError(f"budget is {self.budget:g} %, but {given}; it must be among them.")
 
-
-COMMAND = GateTrainingCommand(
-    kind="train_gumbel",
-    description="Learn by supervision which bits each layer of a backbone uses for each image.",
-    config_type=TrainGumbelConfig,
-    module="dfs_rl.experiments.gumbel_training",
-    with_resolved_defaults=lambda config: replace(config, start=config.resolved_start),
-)
+    def with_resolved_defaults(self) -> Self:
+        """Return the configuration with its start."""
+        return replace(self, start=self.resolved_start)

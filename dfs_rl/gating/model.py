@@ -8,7 +8,7 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones import load_stored_backbone
+from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
 from dfs_rl.costs import SKIP, CostTable
@@ -247,17 +247,43 @@ def load(
         )
     folder = Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
-        if not (folder / part).is_dir():
-            raise CheckpointError(
-                f"{folder} has no folder {part!r}, so it is not the run of a trained gate."
-            )
+        _check_folder(folder / part)
     stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
-    trained, info = stored.backbone, stored.info
-    walkable: WalkableBackbone = trained.to_inference(dtype) if inference_form else trained
-    gate = load_gate(folder / GATE_FOLDER)
+    return add_gate(
+        stored,
+        folder / GATE_FOLDER,
+        device=place,
+        dtype=dtype if inference_form else None,
+        budget=budget,
+    )
+
+
+def add_gate(
+    stored: StoredBackbone,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    budget: float | None,
+) -> GatedModel:
+    """Return a loaded backbone with the gate in a folder, see ``load``.
+
+    ``dtype`` is that of the inference form; ``None`` uses the training form.
+    """
+    _check_folder(folder)
+    trained, info, gate = stored.backbone, stored.info, load_gate(folder)
+    walkable: WalkableBackbone = trained if dtype is None else trained.to_inference(dtype)
     model = GatedModel(
         walkable, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
     )
     if budget is not None:
         model.set_budget(budget)
-    return model.to(place).eval()
+    return model.to(device).eval()
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder.parent} has no folder {folder.name!r}, so it is not the run of a trained "
+            "gate."
+        )

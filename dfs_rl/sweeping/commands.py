@@ -4,12 +4,13 @@ from typing import Any, Literal
 
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.experiments import supernet_training
+from dfs_rl.experiments import gate_run, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.gate_kinds import COMMANDS as GATE_COMMANDS
-from dfs_rl.experiments.gate_run import TRAINING_FILE, TrainingRecord, create_run, train_run
-from dfs_rl.utils.device import resolve_device
+from dfs_rl.experiments.config import program
+from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.experiments.gate_run import GateRun
+from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
@@ -24,26 +25,24 @@ class GateCommand:
     trains_gates = True
 
     def __init__(self, name: str) -> None:
-        self._command = GATE_COMMANDS[name]
-        self.prog = self._command.prog
-        self.config_type: type = self._command.config_type
+        self.prog = program(name)
+        self.config_type: type = GATE_COMMANDS[name]
 
     def check(self, config: Config, dataset: Dataset) -> None:
         """Raise ``ConfigError`` if the settings are invalid for the data set."""
-        self._command.validate(config, dataset, str(resolve_device(config.device)))
+        gate_run.validate(config, dataset)
 
     def with_resolved_defaults(self, config: Config) -> Config:
         """Return the settings as a run stores them."""
-        return self._command.with_resolved_defaults(config)
+        return config.with_resolved_defaults()
 
-    def create(self, config: Config, dataset: Dataset, device: str) -> RunFolder:
+    def create(self, config: Config, dataset: Dataset) -> RunFolder:
         """Create the folder of a run."""
-        argv = command_line(self.prog, config)
-        return create_run(self._command, config, dataset, device=device, argv=argv)
+        return GateRun.create(config, dataset, command_line(self.prog, config)).folder
 
-    def train(self, config: Config, dataset: Dataset, run: RunFolder, device: str) -> None:
+    def train(self, config: Config, dataset: Dataset, run: RunFolder) -> None:
         """Train in a run folder, or resume there."""
-        train_run(self._command, config, dataset, run, device=device)
+        GateRun(config, dataset, run).train()
 
     def points_on_val(self, run: RunFolder) -> tuple[CurvePoint, ...]:
         """Return computation and accuracy on val of a finished run."""
@@ -55,7 +54,7 @@ class BackboneCommand:
     """Command that trains backbones; its methods are those of ``GateCommand``."""
 
     trains_gates = False
-    prog = supernet_training.PROG
+    prog = program(TrainBackboneConfig.KIND)
     config_type: type = TrainBackboneConfig
 
     def check(self, config: Config, dataset: Dataset) -> None:  # noqa: D102
@@ -64,17 +63,17 @@ class BackboneCommand:
     def with_resolved_defaults(self, config: Config) -> Config:  # noqa: D102
         return config
 
-    def create(self, config: Config, dataset: Dataset, device: str) -> RunFolder:  # noqa: ARG002, D102
+    def create(self, config: Config, dataset: Dataset) -> RunFolder:  # noqa: D102
         return RunFolder.create(
             config.run_dir,
-            kind=supernet_training.KIND,
+            kind=config.KIND,
             name=config.backbone,
             config=config,
             command=command_line(self.prog, config),
             fingerprint=dataset.fingerprint,
         )
 
-    def train(self, config: Config, dataset: Dataset, run: RunFolder, device: str) -> None:  # noqa: ARG002, D102
+    def train(self, config: Config, dataset: Dataset, run: RunFolder) -> None:  # noqa: D102
         trainer = supernet_training.make_trainer(config, dataset)
         stored = supernet_training.train_supernet(config, trainer, dataset, run)
         supernet_training.write_summary(run, stored)

@@ -15,7 +15,7 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
-from dfs_rl.experiments.backbone_resolver import backbone_spec, load_data, load_or_train_backbone
+from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
@@ -43,7 +43,7 @@ from dfs_rl.sweeping.tuner import check_resources, check_storage, run_trials
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
-from dfs_rl.utils.device import check_cpus, resolve_device
+from dfs_rl.utils.device import check_cpus
 from dfs_rl.utils.io import write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import start_ray
@@ -136,9 +136,7 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
         return CurvePoint(*file.objective.reference_point)
     if not command_of(file.command).trains_gates:
         return CurvePoint(REFERENCE_COMPUTATION, 100.0 / dataset.n_classes)
-    config = file.config({})
-    choice = backbone_spec(config, str(resolve_device(config.device)))
-    stored = load_or_train_backbone(choice, dataset)
+    stored = load_or_train_backbone(file.config({}), dataset)
     running = uniform_points(stored.backbone, stored.info.accuracy)
     return hypervolume_reference_point(running, [], gates=running)
 

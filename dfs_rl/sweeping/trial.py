@@ -20,7 +20,7 @@ from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.commands import SweepCommand, command_of
 from dfs_rl.sweeping.spec import SweepFile
-from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.device import set_threads
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import trusting
@@ -86,12 +86,11 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
             for seed in seeds:
                 settings = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
                 set_threads(settings.threads)
-                device = str(resolve_device(settings.device))
                 run = resume_if_started(command, settings)
-                run = run or command.create(settings, shared, device)
+                run = run or command.create(settings, shared)
                 with run.lock():
                     watched = replace(run, after_save=partial(reporter.report_progress, run))
-                    command.train(settings, shared, watched, device)
+                    command.train(settings, shared, watched)
                 reporter.add(run, command.points_on_val(run))
     except Exception as error:  # noqa: BLE001 - the other trials continue after any error
         reporter.fail(error)

@@ -2,8 +2,8 @@
 
 import torch
 
-from dfs_rl.backbones.interfaces import Recipe
 from dfs_rl.costs import SKIP, BitOptions
+from dfs_rl.utils.constants import Recipe
 
 BitMix = tuple[int, ...]
 """Bits of each gated layer, in order."""

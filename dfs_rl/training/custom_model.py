@@ -67,21 +67,24 @@ def build_custom_backbone(
     return backbone
 
 
-def build_calibrated_backbone(
-    name: str, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
-) -> StoredBackbone:
-    """Build a user's pretrained network and calibrate it on the train split, without labels.
-
-    The val split measures the accuracy of uniform bits. For arguments and errors see
-    ``build_custom_backbone``.
-    """
+def build_pretrained_backbone(name: str, dataset: Dataset, weights: Path | None = None) -> Backbone:
+    """Build a user's network with its default bits, reproducibly, and not calibrated yet."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(0, "weights"))  # reproducible constructor
-        backbone = build_custom_backbone(name, dataset, weights=weights).to(device)
+        torch.manual_seed(stream_seed(0, "weights"))
+        return build_custom_backbone(name, dataset, weights=weights)
+
+
+def calibrate_custom_backbone(
+    backbone: Backbone, dataset: Dataset, *, name: str, device: torch.device
+) -> StoredBackbone:
+    """Calibrate a user's pretrained network on the train split, without labels.
+
+    The val split measures the accuracy of uniform bits; ``name`` is that of the constructor.
+    """
     print_status(
         f"Calibrating the network of {name} on images of the train split; its weights stay fixed."
     )
-    calibrate(backbone, dataset.train.images[:_CALIBRATION_IMAGES].to(device))
+    calibrate(backbone.to(device), dataset.train.images[:_CALIBRATION_IMAGES].to(device))
     accuracy = uniform_accuracies(backbone, dataset.val.to(device))
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracy.items())
     print_status(f"Calibrated; val accuracy {shown}.")
@@ -92,12 +95,12 @@ def build_calibrated_backbone(
             f"class, {guessing:.1f} %, so it seems to be untrained; give its weights, or load them "
             "in the constructor."
         )
-    info = BackboneInfo(
-        dataset=dataset.name,
-        fingerprint=dataset.fingerprint,
-        class_names=dataset.class_names,
-        accuracy=accuracy,
-        image_size=dataset.image_size,
-        flip=dataset.flip,
-    )
-    return StoredBackbone(backbone=backbone.cpu(), info=info)
+    return StoredBackbone(backbone=backbone.cpu(), info=BackboneInfo.of(dataset, accuracy))
+
+
+def build_calibrated_backbone(
+    name: str, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
+) -> StoredBackbone:
+    """Build a user's pretrained network and calibrate it; see the two functions above."""
+    backbone = build_pretrained_backbone(name, dataset, weights)
+    return calibrate_custom_backbone(backbone, dataset, name=name, device=torch.device(device))

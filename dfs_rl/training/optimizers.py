@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dfs_rl.backbones.interfaces import OptimizerName
+from dfs_rl.utils.constants import OptimizerName
 
 
 class Usual(NamedTuple):

@@ -18,21 +18,14 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import (
-    OptimizerName,
-    Recipe,
-    activations,
-    run_layers,
-    runs_when_skipped,
-)
+from dfs_rl.backbones.interfaces import activations, run_layers, runs_when_skipped
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
@@ -48,64 +41,13 @@ from dfs_rl.training.calibration import (
     measure_features,
 )
 from dfs_rl.training.optimizers import USUAL, make_optimizer
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils import precision
 from dfs_rl.utils.checkpoint import optimizer_tensors, restore_optimizer
-from dfs_rl.utils.config import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    UnitInterval,
-    configuration,
-)
-from dfs_rl.utils.precision import Precision
+from dfs_rl.utils.constants import Recipe
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer scales
-
-
-@configuration
-class SupernetConfig:
-    """Settings of a supernet's training.
-
-    Attributes:
-        warmup: Share of the epochs, rounded down, that run the largest bit width alone, in [0, 1];
-            with the recipe adn also the base-net.
-        batch_size: Images per step, at least 2.
-        optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1;
-            "auto" selects the network's default, AdamW for transformers.
-        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to
-            zero. By default 0.1 with SGD and 0.001 with AdamW.
-        momentum: Momentum of SGD, in [0, 1).
-        weight_decay: Weight decay of convolution and linear weights; quantizer scales, norms and
-            biases have none. By default 0.0005 with SGD and 0.05 with AdamW.
-        pad: Zero padding in pixels before the random crop, at most the images' shorter side; by
-            default an eighth of it.
-        alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. With
-            the recipe supernet both have weight 1.
-        feature_weight: Weight of the mean squared distance between the outputs of the layers, with
-            the recipe adn of the stages, in the two passes; 0 or more. By default 0, and with the
-            recipe adn 1, or 0.1 for transformers. It suits activations of about unit size.
-        calibration_rounds: Passes over the bit options that measure the norms at the end, at least
-            1.
-        precision: Number format of the training; "auto" multiplies in bfloat16 where the hardware
-            is fast at it.
-
-    Raises:
-        ConfigError: If a value is outside its range.
-    """
-
-    warmup: UnitInterval = 0.3
-    batch_size: Annotated[PositiveInt, Field(ge=2)] = 128
-    optimizer: OptimizerName | Literal["auto"] = "auto"
-    lr: PositiveFloat | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegativeFloat | None = None
-    pad: NonNegativeInt | None = None
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    feature_weight: NonNegativeFloat | None = None
-    calibration_rounds: PositiveInt = 12
-    precision: Precision = "auto"
 
 
 class Position(NamedTuple):

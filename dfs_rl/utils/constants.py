@@ -1,4 +1,15 @@
-"""Constants shared by several packages."""
+"""Constants and choices shared by several packages; imports no torch."""
+
+from typing import Literal
 
 DIGITS = "digits"
 """Name of scikit-learn's digits data set, the default data set of every command."""
+Recipe = Literal["supernet", "adn"]
+"""Sub-networks that are distilled into: those of low bits, or also the one without any path."""
+OptimizerName = Literal["sgd", "adamw"]
+Stem = Literal["cifar", "imagenet"]
+"""Stem of a network of adaptive depth: a 3 x 3 convolution, or 7 x 7 with stride 2 and pooling."""
+Granularity = Literal["path", "block"]
+"""Gated unit of a network of adaptive depth: the path of a stage, or each block in it."""
+FirstBlock = Literal["gated", "always"]
+"""First block of a ResNet: gated like the others, or a part of the stem."""

@@ -27,8 +27,9 @@ from dfs_rl.backbones.interfaces import GatedLayer
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
+from dfs_rl.experiments import gate_run
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.backbone_resolver import backbone_of_run, backbone_spec, preview_backbone
+from dfs_rl.experiments.backbone_resolver import backbone_of_run
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.train_exits import main as train_exits
 from dfs_rl.utils.io import read_json
@@ -231,13 +232,13 @@ def test_only_agents_keep_the_exits(
     run = RunFolder.create(
         tmp_path / "run", kind="train", name="run", config=config, command=(), fingerprint="0"
     )
-    choice = backbone_spec(replace(config, backbone=backbone), "cpu")
-    preview = preview_backbone(choice, dataset)
-    costs = backbone_of_run(run, choice, dataset).backbone.costs
     exits = config == TrainAgentConfig()
+    config = replace(config, backbone=backbone)
+    _, preview = gate_run.validate(config, dataset)
+    costs = backbone_of_run(run, config, dataset).backbone.costs
     assert costs.exits_after == ((1, 3) if exits else ())
     assert capsys.readouterr().err.count("does not use the backbone's exits") == (0 if exits else 1)
-    assert preview.costs == load_backbone(run.path).costs == costs
+    assert preview.backbone.costs == load_backbone(run.path).costs == costs
 
 
 @pytest.mark.parametrize("command", [train_gumbel, train_static])

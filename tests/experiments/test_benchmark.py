@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +22,10 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.benchmark import (
-    BenchmarkSettings,
-    load_extra_settings,
-    plan_jobs,
-)
-from dfs_rl.experiments.gate_kinds import COMMANDS, gate_specs
-from dfs_rl.experiments.static_training import TrainStaticConfig
+from dfs_rl.experiments.benchmark import load_extra_settings, plan_jobs
+from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.config import TrainStaticConfig
+from dfs_rl.experiments.gate_kinds import gate_specs
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_backbone import main as train_backbone_main
@@ -45,44 +44,30 @@ def figures(shown: str) -> list[str]:
     return [part for part in shown.split("\n\n") if "trainings" not in part]
 
 
-def benchmark_settings(**changes) -> BenchmarkSettings:
-    settings = {
-        "dataset": "digits",
-        "backbone": None,
-        "weights": None,
-        "budgets": (1.5, 0.75, 3.0),
-        "seeds": 2,
-        "timesteps": 1000,
-        "device": "cpu",
-        "threads": 1,
-        "extra_settings": {},
-    }
-    return BenchmarkSettings(**(settings | changes))  # type: ignore[arg-type]
+def jobs(folder: Path, *gates: str, extra=None, **changes) -> dict[str, Any]:
+    """Configurations of the trainings of a comparison, by the names of their folders."""
+    settings = {"seeds": 2, "timesteps": 1000, "device": "cpu", "budgets": (1.5, 0.75, 3.0)}
+    config = CompareConfig(
+        dataset="digits", gates=gates or tuple(gate_specs()), **(settings | changes)
+    )
+    planned = plan_jobs(config, extra or {}, folder)
+    assert all(job.run_dir is not None and job.run_dir.parent == folder for job in planned)
+    by_name = {job.run_dir.name: job for job in planned if job.run_dir is not None}
+    assert len(by_name) == len(planned)
+    return by_name
 
 
 def test_gates_learn_from_equally_many_images(tmp_path: Path) -> None:
-    jobs = [
-        job
-        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
-        if "static" not in job.name
-    ]
-    seen: dict[tuple[str, int], int] = {}
-    for job in jobs:
-        kind = job.name.split("-seed")[0]
-        key = (kind, job.config.seed)
-        seen[key] = seen.get(key, 0) + job.config.timesteps
-    names = [name for name in gate_specs() if not name.startswith("static")]  # those count tables
+    seen: Counter[tuple[str, int]] = Counter()
+    for name, job in jobs(tmp_path).items():
+        if "static" not in name:  # those count tables
+            seen[name.split("-seed")[0], job.seed] += job.timesteps
+    names = [name for name in gate_specs() if not name.startswith("static")]
     assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
-    jobs = plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
-    assert len({job.config.run_dir for job in jobs}) == len(jobs)
-    assert all(job.config.run_dir == tmp_path / job.name for job in jobs)
 
 
 def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
-    by_name = {
-        job.name: job.config
-        for job in plan_jobs(tuple(gate_specs()), benchmark_settings(seeds=1), tmp_path)
-    }
+    by_name = jobs(tmp_path, seeds=1)
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
     gumbel = by_name["gumbel-lstm-seed0"]
@@ -106,32 +91,33 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
 
 
 def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
-    seeds = [
-        job.config.seed for job in plan_jobs(tuple(gate_specs()), benchmark_settings(), tmp_path)
-    ]
+    seeds = [job.seed for job in jobs(tmp_path).values()]
     assert seeds == sorted(seeds)
+
+
+def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
+    assert list(jobs(tmp_path, "static-greedy", "static-ddpg", seeds=3, budgets=(1.0,))) == [
+        "static-greedy-seed0-at-1",
+        *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
+    ]
 
 
 def test_a_block_serves_several_methods(tmp_path: Path) -> None:
     file = tmp_path / "gumbel.yaml"
     file.write_text("training: {batch_size: 32}\n")
-    given = {"train_gumbel": load_extra_settings(file, COMMANDS["train_gumbel"])}
-    jobs = plan_jobs(
-        ("gumbel-ff", "dfs-ff"), benchmark_settings(seeds=1, extra_settings=given), tmp_path
-    )
-    assert {type(job.config.training) for job in jobs} == {GumbelConfig, DFSConfig}
-    assert {job.config.training.batch_size for job in jobs} == {32}
+    given = {"train_gumbel": load_extra_settings(file, TrainGumbelConfig)}
+    found = jobs(tmp_path, "gumbel-ff", "dfs-ff", seeds=1, extra=given).values()
+    assert {type(job.training) for job in found} == {GumbelConfig, DFSConfig}
+    assert {job.training.batch_size for job in found} == {32}
 
 
 def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")
-    given = {"train_agent": load_extra_settings(file, COMMANDS["train_agent"])}
-    jobs = plan_jobs(
-        ("ppo", "gumbel-ff"), benchmark_settings(seeds=1, extra_settings=given), tmp_path
-    )
-    assert jobs[0].config.algorithm.n_epochs == 2
-    assert jobs[1].config == TrainGumbelConfig(
+    given = {"train_agent": load_extra_settings(file, TrainAgentConfig)}
+    agent, gumbel = jobs(tmp_path, "ppo", "gumbel-ff", seeds=1, extra=given).values()
+    assert agent.algorithm.n_epochs == 2
+    assert gumbel == TrainGumbelConfig(
         seed=0,
         device="cpu",
         timesteps=3000,
@@ -139,18 +125,22 @@ def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:
         budgets=(0.75, 3.0),
         run_dir=tmp_path / "gumbel-ff-seed0",
     )
-    file.write_text("seed: 3\n")
-    with pytest.raises(ConfigError, match=r"agent.yaml sets seed, which a comparison sets"):
-        load_extra_settings(file, COMMANDS["train_agent"])
-    file.write_text("algo: a2c\n")
-    with pytest.raises(ConfigError, match=r"agent.yaml sets algo, which a comparison sets"):
-        load_extra_settings(file, COMMANDS["train_agent"])
-    file.write_text("num_envs: 100\ngroup_size: 8\n")
-    with pytest.raises(ConfigError, match=r"agent.yaml: num_envs is 100"):
-        load_extra_settings(file, COMMANDS["train_agent"])
-    file.write_text("speed: 3\n")
-    with pytest.raises(ConfigError, match="speed"):
-        load_extra_settings(file, COMMANDS["train_agent"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: 3\n", "agent.yaml sets seed, which a comparison sets"),
+        ("algo: a2c\n", "agent.yaml sets algo, which a comparison sets"),
+        ("num_envs: 100\ngroup_size: 8\n", "agent.yaml: num_envs is 100"),
+        ("speed: 3\n", "speed"),
+    ],
+)
+def test_unsuitable_extra_settings_are_refused(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        load_extra_settings(file, TrainAgentConfig)
 
 
 def test_comparison_trains_reports_failures_and_resumes(
@@ -385,17 +375,3 @@ def test_custom_weights_reach_every_gate() -> None:
     assert words[words.index("--weights") + 1] == "net.pt"
     theirs = load_backbone(run).state_dict()
     assert torch.equal(theirs["after.ops.operator_5_2.bias"], learned)
-    own = benchmark_settings(backbone=Path("ownnets:make"), weights=Path("net.pt"))
-    assert {job.config.weights for job in plan_jobs(tuple(gate_specs()), own, run)} == {
-        Path("net.pt")
-    }
-
-
-def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
-    jobs = plan_jobs(
-        ("static-greedy", "static-ddpg"), benchmark_settings(seeds=3, budgets=(1.0,)), tmp_path
-    )
-    assert [job.name for job in jobs] == [
-        "static-greedy-seed0-at-1",
-        *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
-    ]

@@ -14,8 +14,10 @@ from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
 from dfs_rl.data import ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import main
+from dfs_rl.evaluation.baselines.registry import BASELINES
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.summary import FORMAT
+from dfs_rl.experiments.config import EvaluateConfig
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import load
@@ -31,6 +33,11 @@ SHORT = SearchConfig(tables=12)
 class TrainConfig:
     dataset: str = "digits"
     seed: int = 0
+
+
+def evaluate(run, dataset=None, *, progress=lambda _: None, cache=None, baselines=None, **settings):
+    config = EvaluateConfig(run=run.path, **settings)
+    return evaluate_run(config, dataset, progress=progress, cache=cache, baselines=baselines)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +80,7 @@ def write_gate(folder, backbone, seed, **settings):
 def evaluated(make_run, digits, tmp_path_factory):
     """Folder of an evaluated run, and its evaluation."""
     run = make_run(tmp_path_factory.mktemp("runs") / "run", budget=60.0)
-    return run, evaluate_run(run, dataset=digits)
+    return run, evaluate(run, digits)
 
 
 @pytest.fixture
@@ -112,31 +119,31 @@ def test_gate_matches_the_loaded_model(evaluated, digits):
 def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, backbone):
     first = evaluated[1]
     written = (copied.path / "summary.json").stat().st_mtime_ns
-    again = evaluate_run(copied, dataset=digits)
+    again = evaluate(copied, digits)
     assert again.stored
     assert again.summary == first.summary
     assert again.path.stat().st_mtime_ns == written
 
     messages = []
     write_gate(copied, backbone, 2)
-    third = evaluate_run(copied, dataset=digits, progress=messages.append)
+    third = evaluate(copied, digits, progress=messages.append)
     assert not third.stored
     assert third.summary.identity != first.summary.identity
     assert any("other weights" in text for text in messages)
-    assert evaluate_run(copied, dataset=digits, search=SHORT).summary.search.tables <= 12
+    assert evaluate(copied, digits, search=SHORT).summary.search.tables <= 12
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format": 1}', f'{{"format": {FORMAT}}}'])
 def test_damaged_summary_is_replaced(evaluated, copied, digits, damage):
     (copied.path / "summary.json").write_text(damage)
-    again = evaluate_run(copied, dataset=digits)
+    again = evaluate(copied, digits)
     assert not again.stored
     assert again.summary == evaluated[1].summary
 
 
 def test_val_split_has_its_own_files(make_run, tmp_path, digits):
     run = make_run(tmp_path / "run")
-    result = evaluate_run(run, dataset=digits, split="val", search=SHORT)
+    result = evaluate(run, digits, split="val", search=SHORT)
     assert result.path == run.path / "summary-val.json"
     assert result.summary.n == len(digits.val)
     assert not (run.path / "summary.json").exists()
@@ -147,45 +154,66 @@ def test_val_split_has_its_own_files(make_run, tmp_path, digits):
 def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
     conditioning = BudgetConditioning(computations=(0.5, 60.0))
     folder = make_run(tmp_path / "run", budget_conditioning=conditioning)
-    own = evaluate_run(folder, dataset=digits, search=SHORT)
-    low = evaluate_run(folder, dataset=digits, search=SHORT, budget=0.5)
+    own = evaluate(folder, digits, search=SHORT)
+    low = evaluate(folder, digits, search=SHORT, budget=0.5)
     assert (own.path.name, low.path.name) == ("summary.json", "summary-at-0.5.json")
     assert low.results_path.name == "outcomes-at-0.5.safetensors"
     names = {path.name for path in folder.plots_dir.glob("*.png")}
     assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
-    assert evaluate_run(folder, dataset=digits, search=SHORT, budget=0.5).stored
+    assert evaluate(folder, digits, search=SHORT, budget=0.5).stored
     assert low.summary.methods[0].detail.endswith("cost 0.5 %")
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
     with pytest.raises(ConfigError, match=r"budget 0\.2 %"):
-        evaluate_run(folder, dataset=digits, budget=0.2)
+        evaluate(folder, digits, budget=0.2)
+
+
+def test_only_the_named_baselines_run(evaluated, copied, digits, monkeypatch):
+    whole = (copied.path / "summary.json").read_bytes()
+    monkeypatch.setitem(BASELINES, "static_table", None)  # fails if it is called
+    names, started = ["random", "cascade"], []
+    found = evaluate(copied, digits, baselines=names, progress=started.append)
+    assert [text for text in started if "baseline" in text] == [
+        "baseline cascade",
+        "baseline random",
+    ]
+    expected = [m for m in evaluated[1].summary.methods if m.key in {"gate", *names}]
+    assert list(found.summary.methods) == expected
+    assert found.path.name == "summary-only-random-cascade.json"
+    assert (copied.path / "plots" / "only-random-cascade-accuracy.png").is_file()
+    assert (copied.path / "summary.json").read_bytes() == whole
+    assert evaluate(copied, digits, baselines=names).stored
+    with pytest.raises(ConfigError, match="'exits' does not apply"):
+        evaluate(copied, digits, baselines=["exits"])
 
 
 def test_backbone_alone_gets_uniform_options(make_run, tmp_path, digits):
     run = make_run(tmp_path / "run", "train_backbone", gate_seed=None)
-    result = evaluate_run(run, dataset=digits)
+    result = evaluate(run, digits)
     assert result.path == run.path / "summary-test.json"
     assert {method.role for method in result.summary.methods} == {"fixed"}
     assert [path.name for path in run.plots_dir.iterdir()] == ["accuracy.png"]
     with pytest.raises(ConfigError, match=r"budget is 2 %.* no gate"):
-        evaluate_run(run, dataset=digits, budget=2.0)
+        evaluate(run, digits, budget=2.0)
+    with pytest.raises(ConfigError, match=r"baselines is \['cascade'\].* no gate"):
+        evaluate(run, digits, baselines=["cascade"])
 
 
 def test_runs_that_cannot_be_evaluated_are_refused(make_run, tmp_path, evaluated, digits):
     run = evaluated[0]
     changed = replace(digits, test=ImageSet(255 - digits.test.images, digits.test.labels))
     with pytest.raises(DataError, match="images, labels or splits differ"):
-        evaluate_run(run, dataset=changed)
+        evaluate(run, changed)
     with pytest.raises(ConfigError, match="device is 'abacus'"):
-        evaluate_run(run, dataset=digits, device="abacus")
+        evaluate(run, digits, device="abacus")
     with pytest.raises(ConfigError, match="budget"):  # a gate for one budget
-        evaluate_run(run, dataset=digits, budget=2.0)
+        evaluate(run, digits, budget=2.0)
     with pytest.raises(CheckpointError, match="'gate'"):
-        evaluate_run(make_run(tmp_path / "a", gate_seed=None), dataset=digits)
+        evaluate(make_run(tmp_path / "a", gate_seed=None), digits)
     with pytest.raises(DataError, match="with --dataset"):
-        evaluate_run(make_run(tmp_path / "b", dataset="no/such/folder"))
+        evaluate(make_run(tmp_path / "b", dataset="no/such/folder"))
     with pytest.raises(RunFolderError):
-        evaluate_run(tmp_path)
+        evaluate_run(EvaluateConfig(run=tmp_path))
 
 
 def test_command_prints_the_stored_table_again(copied, capsys):
@@ -225,10 +253,10 @@ def test_help_imports_no_torch():
 
 def test_cache_changes_no_figure(make_run, tmp_path, digits):
     runs = [make_run(tmp_path / str(seed), gate_seed=seed) for seed in (1, 7)]
-    expected = [evaluate_run(run, dataset=digits, search=SHORT).summary for run in runs]
+    expected = [evaluate(run, digits, search=SHORT).summary for run in runs]
     cache = EvaluationCache()
     for run, summary in zip(runs, expected, strict=True):
         (run.path / "summary.json").unlink()
-        found = evaluate_run(run, dataset=digits, search=SHORT, cache=cache)
+        found = evaluate(run, digits, search=SHORT, cache=cache)
         assert not found.stored
         assert found.summary == summary

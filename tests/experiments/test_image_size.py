@@ -13,9 +13,9 @@ from dfs_rl import train_agent, train_cascade, train_exits
 from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.data import load_dataset
 from dfs_rl.envs.task import make_task
-from dfs_rl.experiments import evaluation
+from dfs_rl.experiments.config import EvaluateConfig
+from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.train_backbone import main as train_backbone_main
-from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
 from tests.helpers.images import write_image_folder
 
@@ -66,7 +66,7 @@ def test_a_gate_takes_the_size_of_its_backbone(folder: Path, gate: Path) -> None
     raw = torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
     assert raw.shape == (2, 1, 12, 20)
     assert model(raw)[0].argmax(dim=1).tolist() == [0, 1]
-    result = evaluation.evaluate_run(RunFolder.open(gate))
+    result = evaluate_run(EvaluateConfig(run=gate))
     assert result.stored  # by the command itself, on the same images
     assert train_agent.main(["--resume", str(gate)]) == 0
 

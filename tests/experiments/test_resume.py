@@ -24,13 +24,12 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone, save_backbone
+from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import CheckpointError
 from dfs_rl.experiments import gate_training
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.session import TrainingResult
-from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.helpers.pictures import no_pictures
@@ -133,20 +132,12 @@ def new_run(path: Path) -> RunFolder:
     return RunFolder.create(path, kind="test", name="test", config=PPOConfig(), command=("test",))
 
 
-def give_backbone(run: RunFolder, dataset: Dataset) -> None:
-    """Put the backbone of all these trainings into a run's folder, unless it has one."""
-    folder = run.path / BACKBONE_FOLDER
-    if not folder.exists():
-        stored = make_stored(dataset)
-        save_backbone(stored.backbone, stored.info, folder)
-
-
 def train(
     run: RunFolder, config: TrainAgentConfig, *extra_callbacks: BaseCallback
-) -> TrainingResult:
+) -> TrainingRecord:
     dataset = make_dataset()
-    give_backbone(run, dataset)
-    return gate_training.train(config, dataset, run, "cpu", extra_callbacks=extra_callbacks)
+    stored = make_stored(dataset)
+    return gate_training.train(config, dataset, run, stored, extra_callbacks=extra_callbacks)
 
 
 def train_and_be_killed(path: str, at: int) -> None:

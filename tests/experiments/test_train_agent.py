@@ -27,20 +27,14 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import (
-    COMMAND,
-    TrainAgentConfig,
-    cost_weight_range_of,
-    reward_weights_of,
-)
-from dfs_rl.experiments.backbone_resolver import BackboneSpec, load_or_train_backbone
-from dfs_rl.experiments.gate_run import validation_interval
-from dfs_rl.experiments.gate_training import make_gate
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.backbone_resolver import load_or_train_backbone, supernet_config
+from dfs_rl.experiments.gate_training import cost_weight_range_of, make_gate
 from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
-from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import config_to_dict, load_config, save_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
@@ -248,36 +242,31 @@ def test_other_data_without_a_backbone_trains_one_once(
     first = load_backbone(tmp_path / "first" / "backbone").state_dict()
     for name in ("pictures", "moved"):  # by its images, whatever the data set is called
         (tmp_path / "pictures").rename(tmp_path / name)
-        choice = BackboneSpec(dataset=name, folder=None, epochs=1, device="cpu", threads=1)
-        again = load_or_train_backbone(choice, load_dataset(name)).backbone.state_dict()
+        config = TrainAgentConfig(dataset=name, supernet_epochs=1)
+        again = load_or_train_backbone(config, load_dataset(name)).backbone.state_dict()
         assert "using the one trained before" in capsys.readouterr().err
         assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
 def test_reward_defaults_are_the_environments() -> None:
-    assert reward_weights_of(TrainAgentConfig()) == RewardWeights()
+    assert TrainAgentConfig().reward_weights == RewardWeights()
 
 
 def test_default_cost_weight_lies_in_the_range() -> None:
-    assert reward_weights_of(TrainAgentConfig(cost_weight_range=(1.0, 10.0))).cost == 10.0
-    assert reward_weights_of(
-        TrainAgentConfig(cost_weight_range=(0.01, 0.04))
-    ).cost == pytest.approx(0.02)
-    assert (
-        reward_weights_of(TrainAgentConfig(cost_weight_range=(0.01, 0.04), cost_weight=0.03)).cost
-        == 0.03
-    )
+    assert TrainAgentConfig(cost_weight_range=(1.0, 10.0)).reward_weights.cost == 10.0
     config = TrainAgentConfig(cost_weight_range=(0.01, 0.04))
+    assert config.reward_weights.cost == pytest.approx(0.02)
+    assert replace(config, cost_weight=0.03).reward_weights.cost == 0.03
     assert make_gate(config, default_digits()).preference == pytest.approx(0.5)
 
 
 def test_default_supernet_batch_fits_few_images() -> None:
     digits = load_dataset("digits")
     few = replace(digits, train=digits.train.subset(torch.arange(60)))
-    choice = BackboneSpec(dataset="x", folder=None, epochs=1, device="cpu", threads=1)
-    assert choice.supernet_config(few).training.batch_size == 60
-    assert choice.supernet_config(digits).training.batch_size == SupernetConfig.batch_size
+    config = TrainAgentConfig(dataset="x")
+    assert supernet_config(config, few).training.batch_size == 60
+    assert supernet_config(config, digits).training.batch_size == SupernetConfig.batch_size
 
 
 def test_every_algorithm_has_its_configuration() -> None:
@@ -309,9 +298,9 @@ def test_flags_reach_the_training() -> None:
         learning_rate=0.03, final_learning_rate=0.0015, ent_coef=0.0
     )
     assert algorithm_of(replace(config, start="indifferent")).ent_coef == 0.03
-    assert reward_weights_of(config).cost == 3.0
+    assert config.reward_weights.cost == 3.0
     assert cost_weight_range_of(config) == CostWeightRange(lowest=1.0, highest=9.0)
-    assert validation_interval(config) == 200
+    assert config.validation_interval == 200
     gate = make_gate(config, default_digits())
     assert (gate.hidden, gate.budget, gate.name) == (7, 2.0, "A2C")
     assert gate.preference == pytest.approx(0.5)
@@ -346,9 +335,9 @@ def test_group_size_follows_the_start(settings, expected: int) -> None:
 )
 def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     config = TrainAgentConfig(**settings)
-    resolved = COMMAND.with_resolved_defaults(config)
+    resolved = config.with_resolved_defaults()
     assert (resolved.start, resolved.group_size) == stored
-    assert COMMAND.with_resolved_defaults(resolved) == resolved
+    assert resolved.with_resolved_defaults() == resolved
     assert algorithm_of(resolved) == algorithm_of(config)
     assert replace(resolved, start=config.start, group_size=config.group_size) == config
 

@@ -23,7 +23,7 @@ from dfs_rl.backbones.registry import network_of
 from dfs_rl.costs import DEFAULT_BITS
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.train_backbone import main
-from dfs_rl.training.supernet import SupernetConfig
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.run_folder import RunFolder

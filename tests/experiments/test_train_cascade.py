@@ -8,7 +8,7 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.verdict import with_cost_tolerance
-from dfs_rl.experiments.cascade_training import TrainCascadeConfig
+from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_cascade import main

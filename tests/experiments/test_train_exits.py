@@ -20,6 +20,7 @@ from dfs_rl.backbones import (
     load_stored_backbone,
 )
 from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.experiments.config import EvaluateConfig
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.exit_fitting import exit_accuracies
 from dfs_rl.train_exits import main
@@ -46,7 +47,7 @@ def test_run_has_a_backbone_with_exits(finished, capsys):
     accuracy = json.loads((finished / "summary.json").read_text())["val_accuracy"]
     assert list(accuracy) == ["2", "3", "4", "8", "32"]
     assert min(accuracy["8"]) > 90.0  # of ten classes
-    assert len(evaluate_run(finished, split="val").summary.methods) == 6
+    assert len(evaluate_run(EvaluateConfig(run=finished, split="val")).summary.methods) == 6
     capsys.readouterr()
     before = contents(finished)
     assert main(["--resume", str(finished)]) == 0

@@ -21,7 +21,6 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import channel_statistics, load_dataset
-from dfs_rl.experiments.gate_run import validation_interval
 from dfs_rl.experiments.gumbel_training import build_gate
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
@@ -132,7 +131,7 @@ def test_flags_reach_the_training() -> None:
     assert isinstance(gate, LSTMGate)
     assert (gate.hidden, gate.name, gate.budget_conditioning) == (7, "DFS LSTM", None)
     assert gate.feature_sizes == confidence_sizes(backbone.feature_sizes)
-    assert validation_interval(config) == 200
+    assert config.validation_interval == 200
     once = build_gate(TrainGumbelConfig(method="blockdrop"), backbone)
     assert isinstance(once, OneShotGate)
     assert once.feature_sizes == tuple(backbone.feature_sizes)

@@ -8,8 +8,8 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.experiments.config import TrainStaticConfig
 from dfs_rl.experiments.static_search import search_timesteps
-from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_static import main

@@ -15,8 +15,8 @@ from torch import distributed
 
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.backbone_config import TrainBackboneConfig, build
-from dfs_rl.experiments.supernet_training import KIND, train_supernet
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.supernet_training import build, train_supernet
 from dfs_rl.train_backbone import main
 from dfs_rl.training.distributed import ParallelTrainer
 from dfs_rl.utils.checkpoint import load_tensors
@@ -76,9 +76,9 @@ def _train_without_ray(path: Path, *, stop: bool = False) -> bool:
     request = StopRequest()
     request.requested = stop
     if path.exists():
-        run = RunFolder.open(path, KIND)
+        run = RunFolder.open(path)
     else:
-        run = RunFolder.create(path, kind=KIND, name="", config=config, command=())
+        run = RunFolder.create(path, kind=config.KIND, name="", config=config, command=())
     try:
         train_supernet(config, trainer, dataset, run, stop=request)
     except KeyboardInterrupt:

@@ -9,10 +9,11 @@ import torch
 from torch import distributed
 
 from dfs_rl.backbones import Backbone
-from dfs_rl.backbones.interfaces import Recipe
 from dfs_rl.backbones.registry import FAMILIES
 from dfs_rl.data import Dataset, ImageSet, channel_statistics
-from dfs_rl.training.supernet import StepLosses, SupernetConfig, SupernetTrainer
+from dfs_rl.training.supernet import StepLosses, SupernetTrainer
+from dfs_rl.training.supernet_config import SupernetConfig
+from dfs_rl.utils.constants import Recipe
 
 
 def _split(n: int, seed: int) -> ImageSet:

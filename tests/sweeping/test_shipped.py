@@ -39,8 +39,8 @@ def test_one_trial_trains(name, digits, tmp_path):
     check_with_dataset(file, digits, path)
     values = {setting: domain.samples[0] for setting, domain in file.search.items()}
     config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
-    run = command_of(command).create(config, digits, "cpu")
-    command_of(command).train(config, digits, run, "cpu")
+    run = command_of(command).create(config, digits)
+    command_of(command).train(config, digits, run)
     progress, points = validations(run)[-1]
     assert progress == 1.0
     reference_point = reference_point_of(file, digits)

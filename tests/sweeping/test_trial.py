@@ -18,7 +18,7 @@ def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
     config = TrainAgentConfig(run_dir=tmp_path / "seed0", device="cpu")
     assert resume_if_started(command, config) is None
 
-    run = command.create(config, load_dataset("digits"), "cpu")
+    run = command.create(config, load_dataset("digits"))
     state = {"validation": {"best": {"mean_reward": 0.5}}}
     run.save_checkpoint(LAST_CHECKPOINT, {"weights": torch.ones(2)}, state)
     assert state_of(resume_if_started(command, config)) == state

@@ -24,11 +24,11 @@ from dfs_rl.quantization import QuantRange, mse_scale
 from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
 from dfs_rl.training.supernet import (
     Position,
-    SupernetConfig,
     SupernetTrainer,
     accuracy_of,
     learning_rate,
 )
+from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.seeding import torch_generator
 from tests.helpers.halves import train_all, trainer_of
 

@@ -14,13 +14,13 @@ from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
+from dfs_rl.experiments.config import TrainStaticConfig
 from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train
-from dfs_rl.experiments.static_training import TrainStaticConfig
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from tests.experiments.test_resume import give_backbone, make_dataset, make_stored
+from tests.experiments.test_resume import make_dataset, make_stored
 from tests.helpers.pictures import no_pictures
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
@@ -52,8 +52,7 @@ def new_run(path):
 def search(run, method, bar=None, budget=BUDGET):
     config = TrainStaticConfig(method=method, budget=budget, episodes=EPISODES, images=1000, seed=3)
     dataset = make_dataset()
-    give_backbone(run, dataset)
-    return train(config, dataset, run, "cpu", bar=bar or SignalAt())
+    return train(config, dataset, run, make_stored(dataset), bar=bar or SignalAt())
 
 
 def search_and_be_killed(path, at):
@@ -97,7 +96,7 @@ def test_val_selects_among_the_best_tables(whole):
     gate = load_gate(run.path / "gate")
     assert isinstance(gate, TableGate)
     assert gate.options == backbone.options
-    assert result.best["accuracy"] == pytest.approx(score(gate.table, dataset.val)[0])
+    assert result.best_on_val["accuracy"] == pytest.approx(score(gate.table, dataset.val)[0])
     assert result.images_seen["gate"] % len(dataset.agent) == 0
 
 

@@ -18,11 +18,11 @@ from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments import gumbel_training
 from dfs_rl.experiments.gumbel_training import budgeted_rewards
-from dfs_rl.experiments.session import TrainingResult
+from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
-from tests.experiments.test_resume import assert_equal_runs, give_backbone, make_dataset
+from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
 from tests.helpers.pictures import no_pictures
 from tests.helpers.planted_task import (
     SmoothPlantedBackbone,
@@ -167,10 +167,10 @@ def make_config(**changes: Any) -> TrainGumbelConfig:
 
 def train(
     run: RunFolder, config: TrainGumbelConfig, *, stop_at: int | None = None
-) -> TrainingResult:
+) -> TrainingRecord:
     dataset = make_dataset()
-    give_backbone(run, dataset)
-    return gumbel_training.train(config, dataset, run, "cpu", bar=SignalAt(stop_at))
+    stored = make_stored(dataset)
+    return gumbel_training.train(config, dataset, run, stored, bar=SignalAt(stop_at))
 
 
 def new_run(path: Path) -> RunFolder:
@@ -181,7 +181,7 @@ def new_run(path: Path) -> RunFolder:
 
 def assert_resumes(
     path: Path, config: TrainGumbelConfig, *, killed: bool = False
-) -> TrainingResult:
+) -> TrainingRecord:
     """Check that a run stopped after six steps ends as an uninterrupted one."""
     whole, parts = new_run(path / "whole"), new_run(path / "parts")
     result = train(whole, config)
