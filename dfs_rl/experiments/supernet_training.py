@@ -33,6 +33,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import NonNegativeInt, config_to_dict
 from dfs_rl.utils.device import check_devices, check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import write_json
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import stream_seed
 from dfs_rl.utils.signals import StopRequest
@@ -149,16 +150,10 @@ def train_supernet(
     *,
     stop: StopRequest | None = None,
 ) -> StoredBackbone:
-    """Train to the end, or resume from the run's last checkpoint.
+    """Train to the end, or resume from the run's last checkpoint; a finished run is only loaded.
 
-    The result is also stored in the run's ``backbone/``. A finished run is only loaded.
-
-    Args:
-        config: Configuration of the run.
-        trainer: Trainer from ``make_trainer`` for this configuration.
-        dataset: Data set; its val split measures the accuracy.
-        run: Run folder; a checkpoint in it is resumed.
-        stop: Request to stop; by default set by Ctrl-C.
+    The result is also stored in the run's ``backbone/``. A request to stop is set by Ctrl-C unless
+    ``stop`` is given.
 
     Raises:
         KeyboardInterrupt: After a request to stop, once everything is saved.
@@ -168,7 +163,7 @@ def train_supernet(
     """
     run.check_data(dataset.fingerprint, dataset.name)
     if is_finished(run):
-        sys.stderr.write(f"The training in {run.path} is finished.\n")
+        print_status(f"The training in {run.path} is finished.")
         return load_stored_backbone(run.path)
     session = RunSession(run, Progress)
     progress = session.state or Progress()
@@ -192,8 +187,8 @@ def train_supernet(
                     f"saved. Go on with: {program(config.KIND)} --resume {run.path}"
                 )
     backbone = trainer.finish()
-    accuracy = uniform_accuracies(backbone, dataset.val.to(trainer.device))
-    info = BackboneInfo.of(dataset, accuracy)
+    accuracies = uniform_accuracies(backbone, dataset.val.to(trainer.device))
+    info = BackboneInfo.of(dataset, accuracies)
     save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
     return StoredBackbone(backbone=backbone, info=info)
 
@@ -259,10 +254,7 @@ def _log_epoch(
         "loss/distillation": progress.distillation,
         **{f"val_accuracy/{bits}_bit": value for bits, value in accuracies.items()},
     }
-    reached = {
-        "progress": progress.epoch / total,
-        "points": uniform_points(backbone, accuracies),
-    }
+    reached = {"progress": progress.epoch / total, "points": uniform_points(backbone, accuracies)}
     session.log({"kind": "epoch", "epoch": progress.epoch, **reached, **figures})
     session.writer.scalars(figures, progress.epoch)
     shown = ", ".join(f"{bits} bit {value:.1f} %" for bits, value in accuracies.items())
@@ -278,7 +270,7 @@ def run(invocation: Invocation[TrainBackboneConfig]) -> None:
     dataset = load_dataset(config.dataset, image_size=config.image_size, flip=config.flip)
     if config.image_size is not None:
         size = f"{config.image_size} x {config.image_size} pixels"
-        sys.stderr.write(f"Images are resized and cropped to {size}.\n")
+        print_status(f"Images are resized and cropped to {size}.")
     folder, stored = train_run(
         config, dataset, resume=invocation.resume, command=invocation.command
     )
@@ -295,12 +287,7 @@ def train_run(
 ) -> tuple[RunFolder, StoredBackbone]:
     """Train a backbone in a new run folder, or resume its training.
 
-    Args:
-        config: Configuration of the run.
-        dataset: Data set of the run.
-        resume: Run to resume; ``None`` creates one.
-        command: Command line to store in a new run's record.
-        after_log: Callback with each record of the metrics.
+    ``command`` is stored in a new run's record; ``after_log`` receives each record of the metrics.
     """
     if resume is not None:  # before a network is built for other images
         resume.check_data(dataset.fingerprint, dataset.name)

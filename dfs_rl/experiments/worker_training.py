@@ -68,18 +68,11 @@ class _StopFile(StopRequest):
 
 
 def train_with_workers(config: TrainBackboneConfig, dataset: Dataset, run: RunFolder) -> None:
-    """Train to the end, or resume from the run's last checkpoint.
-
-    The result is stored in the run's ``backbone/``.
-
-    Args:
-        config: Configuration as stored in the run's folder, except for the location of the images.
-        dataset: Data set.
-        run: Run folder; a checkpoint in it is resumed.
+    """Train to the end, or resume from the run's last checkpoint, as ``train_supernet`` does.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        DfsRlError: If ``train_supernet`` raises it; TrainingError also if workers die repeatedly.
+        TrainingError: If workers die repeatedly.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     use_gpu = resolve_device(config.device).type == "cuda"
@@ -187,10 +180,7 @@ def _worker_loop(settings: dict[str, Any]) -> BaseException | None:
 
 
 def _train(settings: dict[str, Any]) -> BaseException | None:
-    """Train as one of the workers; return the error that stopped the training.
-
-    Expected errors are returned, because Ray Train retries raised ones.
-    """
+    """Return the error that stopped the training: Ray Train retries raised ones."""
     import ray
 
     run: RunFolder = settings["run"]

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from dfs_rl.backbones import load_backbone
 from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.budgets import exceeds_budget
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Point
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import load_extra_settings, plan_jobs
 from dfs_rl.experiments.comparison_config import CompareConfig
@@ -37,6 +39,14 @@ from tests.helpers.custom_models import write
 
 AGENT = "num_envs: 32\nprecision: float32\n"
 GUMBEL = "training:\n  batch_size: 32\n"
+SHORT = ("--search.tables", "4")
+
+
+class Contest(NamedTuple):
+    """Folder of a comparison, and what it printed."""
+
+    folder: Path
+    shown: str
 
 
 def figures(shown: str) -> list[str]:
@@ -143,103 +153,112 @@ def test_unsuitable_extra_settings_are_refused(tmp_path: Path, content: str, wor
         load_extra_settings(file, TrainAgentConfig)
 
 
-def test_comparison_trains_reports_failures_and_resumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "agent.yaml").write_text(AGENT)
-    (tmp_path / "gumbel.yaml").write_text(GUMBEL)
-    folder = tmp_path / "contest"
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory) -> Contest:
+    """A comparison that trained three kinds of gates, and its output."""
+    folder = tmp_path_factory.mktemp("contest")
+    (folder / "agent.yaml").write_text(AGENT)
+    # From no preference at all, nothing is learned in 200 steps, least of all to spend little.
+    (folder / "gumbel.yaml").write_text(GUMBEL + "start: indifferent\n")
     flags = ["--dataset", "digits", "--budgets", "1.5", "90", "--seeds", "1", "--timesteps", "200"]
     flags += ["--gates", "ppo", "gumbel-ff", "dfs-lstm", "--device", "cpu"]
-    flags += ["--search.tables", "4"]
-    flags += ["--agent", str(tmp_path / "agent.yaml"), "--gumbel", str(tmp_path / "gumbel.yaml")]
-    assert compare_main([*flags, "--run-dir", str(folder)]) == 0
-    shown = capsys.readouterr()
-    # The LSTM costs more than 1.5 % of this small network.
-    assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in shown.out
-    runs = {path.name for path in (folder / "gates").iterdir() if path.is_dir()}
-    assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
-    path = folder / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
-    gates = [point for point in comparison.points if point.kind == "gate"]
-    at_90 = {point.label for point in gates if point.budget == 90.0}
-    assert len(at_90) == 3
-    assert len(list((folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
-    page = (folder / "report.html").read_text()
-    assert "dfs-lstm-seed0-at-1.5" in page
+    flags += ["--agent", str(folder / "agent.yaml"), "--gumbel", str(folder / "gumbel.yaml")]
+    with redirect_stdout(StringIO()) as shown:
+        assert compare_main([*flags, *SHORT, "--run-dir", str(folder / "run")]) == 0
+    for name in ("agent.yaml", "gumbel.yaml"):
+        (folder / name).unlink()  # the comparison has its own copy
+    return Contest(folder / "run", shown.getvalue())
 
+
+def comparison_of(folder: Path) -> ComparisonOfRuns:
+    path = folder / "comparison.json"
+    return config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+
+
+def gates_of(folder: Path) -> list[Point]:
+    return [point for point in comparison_of(folder).points if point.kind == "gate"]
+
+
+def budget_range_of(run: Path) -> tuple[float, float]:
+    conditioning = load_gate(run / "gate").budget_conditioning
+    assert conditioning is not None
+    return conditioning.budget_range
+
+
+def test_comparison_trains_and_reports_failures(contest: Contest) -> None:
+    # The LSTM costs more than 1.5 % of this small network.
+    assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in contest.shown
+    runs = {path.name for path in (contest.folder / "gates").iterdir() if path.is_dir()}
+    assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
+    assert len({gate.label for gate in gates_of(contest.folder) if gate.budget == 90.0}) == 3
+    assert len(list((contest.folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
+    assert "dfs-lstm-seed0-at-1.5" in (contest.folder / "report.html").read_text()
+
+
+def test_comparison_resumes_after_moves_and_lost_files(
+    contest: Contest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(contest.folder, tmp_path / "moved")
     # Nothing that is finished is done again; what is missing is.
     finished = folder / "gates" / "gumbel-ff-seed0"
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
     (folder / "gates" / "ppo-seed0" / "training.json").unlink()
     (folder / "report.html").unlink()
     assert compare_main(["--resume", str(folder)]) == 0
-    again = capsys.readouterr()
-    assert figures(again.out) == figures(shown.out)
+    assert figures(capsys.readouterr().out) == figures(contest.shown)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (folder / "gates" / "ppo-seed0" / "training.json").is_file()
     assert (folder / "report.html").is_file()
 
 
-def small_contest(tmp_path: Path, settings: str = GUMBEL) -> Path:
-    (tmp_path / "gumbel.yaml").write_text(settings)
-    folder = tmp_path / "contest"
-    flags = ["--dataset", "digits", "--budgets", "0.5", "90", "--seeds", "1", "--timesteps", "200"]
-    flags += ["--gates", "gumbel-ff", "--gumbel", str(tmp_path / "gumbel.yaml"), "--device", "cpu"]
-    assert compare_main([*flags, "--search.tables", "4", "--run-dir", str(folder)]) == 0
-    return folder
-
-
-def test_comparison_resumes_after_moves_and_lost_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = small_contest(tmp_path)
-    first = capsys.readouterr().out
-    (tmp_path / "gumbel.yaml").unlink()
-    moved = folder.rename(tmp_path / "moved")
-    assert compare_main(["--resume", str(moved)]) == 0
-    assert figures(capsys.readouterr().out) == figures(first)
-
-
-def test_gate_above_its_budget_is_marked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # From no preference at all, nothing is learned in 200 steps, least of all to spend little.
-    folder = small_contest(tmp_path, GUMBEL + "start: indifferent\n")
-    shown = capsys.readouterr().out
-    assert "Failed" not in shown
-    (row,) = (line for line in shown.splitlines() if line.startswith("Gumbel FF, budget 0.5"))
+def test_gate_above_its_budget_is_marked(contest: Contest) -> None:
+    lines = contest.shown.splitlines()
+    (row,) = (line for line in lines if line.startswith("Gumbel FF, budget 1.5"))
     assert " !" in row
-    path = folder / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
-    low = next(p for p in comparison.points if p.kind == "gate" and p.budget == 0.5)
+    points = gates_of(contest.folder)
+    low = next(p for p in points if p.label.startswith("Gumbel FF") and p.budget == 1.5)
     assert exceeds_budget(low)
-    gate = load_gate(folder / "gates" / "gumbel-ff-seed0" / "gate")
-    assert gate.budget_conditioning is not None
-    assert low.selection_computation == pytest.approx(
-        gate.budget_conditioning.budget_range[0], rel=0.01
-    )
+    least, _ = budget_range_of(contest.folder / "gates" / "gumbel-ff-seed0")
+    assert low.selection_computation == pytest.approx(least, rel=0.01)
 
 
-def test_gate_is_evaluated_once_for_high_budgets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = small_contest(tmp_path) / "gates" / "gumbel-ff-seed0"
+def test_gate_is_evaluated_once_for_high_budgets(contest: Contest, tmp_path: Path) -> None:
+    run = contest.folder / "gates" / "gumbel-ff-seed0"
     evaluations = sorted(run.glob("summary-at-*.json"))
     assert len(evaluations) == 2
-    flags = [str(run), "--budgets", "90", "95", "--device", "cpu", "--search.tables", "4"]
+    flags = [str(run), "--budgets", "90", "95", "--device", "cpu", *SHORT]
     assert compare_main([*flags, "--run-dir", str(tmp_path / "higher")]) == 0
     assert sorted(run.glob("summary-at-*.json")) == evaluations
-    path = tmp_path / "higher" / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
-    high = [p for p in comparison.points if p.kind == "gate"]
-    budget_conditioning = load_gate(run / "gate").budget_conditioning
-    assert budget_conditioning is not None
+    high = gates_of(tmp_path / "higher")
     assert [p.budget for p in high] == [90.0, 95.0]
     for point in high:
-        assert point.selection_computation == pytest.approx(
-            budget_conditioning.budget_range[1], rel=0.01
-        )
+        assert point.selection_computation == pytest.approx(budget_range_of(run)[1], rel=0.01)
+
+
+def test_gates_of_other_settings_are_refused(
+    contest: Contest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(contest.folder, tmp_path / "contest")
+    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
+    assert compare_main(["--resume", str(folder)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("trained with other settings than this comparison asks for") == 1
+
+
+def test_recorded_command_makes_the_gate_again(contest: Contest, tmp_path: Path) -> None:
+    run = RunFolder.open(contest.folder / "gates" / "gumbel-ff-seed0")
+    words = list(run.record().command)
+    assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
+    assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
+    weights = [
+        (p / "gate" / "gate.safetensors").read_bytes() for p in (run.path, tmp_path / "again")
+    ]
+    assert weights[0] == weights[1]
+    page = (contest.folder / "report.html").read_text()
+    assert " ".join(words) in page
+    most = math.ceil(1e4 * budget_range_of(run.path)[1]) / 1e4
+    assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
 HOLDING = """
@@ -258,7 +277,7 @@ with file_lock(run):
 def test_locked_jobs_come_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
-    flags += ["--device", "cpu", "--search.tables", "4"]
+    flags += ["--device", "cpu", *SHORT]
     assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     run = folder / "gates" / "static-greedy-seed0-at-1"
@@ -289,7 +308,7 @@ def test_two_processes_share_a_comparison(
 ) -> None:
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static-greedy"]
-    flags += ["--device", "cpu", "--search.tables", "4", "--run-dir", str(folder)]
+    flags += ["--device", "cpu", *SHORT, "--run-dir", str(folder)]
     command = [sys.executable, "-m", "dfs_rl.compare", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         while not list(folder.glob("gates/*/run.json")):
@@ -302,37 +321,6 @@ def test_two_processes_share_a_comparison(
     assert len(list(folder.glob("gates/*/training.json"))) == 3
 
 
-def test_gates_of_other_settings_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = small_contest(tmp_path)
-    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
-    run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
-    capsys.readouterr()
-    assert compare_main(["--resume", str(folder)]) == 2
-    assert "trained with other settings than this comparison asks for" in capsys.readouterr().err
-
-
-def test_recorded_command_makes_the_gate_again(
-    tmp_path: Path,
-) -> None:
-    folder = small_contest(tmp_path)
-    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
-    words = list(run.record().command)
-    assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
-    assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
-    weights = [
-        (p / "gate" / "gate.safetensors").read_bytes() for p in (run.path, tmp_path / "again")
-    ]
-    assert weights[0] == weights[1]
-    page = (folder / "report.html").read_text()
-    assert " ".join(words) in page
-    budget_conditioning = load_gate(run.path / "gate").budget_conditioning
-    assert budget_conditioning is not None
-    most = math.ceil(1e4 * budget_conditioning.budget_range[1]) / 1e4
-    assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
-
-
 def test_gates_of_dfs_are_compared_at_its_budgets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,17 +330,16 @@ def test_gates_of_dfs_are_compared_at_its_budgets(
     (tmp_path / "gumbel.yaml").write_text(GUMBEL)
     flags = ["--dataset", "digits", "--backbone", str(supernet), "--budgets", "20", "50"]
     flags += ["--gates", "dfs-ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
-    flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", "--search.tables", "4"]
+    flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", *SHORT]
     assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "Failed" not in shown
-    path = folder / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    comparison = comparison_of(folder)
     assert comparison.options == (0, 8, 10, 12, 14, 16, 32)
     assert comparison.reference_computation == pytest.approx(100.0, abs=1.0)
     assert [curve.label for curve in comparison.curves if curve.baseline is None] == ["DFS FF"]
     assert all(curve.hypervolume.mean > 0 for curve in comparison.curves)
-    for gate in (point for point in comparison.points if point.kind == "gate"):
+    for gate in gates_of(folder):
         assert gate.budget is not None
         assert gate.selection_computation <= 1.05 * gate.budget
 
@@ -367,7 +354,7 @@ def test_custom_weights_reach_every_gate() -> None:
     torch.save(network.state_dict() | {"5.bias": learned}, "net.pt")
     flags = ["--dataset", "digits", "--backbone", "ownnets:make", "--weights", "net.pt"]
     flags += ["--gates", "static-greedy", "--budgets", "90", "--device", "cpu"]
-    assert compare_main([*flags, "--search.tables", "4", "--run-dir", "contest"]) == 0
+    assert compare_main([*flags, *SHORT, "--run-dir", "contest"]) == 0
     run = Path("contest/gates/static-greedy-seed0-at-90")
     shutil.rmtree(run)  # as if the contest had been stopped before
     assert compare_main(["--resume", "contest", "--trust-code"]) == 0

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -226,29 +224,6 @@ def test_command_prints_the_stored_table_again(copied, capsys):
     second = capsys.readouterr()
     assert second.out == first.out
     assert "Stored in" in second.err
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ([], "run"),
-        (["--batch-size", "0"], "batch_size is 0"),
-        (["--search.finalists", "0"], "finalists is 0"),
-        (["--split", "train"], "split"),
-    ],
-)
-def test_bad_input_is_refused(refusal, tmp_path, flags, words):
-    assert words in refusal(main, [str(tmp_path), *flags])
-
-
-def test_help_imports_no_torch():
-    code = (
-        "import sys\nfrom dfs_rl.evaluate import main\n"
-        "assert main(['--help']) == 0\nassert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--split" in done.stdout
 
 
 def test_cache_changes_no_figure(make_run, tmp_path, digits):

@@ -106,12 +106,6 @@ def test_images_of_several_sizes_are_refused(folder: Path, refusal: Callable[...
     assert "20 x 12" in said
 
 
-def test_included_backbone_takes_original_images(refusal: Callable[..., str]) -> None:
-    said = refusal(train_agent.main, [*TINY, "--image-size", "16"])
-    assert "image_size is 16, but the backbone in" in said
-    assert "as they come" in said
-
-
 def test_default_supernet_has_the_given_image_size(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

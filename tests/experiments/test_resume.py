@@ -32,9 +32,6 @@ from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
-from tests.helpers.pictures import no_pictures
-
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
 
 STEPS_PER_UPDATE = 16 * 3
 

@@ -1,7 +1,6 @@
 """The command from its flags to its run folder, and the sentences with which it refuses."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -31,11 +30,11 @@ from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import load_or_train_backbone, supernet_config
 from dfs_rl.experiments.gate_training import cost_weight_range_of, make_gate
 from dfs_rl.gating.budget_conditioning import CostWeightRange
-from dfs_rl.gating.reward import RewardTerms, RewardWeights
+from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
 from dfs_rl.training.supernet_config import SupernetConfig
-from dfs_rl.utils.config import config_to_dict, load_config, save_config
+from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.images import write_image_folder
@@ -151,52 +150,6 @@ def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path: Path) -> None
     assert RunFolder.open(path).kind == "train_agent"
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--group-size", "5"], "group_size must divide num_envs"),
-        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
-        (["--dataset", "no/such/folder"], "no/such/folder"),
-        (["--device", "abacus"], "device is 'abacus'"),
-        (["--budget", "0.0001"], "budget 0.0001 % is not enough"),
-        (["--per-input-budget", "0.0001"], "budget 0.0001 % is not enough"),
-        (["--per-input-budget", "-1"], "per_input_budget is -1.0; it must be above 0"),
-        (["--budget", "1", "--cost-weight", "5"], "budget is 1 and cost_weight is 5"),
-        (["--budget", "1", "--fixed-budget"], "learns for one cost weight"),
-        (["--cost-weight", "31"], "cost weight 31 is not among those"),
-        (["--cost-weight-range", "3", "4", "--fixed-budget"], "learns for one cost weight"),
-        (["--algo", "dqn", "--algorithm.buffer-size", "0"], "buffer_size is 0"),
-        (["--cost-weight-range", "5", "1"], "the cost weights run from 5 to 1"),
-        (["--backbone", "nowhere"], "nowhere"),
-        (["--cost-weight", "-1"], "cost_weight is -1.0; it must be at least 0"),
-        (["--algo", "sarsa"], "algo"),
-        (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
-        (["--num-envs", "3000000000"], "num_envs is 3000000000, which takes about "),
-        (["--val-repeats", "1000000000"], "val_repeats is 1000000000, which takes about "),
-        (["--threads", "100000"], "threads is 100000, but this machine has "),
-        (["--seed", "-1"], "seed is -1; it must be at least 0"),
-        (["--algo", "recurrent_ppo", "--budget", "2"], "budget 2 % is not enough"),
-        (["--algorithm.batch-size", "7"], "batch_size is 7; it must divide the 192 decisions"),
-        (
-            ["--algo", "dqn", "--group-size", "4"],
-            "group_size is 4, but DQN learns from",
-        ),
-        (
-            ["--algo", "dqn", "--algorithm.buffer-size", "9"],
-            "one update of 32 episodes of 6 layers",
-        ),
-        (
-            ["--algo", "maskable_ppo"],
-            "algo is 'maskable_ppo', which requires a per-input budget",
-        ),
-    ],
-)
-def test_bad_input_leaves_no_folder(
-    refusal: Callable[..., str], flags: list[str], words: str
-) -> None:
-    assert words in refusal(main, [*TINY, *flags])
-
-
 def backbone_folder(
     path: Path, *, size: int = 8, names: tuple[str, ...] | None = None, fingerprint: str = "other"
 ) -> Path:
@@ -267,12 +220,6 @@ def test_default_supernet_batch_fits_few_images() -> None:
     config = TrainAgentConfig(dataset="x")
     assert supernet_config(config, few).training.batch_size == 60
     assert supernet_config(config, digits).training.batch_size == SupernetConfig.batch_size
-
-
-def test_every_algorithm_has_its_configuration() -> None:
-    for name in ALGORITHM_CONFIGS:
-        config = TrainAgentConfig(algo=name, per_input_budget=5.0)
-        assert type(config.algorithm) is ALGORITHM_CONFIGS[name]
 
 
 def test_masked_gate_keeps_every_image_within_budget(tmp_path: Path) -> None:
@@ -362,19 +309,6 @@ def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch) -> None:
         first = [word for word in before.split() if word.startswith("--")]
         for name in TrainAgentConfig.FIRST[:-1]:
             assert f"--{name.replace('_', '-')}" in first
-
-
-def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
-    config = TrainAgentConfig(
-        backbone=tmp_path,
-        budget=1.5,
-        cost_weight_range=(2.0, 20.0),
-        hidden=9,
-        reward=RewardTerms(cost_timing="terminal"),
-        algorithm=PPOConfig(n_epochs=2),
-    )
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml", TrainAgentConfig) == config
 
 
 @pytest.mark.parametrize(

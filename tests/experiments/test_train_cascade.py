@@ -8,11 +8,10 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.verdict import with_cost_tolerance
-from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_cascade import main
-from dfs_rl.utils.config import config_from_dict, load_config, save_config
+from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 
 
@@ -65,23 +64,3 @@ def test_finished_run_is_compared(finished, tmp_path, capsys):
     (cascade,) = (point for point in comparison.points if point.kind == "cascade")
     gain = gate.accuracy.mean - cascade.accuracy.mean
     assert gate.gains["cascade"].mean == pytest.approx(gain)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--budget", "0.05"], "budget 0.05 % is not enough"),
-        (["--budget", "inf"], "budget is inf; it must be finite"),
-        (["--threads", "0"], "threads is 0; it must be at least 1"),
-        (["--dataset", "no/such/folder"], "no/such/folder"),
-        (["--backbone", "nowhere"], "nowhere"),
-    ],
-)
-def test_bad_input_is_refused(refusal, flags, words):
-    assert words in refusal(main, ["--device", "cpu", *flags])
-
-
-def test_config_round_trips_through_yaml(tmp_path):
-    config = TrainCascadeConfig(backbone=tmp_path, budget=1.5)
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml", TrainCascadeConfig) == config

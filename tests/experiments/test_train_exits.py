@@ -120,17 +120,3 @@ def test_users_network_has_its_weights(capsys):
         assert main(["--resume", "run"]) == 2
     assert "give --trust-code" in capsys.readouterr().err
     assert main(["--resume", "run", "--trust-code"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--after", "2", "6"], "allowed are ascending numbers from 0 to 5"),
-        (["--after", "3", "1"], "after [3, 1] gated layers"),
-        (["--after", "1", "--threads", "0"], "threads is 0"),
-        (["--after", "1", "--seed", "-1"], "seed is -1; it must be at least 0"),
-        (["--after", "1", "--weights", "w.pt"], "weights go with a constructor"),
-    ],
-)
-def test_bad_input_is_refused(refusal, flags, words):
-    assert words in refusal(main, flags)

@@ -1,6 +1,5 @@
 """The command from its flags to its run folder, and the sentences with which it refuses."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 
 import dfs_rl
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.supervised.config import GumbelConfig
 from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
@@ -26,7 +24,7 @@ from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_gumbel import main
-from dfs_rl.utils.config import load_config, save_config
+from dfs_rl.utils.config import load_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -70,58 +68,6 @@ def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     # and one pass was imitated before.
     seen = {"gate": 6 * 32 + 7 * 2048, "backbone": 0}
     assert read_json(finished / "training.json")["images_seen"] == seen
-
-
-def test_finished_run_prints_its_table_again(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    metrics = (finished / "metrics.jsonl").read_text()
-    assert main(["--resume", str(finished)]) == 0
-    shown = capsys.readouterr()
-    assert f"The training in {finished} is finished." in shown.err
-    assert "full precision" in shown.out
-    assert (finished / "metrics.jsonl").read_text() == metrics
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--budget", "0.3"], "budget 0.3 % is not enough"),
-        (
-            ["--gate", "lstm"],
-            "budget 1 % is not enough",
-        ),  # of 10, it costs more than that on digits
-        (["--budgets", "0.5", "0.9"], "budget is 1 %, but budgets is 0.5 to 0.9 %"),
-        (["--budgets", "2", "0.5"], "the first must be below the second"),
-        (["--budgets", "0.5", "2", "--fixed-budget"], "a gate learns one budget"),
-        (["--budgets", "0.5", "2", "--method", "dfs"], "a gate learns one budget"),
-        (["--budget", "inf"], "budget is inf; it must be finite"),
-        (["--timesteps", "0"], "timesteps is 0; it must be at least 1"),
-        (["--hidden", "0"], "hidden is 0; it must be at least 1"),
-        (["--hidden", "1000000000"], "hidden is 1000000000, which takes about "),
-        (["--seed", "-1"], "seed is -1"),
-        (["--method", "sarsa"], "method"),
-        (["--training.temperature", "0"], "temperature is 0.0; it must be above 0"),
-        (["--method", "blockdrop", "--gate", "lstm"], "gate is 'lstm', but method 'blockdrop'"),
-        (
-            ["--method", "skipnet", "--training.distillation", "1"],
-            "training.distillation is 1.0, but method 'skipnet' learns from labels alone",
-        ),
-        (
-            ["--method", "skipnet", "--backbone-mode", "co-train"],
-            "backbone_mode is 'co-train', but method 'skipnet' learns on a frozen backbone",
-        ),
-        (["--cotrain.batch-size", "0"], "cotrain: batch_size is 0; it must be at least 1"),
-        (["--skipnet.pretraining", "1"], "skipnet: pretraining is 1.0; it must be below 1"),
-        (["--blockdrop.bound", "0.3"], "blockdrop: bound is 0.3; it must be above 0.5"),
-        (["--dataset", "no/such/folder"], "no/such/folder"),
-        (["--backbone", "nowhere"], "nowhere"),
-    ],
-)
-def test_bad_input_leaves_no_folder(
-    refusal: Callable[..., str], flags: list[str], words: str
-) -> None:
-    assert words in refusal(main, [*TINY, *flags])
 
 
 def test_flags_reach_the_training() -> None:
@@ -216,11 +162,3 @@ def test_backbone_without_skip_or_full_is_refused(
     assert "the gate of SkipNet chooses from 0 and 32 bit" in shown
     assert "bit options [0, 2, 8] lack 32 bit" in shown
     assert not (tmp_path / "runs").exists()
-
-
-def test_every_setting_survives_the_run_folders_yaml(tmp_path: Path) -> None:
-    config = TrainGumbelConfig(
-        backbone=tmp_path, budget=1.5, training=GumbelConfig(distillation=1.0)
-    )
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml", TrainGumbelConfig) == config

@@ -1,6 +1,5 @@
 """Constructors on the command line: errors of their code, and no code without trust."""
 
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,6 @@ from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
 
 pytestmark = pytest.mark.usefixtures("no_allowed_constructors")
-
-
-COMMANDS = (
-    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
-    *("train_exits", "evaluate", "compare", "sweep"),
-)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_can_trust_code(command, capsys):
-    assert import_module(f"dfs_rl.{command}").main(["--help"]) == 0
-    assert "--trust-code" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

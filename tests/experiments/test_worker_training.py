@@ -136,23 +136,6 @@ def test_ray_kills_and_ctrl_c_change_nothing(together, whole, tmp_path, capsys):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--workers", "0"], "workers is 0; it must be at least 1"),
-        (
-            ["--workers", "9", "--training.batch-size", "8"],
-            "workers is 9; at most 8 can share a batch",
-        ),
-    ],
-)
-def test_impossible_numbers_of_workers_are_refused(flags, message, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main([*TINY, *flags, "--run-dir", str(run)]) == 2
-    assert message in capsys.readouterr().err
-    assert not run.exists()
-
-
 def test_every_worker_needs_a_gpu_of_its_own():
     cuda, one = torch.device("cuda"), torch.device("cuda:1")
     check_devices(cuda, workers=2, gpus=2)

@@ -1,0 +1,184 @@
+"""What the commands share: help pages, refusal of bad input, and settings on disk."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from dfs_rl.agents.hyperparameters import PPOConfig
+from dfs_rl.agents.supervised.config import GumbelConfig
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.config import TrainCascadeConfig, TrainStaticConfig
+from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.gating.reward import RewardTerms
+from dfs_rl.utils.config import load_config, save_config
+
+NAMES = (
+    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
+    *("train_exits", "evaluate", "compare", "sweep"),
+)
+HELP = """
+import sys
+from importlib import import_module
+for name in sys.argv[1:]:
+    assert import_module(f"dfs_rl.{name}").main(["--help"]) == 0
+    assert "torch" not in sys.modules, name
+"""
+USUAL = {
+    "train_agent": ["--timesteps", "800", "--num-envs", "32", "--device", "cpu"],
+    "train_gumbel": ["--timesteps", "1000", "--training.batch-size", "32", "--device", "cpu"],
+    "train_static": ["--episodes", "30", "--images", "60", "--device", "cpu"],
+    "train_exits": ["--after", "1"],
+    "evaluate": ["."],
+}
+BAD = {
+    "train_agent": [
+        ("--group-size 5", "group_size must divide num_envs"),
+        ("--timesteps 0", "timesteps is 0; it must be at least 1"),
+        ("--dataset no/such/folder", "no/such/folder"),
+        ("--device abacus", "device is 'abacus'"),
+        ("--budget 0.0001", "budget 0.0001 % is not enough"),
+        ("--per-input-budget 0.0001", "budget 0.0001 % is not enough"),
+        ("--per-input-budget -1", "per_input_budget is -1.0; it must be above 0"),
+        ("--budget 1 --cost-weight 5", "budget is 1 and cost_weight is 5"),
+        ("--budget 1 --fixed-budget", "learns for one cost weight"),
+        ("--cost-weight 31", "cost weight 31 is not among those"),
+        ("--cost-weight-range 3 4 --fixed-budget", "learns for one cost weight"),
+        ("--algo dqn --algorithm.buffer-size 0", "buffer_size is 0"),
+        ("--cost-weight-range 5 1", "the cost weights run from 5 to 1"),
+        ("--backbone nowhere", "nowhere"),
+        ("--cost-weight -1", "cost_weight is -1.0; it must be at least 0"),
+        ("--algo sarsa", "algo"),
+        ("--hidden 1000000000", "hidden is 1000000000, which takes about "),
+        ("--num-envs 3000000000", "num_envs is 3000000000, which takes about "),
+        ("--val-repeats 1000000000", "val_repeats is 1000000000, which takes about "),
+        ("--threads 100000", "threads is 100000, but this machine has "),
+        ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--algo recurrent_ppo --budget 2", "budget 2 % is not enough"),
+        ("--algorithm.batch-size 7", "batch_size is 7; it must divide the 192 decisions"),
+        ("--algo dqn --group-size 4", "group_size is 4, but DQN learns from"),
+        ("--algo dqn --algorithm.buffer-size 9", "one update of 32 episodes of 6 layers"),
+        ("--algo maskable_ppo", "algo is 'maskable_ppo', which requires a per-input budget"),
+        ("--image-size 16", "takes images as they come"),
+    ],
+    "train_gumbel": [
+        ("--budget 0.3", "budget 0.3 % is not enough"),
+        ("--gate lstm", "budget 1 % is not enough"),  # of 10, it costs more than that on digits
+        ("--budgets 0.5 0.9", "budget is 1 %, but budgets is 0.5 to 0.9 %"),
+        ("--budgets 2 0.5", "the first must be below the second"),
+        ("--budgets 0.5 2 --fixed-budget", "a gate learns one budget"),
+        ("--budgets 0.5 2 --method dfs", "a gate learns one budget"),
+        ("--budget inf", "budget is inf; it must be finite"),
+        ("--hidden 0", "hidden is 0; it must be at least 1"),
+        ("--hidden 1000000000", "hidden is 1000000000, which takes about "),
+        ("--method sarsa", "method"),
+        ("--training.temperature 0", "temperature is 0.0; it must be above 0"),
+        ("--method blockdrop --gate lstm", "gate is 'lstm', but method 'blockdrop'"),
+        ("--method skipnet --training.distillation 1", "training.distillation is 1.0, but method"),
+        ("--method skipnet --backbone-mode co-train", "'skipnet' learns on a frozen backbone"),
+        ("--cotrain.batch-size 0", "cotrain: batch_size is 0; it must be at least 1"),
+        ("--skipnet.pretraining 1", "skipnet: pretraining is 1.0; it must be below 1"),
+        ("--blockdrop.bound 0.3", "blockdrop: bound is 0.3; it must be above 0.5"),
+    ],
+    "train_static": [
+        ("--budget 0.05", "budget 0.05 % is not enough"),
+        ("--episodes 0", "episodes is 0; it must be at least 1"),
+        ("--images 0", "images is 0; it must be at least 1"),
+        ("--method sarsa", "method"),
+    ],
+    "train_cascade": [
+        ("--budget 0.05", "budget 0.05 % is not enough"),
+        ("--threads 0", "threads is 0; it must be at least 1"),
+    ],
+    "train_exits": [
+        ("--after 2 6", "allowed are ascending numbers from 0 to 5"),
+        ("--after 3 1", "after [3, 1] gated layers"),
+        ("--threads 0", "threads is 0"),
+        ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--weights w.pt", "weights go with a constructor"),
+    ],
+    "evaluate": [
+        ("--batch-size 0", "batch_size is 0"),
+        ("--search.finalists 0", "finalists is 0"),
+        ("--split train", "split"),
+    ],
+    "train_backbone": [
+        ("--backbone vgg16", "backbone is 'vgg16'; with the recipe supernet allowed are"),
+        ("--epochs 0", "epochs is 0; it must be at least 1"),
+        ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--width 30000", "width is 30000, which takes about "),
+        ("--workers 0", "workers is 0; it must be at least 1"),
+        ("--workers 1000 --training.batch-size 1000", "workers is 1000, which takes "),
+        ("--workers 9 --training.batch-size 8", "workers is 9; at most 8 can share a batch"),
+        ("--bits 0 9", "bit options [0, 9] contain 9"),
+        ("--bits paper", "bits has 'paper'; allowed are bit widths among [0, 1, 2,"),
+        ("--bits 0 x", "bits has 'x'"),
+        ("--dataset no/such/folder", "no/such/folder"),
+        ("--device quantum", "device is 'quantum'"),
+        ("--training.lr -1", "lr is -1.0"),
+        ("--training.pad 1000", "training.pad is 1000, but the images are 8 x 8 pixels"),
+        ("--training.pad 9", "allowed are 0 to 8 pixels"),
+        ("--image-size 3", "image_size is 3; allowed are whole numbers of pixels from 4"),
+        ("--recipe adn --bits 4 32", "bits is [4, 32], but a network of"),
+        ("--recipe adn --first-block always", "first_block is set, which resnet20 with"),
+        ("--heads 6", "heads is set, which resnet20 with the recipe supernet has not"),
+        ("--backbone vit12 --heads 5", "heads is 5; the width 192 must be a multiple"),
+        ("--backbone vit12 --patch 3", "patch is 3, which does not suit images of 8 x 8 pixels"),
+        ("--backbone vit8 --recipe adn", "vit3, vit6, vit9, ..., vit48"),
+        ("--backbone vit6 --recipe adn --gate-branches", "gate_branches is set, which vit6 with"),
+        ("--granularity block", "granularity is set, which resnet20 with the recipe supernet has"),
+        ("--stem imagenet", "stem is set, which resnet20 with the recipe supernet has not"),
+        ("--training.alpha 0.4", "training.alpha is set, which belongs to the recipe adn"),
+        ("--training.feature-weight -1", "feature_weight is -1.0; it must be at least 0"),
+        ("--plain --bits 0 4 32", "bits is set, but with --plain nothing is"),
+        ("--plain --stem-bits 4", "stem_bits is set, but with --plain nothing is"),
+        ("--plain --per-channel", "per_channel is set, but with --plain nothing is"),
+        ("--backbone m:f --width 8", "width is set, but the network of m:f has its own"),
+        ("--backbone mobilenetv2", "'mobilenetv2', which the recipe adn trains; add"),
+        ("--backbone resnet50", "add --recipe adn, or take cifar_resnet50"),
+        ("--recipe adn --stem imagenet", "image_size is (8, 8), of which stem and"),
+    ],
+}
+
+
+def test_help_pages_import_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *NAMES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--trust-code") == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [(command, flags, words) for command, cases in BAD.items() for flags, words in cases],
+)
+def test_bad_input_is_refused(refusal, command: str, flags: str, words: str) -> None:
+    main = import_module(f"dfs_rl.{command}").main
+    assert words in refusal(main, [*USUAL.get(command, []), *flags.split()])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainAgentConfig(
+            backbone=Path("net"),
+            budget=1.5,
+            cost_weight_range=(2.0, 20.0),
+            hidden=9,
+            reward=RewardTerms(cost_timing="terminal"),
+            algorithm=PPOConfig(n_epochs=2),
+        ),
+        TrainGumbelConfig(budget=1.5, training=GumbelConfig(distillation=1.0)),
+        TrainStaticConfig(backbone=Path("net"), method="td3", budget=1.5, episodes=7),
+        TrainCascadeConfig(backbone=Path("net"), budget=1.5),
+        TrainBackboneConfig(bits="dfs", flip=True),
+    ],
+    ids=lambda config: config.KIND,
+)
+def test_settings_survive_the_run_folders_yaml(tmp_path: Path, config) -> None:
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", type(config)) == config
