@@ -95,7 +95,7 @@ def train_backbone(
     run_dir: str | Path | None = None,
     **settings: Any,  # noqa: ANN401 - fields of TrainBackboneConfig
 ) -> Backbone:
-    """Train a backbone so that every mix of its bit options works.
+    """Train a backbone so that every mix of its bit options works; the run folder keeps it.
 
     Args:
         name: Registered name such as ``"resnet20"``, or ``"module:function"``.
@@ -105,9 +105,6 @@ def train_backbone(
         settings: Settings of ``train_backbone``, for example ``bits``, ``epochs``, ``seed`` or
             ``training={"lr": 0.1}``.
 
-    Returns:
-        The trained backbone; the run folder keeps it.
-
     Raises:
         ConfigError: If a setting is unknown or not allowed.
         DataError: If the data set cannot be read.
@@ -116,10 +113,11 @@ def train_backbone(
     config = _config(TrainBackboneConfig, dataset, backbone=name, run_dir=run_dir, **settings)
     with _threads(config.threads, settings), trusting(code=False):
         _trust(name)
-        data = _images(config, dataset)
+        if isinstance(dataset, str):
+            dataset = load_dataset(dataset, image_size=config.image_size, flip=config.flip)
         _, stored = supernet_training.train_run(
             config,
-            data,
+            dataset,
             command=command_line(program(config.KIND), config),
             after_log=_validations_only(callback),
         )
@@ -135,7 +133,7 @@ def train_gate(
     run_dir: str | Path | None = None,
     **settings: Any,  # noqa: ANN401 - fields of the method's configuration
 ) -> TrainedGate:
-    """Train a gate on a backbone.
+    """Train a gate on a backbone: the same bits as the command with these settings and threads.
 
     Args:
         backbone: Backbone, run folder of ``train_backbone``, or ``"module:function"``; ``None`` as
@@ -149,9 +147,6 @@ def train_gate(
         settings: Settings of the command that trains the method, for example ``budget``,
             ``timesteps`` or ``seed``. Hyperparameters of an algorithm have Stable-Baselines3's
             names, and stand beside the others or in ``algorithm``.
-
-    Returns:
-        The trained gate. The command trains the same bits with the same settings and threads.
 
     Raises:
         ConfigError: If the method or a setting is unknown or not allowed.
@@ -167,7 +162,7 @@ def train_gate(
         )
         with _threads(config.threads, settings), trusting(code=False):
             _trust(place)
-            data = _images(config, dataset)
+            data = load_data(config) if isinstance(dataset, str) else dataset
             run = GateRun.create(config, data, command_line(program(config.KIND), config))
             run.folder = replace(run.folder, after_log=_validations_only(callback))
             with run.folder.lock():
@@ -285,14 +280,6 @@ def _config(
     return config_from_dict(json.loads(json.dumps(plain, default=str)), cls, source="settings")
 
 
-def _images(config: Any, dataset: Dataset | str) -> Dataset:  # noqa: ANN401 - any run's
-    if isinstance(dataset, Dataset):
-        return dataset
-    if isinstance(config, TrainBackboneConfig):
-        return load_dataset(dataset, image_size=config.image_size, flip=config.flip)
-    return load_data(config)
-
-
 @contextmanager
 def _stored(
     backbone: Backbone | StoredBackbone | str | Path | None, dataset: Dataset | str
@@ -316,12 +303,9 @@ def _trust(name: str | None) -> None:
         trust_constructor(str(name))
 
 
-def _validations_only(callback: Callback | None) -> Callback | None:
-    if callback is None:
-        return None
-
+def _validations_only(callback: Callback | None) -> Callback:
     def after_log(record: Mapping[str, Any]) -> None:
-        if record.get("kind") in _VALIDATIONS:
+        if callback is not None and record.get("kind") in _VALIDATIONS:
             callback(record)
 
     return after_log

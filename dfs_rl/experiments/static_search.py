@@ -1,7 +1,6 @@
 """Search for a static bit table: the agent split scores tables, the val split selects one."""
 
 import time
-from collections.abc import Mapping
 from pkgutil import resolve_name
 
 import torch
@@ -35,6 +34,8 @@ CHECKPOINT = "scores"
 FINALISTS = 8
 """Number of best tables on the agent split that val selects from; avoids selection by luck."""
 _SPLITS = ("agent", "val")
+_COLUMNS = ("tables", "correct", "log_likelihood")
+"""Tensors of a split's scores in the checkpoint, one row per table."""
 
 
 def search_timesteps(config: TrainStaticConfig, costs: CostTable) -> int:
@@ -135,7 +136,14 @@ class StaticSearch:
         """Store all scores."""
         tensors: dict[str, Tensor] = {}
         for split, scorer in zip(_SPLITS, (self.env.scorer, self._val), strict=True):
-            tensors |= {f"{split}.{k}": v for k, v in _to_tensors(scorer.cached_scores).items()}
+            tables, scores = list(scorer.cached_scores), scorer.cached_scores.values()
+            tensors |= {
+                f"{split}.tables": torch.tensor(tables, dtype=torch.int64),
+                f"{split}.correct": torch.tensor([score.correct for score in scores]),
+                f"{split}.log_likelihood": torch.tensor(
+                    [score.log_likelihood for score in scores], dtype=torch.float64
+                ),
+            }
         self._run.save_checkpoint(CHECKPOINT, tensors, {"images": self.config.images})
 
 
@@ -181,34 +189,21 @@ def train(
     return search.session.result(gate_images=len(scorer.scores) * len(scorer.image_set))
 
 
-def _to_tensors(scores: Mapping[StaticTable, StaticTableScore]) -> dict[str, Tensor]:
-    return {
-        "tables": torch.tensor(list(scores), dtype=torch.int64),
-        "correct": torch.tensor([score.correct for score in scores.values()]),
-        "log_likelihood": torch.tensor(
-            [score.log_likelihood for score in scores.values()], dtype=torch.float64
-        ),
-    }
-
-
 def _load_scores(run: RunFolder) -> dict[str, dict[StaticTable, StaticTableScore]]:
     """Return the scores that an earlier start of the run stored, by split."""
     if not run.has_checkpoint(CHECKPOINT):
         return {split: {} for split in _SPLITS}
     tensors = run.load_checkpoint(CHECKPOINT).tensors
-    try:
+
+    def scores(split: str) -> dict[StaticTable, StaticTableScore]:
+        columns = (tensors[f"{split}.{name}"].tolist() for name in _COLUMNS)
         return {
-            split: {
-                tuple(table): StaticTableScore(correct, likelihood)
-                for table, correct, likelihood in zip(
-                    tensors[f"{split}.tables"].tolist(),
-                    tensors[f"{split}.correct"].tolist(),
-                    tensors[f"{split}.log_likelihood"].tolist(),
-                    strict=True,
-                )
-            }
-            for split in _SPLITS
+            tuple(table): StaticTableScore(correct, likelihood)
+            for table, correct, likelihood in zip(*columns, strict=True)
         }
+
+    try:
+        return {split: scores(split) for split in _SPLITS}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint in {run.checkpoint_dir} has no scores of static bit tables: {error}."
