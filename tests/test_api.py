@@ -14,9 +14,9 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.custom_models import write
-from tests.helpers.pictures import no_pictures
+from tests.helpers.quick import quick_runs
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+__all__ = ["quick_runs"]
 
 SETTINGS = {"timesteps": 600, "num_envs": 32, "eval_every": 200, "fixed_budget": True, "seed": 3}
 

@@ -11,6 +11,9 @@ from dfs_rl import load, train_agent
 from dfs_rl.evaluate import main as evaluate_main
 from dfs_rl.train_backbone import main as train_backbone_main
 from tests.helpers.custom_models import forgotten_trust
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

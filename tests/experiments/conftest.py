@@ -1,29 +1,5 @@
-"""Quick runs: pictures and the search for the best static bit table take most of their time."""
+"""Settings of the tests of runs."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from tests.helpers.quick import quick_runs
 
-import numpy as np
-import pytest
-
-from dfs_rl.evaluation.baselines import methods
-from dfs_rl.experiments import session
-
-TABLES = 30
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_runs() -> Iterator[None]:
-    """Limit the tables that evaluations score, and draw no histograms at validation."""
-    pixel = np.zeros((1, 1, 3), dtype=np.uint8)
-    search = methods.search_static_table
-
-    def short(*arguments, **settings):
-        limits = settings["search"]
-        few = replace(limits, tables=min(limits.tables, TABLES))
-        return search(*arguments, **(settings | {"search": few}))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "search_static_table", short)
-        patch.setattr(session, "option_histogram_image", lambda *_: pixel)
-        yield
+__all__ = ["quick_runs"]

@@ -20,11 +20,11 @@ from dfs_rl import train_gumbel
 from dfs_rl.agents.supervised.config import DFSConfig, GumbelConfig
 from dfs_rl.backbones import load_backbone
 from dfs_rl.compare import main as compare_main
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import BusyError, ConfigError
 from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Point
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.benchmark import load_extra_settings, plan_jobs
+from dfs_rl.experiments.benchmark import distribute_jobs, load_extra_settings, plan_jobs
 from dfs_rl.experiments.comparison_config import CompareConfig
 from dfs_rl.experiments.config import TrainStaticConfig
 from dfs_rl.experiments.gate_kinds import gate_specs
@@ -32,7 +32,7 @@ from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_backbone import main as train_backbone_main
 from dfs_rl.utils.config import config_from_dict
-from dfs_rl.utils.io import read_json
+from dfs_rl.utils.io import OnWait, read_json
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
@@ -261,46 +261,16 @@ def test_recorded_command_makes_the_gate_again(contest: Contest, tmp_path: Path)
     assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
-HOLDING = """
-import sys, time
-from pathlib import Path
-from dfs_rl.utils.io import file_lock
-run, awaited = map(Path, sys.argv[1:])
-with file_lock(run):
-    print("in", flush=True)
-    while not awaited.is_file():
-        time.sleep(0.05)
-    time.sleep(1.0)
-"""
+def test_locked_jobs_come_last() -> None:
+    calls: list[tuple[str, bool]] = []
 
+    def do(part: str, on_wait: OnWait) -> None:
+        calls.append((part, on_wait is not None))
+        if part == "locked" and on_wait is None:
+            raise BusyError
 
-def test_locked_jobs_come_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "contest"
-    flags = ["--dataset", "digits", "--budgets", "1", "3", "--gates", "static-greedy"]
-    flags += ["--device", "cpu", *SHORT]
-    assert compare_main([*flags, "--run-dir", str(folder)]) == 0
-    shown = capsys.readouterr().out
-    run = folder / "gates" / "static-greedy-seed0-at-1"
-    other = folder / "gates" / "static-greedy-seed0-at-3"
-    for path in (run, other):
-        (path / "training.json").unlink()
-    # It leaves once the other training is done, and a little later.
-    command = [sys.executable, "-c", HOLDING, str(run), str(other / "training.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"in\n"
-        assert compare_main(["--resume", str(folder)]) == 0
-    again = capsys.readouterr()
-    assert figures(again.out) == figures(shown)
-    said = [line.strip() for line in again.err.splitlines()]
-    first = said.index("[1 of 2] static-greedy-seed0-at-1")
-    assert said[first + 1 : first + 3] == [
-        "locked by another process",
-        "[2 of 2] static-greedy-seed0-at-3",
-    ]
-    waited = said.index("waiting for the other process ...")
-    assert said[waited - 1] == "[1 of 2] static-greedy-seed0-at-1"
-    assert waited > first + 3
+    distribute_jobs(["locked", "free"], do)
+    assert calls == [("locked", False), ("free", False), ("locked", False), ("locked", True)]
 
 
 def test_two_processes_share_a_comparison(

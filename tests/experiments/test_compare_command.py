@@ -13,16 +13,7 @@ from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 
-TINY = [
-    "--timesteps",
-    "400",
-    "--budget",
-    "5",
-    "--training.batch-size",
-    "32",
-    "--device",
-    "cpu",
-]
+TINY = ["--timesteps", "400", "--budget", "5", "--training.batch-size", "32", "--device", "cpu"]
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:

@@ -76,41 +76,37 @@ def test_backbone_without_constructor_is_not_stored(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "sentence"),
-    [
-        ({"act": "sigmoid"}, ConfigError, "makes a model of another structure"),
-        ({"channels": 3}, ConfigError, "does not accept the example images"),
-        ({"classes": 4}, ConfigError, "makes a model of another structure"),
-    ],
-)
-def test_a_constructor_that_changed_is_refused(change, error, sentence, tmp_path):
+@pytest.fixture
+def own_net(tmp_path):
+    """Folder of a stored backbone that a constructor in a file makes."""
     write("ownnets")
     trusted_import.trust_constructor("ownnets:make")
     model = trusted_import.call_constructor("ownnets:make")
     backbone = fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make")
     save_backbone(backbone, INFO, tmp_path / "b")
-    load_backbone(tmp_path / "b")
+    return tmp_path / "b"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"act": "sigmoid"}, "makes a model of another structure"),
+        ({"channels": 3}, "does not accept the example images"),
+        ({"classes": 4}, "makes a model of another structure"),
+    ],
+)
+def test_a_constructor_that_changed_is_refused(own_net, change, sentence):
+    load_backbone(own_net)
     write("ownnets", **change)
-    with pytest.raises(error, match=sentence):
-        load_backbone(tmp_path / "b")
+    with pytest.raises(ConfigError, match=sentence):
+        load_backbone(own_net)
 
 
-def test_a_constructor_that_is_gone_is_named(tmp_path):
-    write("ownnets")
-    trusted_import.trust_constructor("ownnets:make")
-    model = trusted_import.call_constructor("ownnets:make")
-    save_backbone(
-        fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make"),
-        INFO,
-        tmp_path / "b",
-    )
+def test_a_constructor_that_is_gone_is_named(own_net, tmp_path):
     (tmp_path / "ownnets.py").unlink()
     sys.modules.pop("ownnets")
-    with pytest.raises(
-        ConfigError, match="ownnets:make cannot be imported: ModuleNotFoundError: No module named"
-    ):
-        load_backbone(tmp_path / "b")
+    with pytest.raises(ConfigError, match="ownnets:make cannot be imported: ModuleNotFoundError"):
+        load_backbone(own_net)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -123,8 +119,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "shrinks"), [("preactivation", 0.7), ("mixer", 0.7)])
-def test_calibration_brings_low_bits_near_the_model(name, shrinks):
+@pytest.mark.parametrize("name", ["preactivation", "mixer"])
+def test_calibration_brings_low_bits_near_the_model(name):
     backbone = fractionalize(lived_in(NETS[name]), examples(), bits=(0, 3, 4, 8, 32))
     images = pictures(256)
     full = backbone(images, 32)
@@ -138,7 +134,7 @@ def test_calibration_brings_low_bits_near_the_model(name, shrinks):
     assert torch.equal(backbone(images, 32), full)
     assert error(8) < 0.01
     assert error(8) < error(4) < error(3)
-    assert error(4) < shrinks * before
+    assert error(4) < 0.7 * before
     assert not bool(backbone.feature_mean[0].eq(0).all())
 
 
@@ -335,8 +331,7 @@ def test_bit_options_of_a_users_backbone_stay(flags, asked, refusal):
     write("ownnets")
     assert refusal(train_backbone_main, ["--backbone", "ownnets:backbone", *flags]) == (
         "error: ownnets:backbone returns a backbone with the bit options 0 4 32, but asked for are "
-        f"{asked}; leave out {flags[0]}, or let it "
-        "return a model."
+        f"{asked}; leave out {flags[0]}, or let it return a model."
     )
 
 
@@ -349,3 +344,95 @@ def test_a_supernet_of_a_users_network_is_trained(capsys):
     assert isinstance(stored.backbone, Fractionalized)
     images = ImageSet(pictures(4)[:, :1, :8, :8], torch.zeros(4, dtype=torch.int64))
     assert 0.0 <= accuracy_of(stored.backbone, images, (4, 0)) <= 100.0
+
+
+# --- constructors on the command line that fail
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--backbone", "nonets:make"], "nonets:make cannot be imported"),
+        (["--backbone", "ownnets:nothing"], "no attribute 'nothing'"),
+        (["--backbone", "ownnets:number"], "returns a int"),
+        (
+            ["--backbone", "ownnets:make", "--weights", "none.pt"],
+            "none.pt cannot be read: No such file",
+        ),
+        (["--backbone", "ownnets:make", "--weights", "ownnets.py"], "cannot be read as weights"),
+        (["--backbone", "ownnets:backbone", "--weights", "none.pt"], "returns a backbone"),
+        (["--weights", "none.pt"], "weights go with a constructor"),
+    ],
+)
+def test_bad_constructors_and_weights_are_refused(flags, sentence, capsys):
+    write("ownnets")
+    assert train_agent.main([*flags, "--run-dir", "run"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({}, ["Missing key(s)", '"0.weight", "0.bias", "1.conv.weight"', '"net.0.weight"']),
+        ({"prefix": "", "drop": ("5.bias",)}, ['Missing key(s) in state_dict: "5.bias".']),
+        ({"prefix": "", "classes": 7}, ["size mismatch for 5.weight", "for 5.bias"]),
+    ],
+)
+def test_misfit_weights_are_named(changes, reasons, refusal):
+    prefix, drop = changes.get("prefix", "net."), changes.get("drop", ())
+    write("othernets", classes=changes.get("classes", 10))
+    trusted_import.trust_constructor("othernets:make")
+    state = trusted_import.call_constructor("othernets:make").state_dict()
+    torch.save({prefix + name: v for name, v in state.items() if name not in drop}, "net.pt")
+    write("ownnets")
+    sentence = refusal(train_agent.main, ["--backbone", "ownnets:make", "--weights", "net.pt"])
+    assert sentence.startswith("error: the weights in net.pt do not fit the model: ")
+    assert all(reason in sentence for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason", "culprit"),
+    [
+        ("fails", "ValueError: no good", "raise ValueError"),
+        ("deep", "ValueError: in_channels must be divisible by groups", "groups=2"),
+        ("quits", "SystemExit", "sys.exit()"),
+        ("needs", "TypeError: needs() missing 1 required positional argument: 'classes'", None),
+        ("three", "TypeError: 'int' object is not callable", None),
+    ],
+)
+def test_failing_constructor_is_one_sentence(function, reason, culprit, refusal):
+    write("ownnets")
+    lines = Path("ownnets.py").read_text(encoding="utf-8").splitlines()
+    numbers = [n for n, line in enumerate(lines, start=1) if culprit and culprit in line]
+    place = f" ({Path('ownnets.py').resolve()}, line {numbers[0]})" if numbers else ""
+    assert refusal(train_static.main, ["--backbone", f"ownnets:{function}"]) == (
+        f"error: constructor ownnets:{function} fails: {reason}{place}; it must be a function that "
+        "works without arguments and returns "
+        "a torch.nn.Module or a backbone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "line"),
+    [
+        ("x = 1\ndef make(:\n", "SyntaxError: invalid syntax", 2),
+        ("import sys\n\nsys.exit('bye')\n", "SystemExit: bye", 3),
+        ("1 / 0\n", "ZeroDivisionError: division by zero", 1),
+    ],
+)
+def test_missing_module_is_one_sentence(text, reason, line, refusal):
+    path = Path("ownnets.py").resolve()
+    path.write_text(text, encoding="utf-8")
+    assert refusal(train_static.main, ["--backbone", "ownnets:make"]) == (
+        f"error: constructor ownnets:make cannot be imported: {reason} ({path}, line {line}); "
+        "module ownnets must be in "
+        f"{path.parent} or be installed, and have make."
+    )
+
+
+def test_ctrl_c_in_a_constructor_interrupts(capsys):
+    write("ownnets")
+    assert train_static.main(["--backbone", "ownnets:stopped"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"

@@ -16,13 +16,12 @@ from dfs_rl.agents.hyperparameters import (
     RolloutSize,
 )
 from dfs_rl.backbones import (
-    PRETRAINED_DIGITS,
     BackboneInfo,
     ResNet,
     ResNetConfig,
     default_digits,
-    load_backbone,
     save_backbone,
+    storage,
 )
 from dfs_rl.data import channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
@@ -36,7 +35,7 @@ from dfs_rl.train_agent import main
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json
-from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.cotrained import assert_cotrained
 from tests.helpers.images import write_image_folder
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
@@ -82,22 +81,6 @@ def test_gate_can_be_set_to_other_budgets(finished: Path) -> None:
     assert least <= float(trace.computation.mean()) <= most + 1e-6
 
 
-def test_budget_holds_on_val(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    assert main([*TINY, "--run-dir", str(path), "--budget", "20"]) == 0
-    gate, (_, trace) = (
-        load_gate(path / "gate"),
-        dfs_rl.load(path)(load_dataset("digits").val.images),
-    )
-    assert gate.budget_conditioning is not None
-    assert gate.preference == gate.budget_conditioning.preference_for_budget(
-        max(20.0, gate.budget_conditioning.budget_range[0])
-    )
-    if gate.preference in (0.0, 1.0):  # else it lies between two measured positions
-        measured = gate.budget_conditioning.computations[0 if gate.preference == 0.0 else -1]
-        assert float(trace.computation.mean()) == pytest.approx(measured)
-
-
 def test_images_seen_are_counted(finished: Path) -> None:
     record = read_json(finished / "training.json")
     # 32 episodes of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
@@ -138,16 +121,22 @@ def test_a_run_never_goes_on_with_other_images(
 
 def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
+    flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32", "--budget", "20"]
     assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
     # Half of 800 steps are the gate's: 3 updates of 192, each followed by a batch of 32.
     assert read_json(path / "training.json")["images_seen"] == {"gate": 96, "backbone": 96}
-    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
-    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
-    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
-    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
-    assert {"static_table_before", "cascade_before"} < set(keys)
-    assert RunFolder.open(path).kind == "train_agent"
+    assert_cotrained(path)
+    # The gate is set to the budget, or to the lowest that it can hold.
+    gate, (_, trace) = (
+        load_gate(path / "gate"),
+        dfs_rl.load(path)(load_dataset("digits").val.images),
+    )
+    assert gate.budget_conditioning is not None
+    least, _ = gate.budget_conditioning.budget_range
+    assert gate.preference == gate.budget_conditioning.preference_for_budget(max(20.0, least))
+    if gate.preference in (0.0, 1.0):  # else it lies between two measured positions
+        measured = gate.budget_conditioning.computations[0 if gate.preference == 0.0 else -1]
+        assert float(trace.computation.mean()) == pytest.approx(measured)
 
 
 def backbone_folder(
@@ -189,16 +178,15 @@ def test_other_data_without_a_backbone_trains_one_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_image_folder(tmp_path / "pictures")
-    flags = [*TINY, "--dataset", "pictures", "--supernet-epochs", "1"]
-    assert main([*flags, "--run-dir", "first"]) == 0
-    assert "training resnet20 on 'pictures' first" in capsys.readouterr().err
-    first = load_backbone(tmp_path / "first" / "backbone").state_dict()
-    for name in ("pictures", "moved"):  # by its images, whatever the data set is called
-        (tmp_path / "pictures").rename(tmp_path / name)
+    weights = []
+    for old, name in (("pictures", "pictures"), ("pictures", "moved")):  # found by its images
+        (tmp_path / old).rename(tmp_path / name)
         config = TrainAgentConfig(dataset=name, supernet_epochs=1)
-        again = load_or_train_backbone(config, load_dataset(name)).backbone.state_dict()
-        assert "using the one trained before" in capsys.readouterr().err
-        assert all(torch.equal(value, again[key]) for key, value in first.items())
+        weights.append(load_or_train_backbone(config, load_dataset(name)).backbone.state_dict())
+        said = capsys.readouterr().err
+        assert ("training resnet20 on 'pictures' first" in said) == (len(weights) == 1)
+        assert ("using the one trained before" in said) == (len(weights) == 2)
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
@@ -222,11 +210,18 @@ def test_default_supernet_batch_fits_few_images() -> None:
     assert supernet_config(config, digits).training.batch_size == SupernetConfig.batch_size
 
 
-def test_masked_gate_keeps_every_image_within_budget(tmp_path: Path) -> None:
+def test_masked_gate_keeps_every_image_within_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load_tensors = [], storage.load_tensors
+    monkeypatch.setattr(
+        storage, "load_tensors", lambda path: (loaded.append(path), load_tensors(path))[1]
+    )
     flags = ["--algo", "maskable_ppo", "--per-input-budget", "4", "--cost-weight", "0.1"]
     # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
     flags += ["--start", "indifferent"]
     assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    assert len(loaded) == 1  # one backbone for validation, training, calibration and evaluation
     _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
     assert 3.0 < float(trace.computation.max()) <= 4.0
 

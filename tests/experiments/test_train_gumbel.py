@@ -9,7 +9,6 @@ import torch
 import dfs_rl
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.backbones import (
-    PRETRAINED_DIGITS,
     BackboneInfo,
     ResNet,
     ResNetConfig,
@@ -27,15 +26,9 @@ from dfs_rl.train_gumbel import main
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.cotrained import assert_cotrained
 
-TINY = [
-    "--timesteps",
-    "1000",
-    "--device",
-    "cpu",
-    "--training.batch-size",
-    "32",
-]
+TINY = ["--timesteps", "1000", "--device", "cpu", "--training.batch-size", "32"]
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -123,11 +116,7 @@ def test_cotraining_counts_images_and_keeps_the_original(tmp_path: Path) -> None
     assert seen == {"gate": 11 * 32, "backbone": sum(taught) * 32}
     assert taught == sorted(taught)
     assert 0 < sum(taught) < 11
-    shipped = (PRETRAINED_DIGITS / "backbone.safetensors").read_bytes()
-    assert (path / "backbone-before" / "backbone.safetensors").read_bytes() == shipped
-    assert (path / "backbone" / "backbone.safetensors").read_bytes() != shipped
-    keys = [method["key"] for method in read_json(path / "summary.json")["methods"]]
-    assert {"static_table_before", "cascade_before"} < set(keys)
+    assert_cotrained(path)
 
 
 def updates_of(run: Path) -> list[dict[str, Any]]:

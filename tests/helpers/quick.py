@@ -1,0 +1,29 @@
+"""Quick runs in tests: a module that imports ``quick_runs`` has them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dfs_rl.evaluation.baselines import methods
+from dfs_rl.experiments import session
+
+TABLES = 30
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_runs() -> Iterator[None]:
+    """Limit the tables that evaluations score, and draw no histograms at validation."""
+    pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+    search = methods.search_static_table
+
+    def short(*arguments, **settings):
+        limits = settings["search"]
+        few = replace(limits, tables=min(limits.tables, TABLES))
+        return search(*arguments, **(settings | {"search": few}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "search_static_table", short)
+        patch.setattr(session, "option_histogram_image", lambda *_: pixel)
+        yield
