@@ -67,7 +67,7 @@ def jobs(folder: Path, *gates: str, extra=None, **changes) -> dict[str, Any]:
     return by_name
 
 
-def test_gates_learn_from_equally_many_images(tmp_path: Path) -> None:
+def test_gates_learn_from_equally_many_images(tmp_path):
     seen: Counter[tuple[str, int]] = Counter()
     for name, job in jobs(tmp_path).items():
         if "static" not in name:  # those count tables
@@ -76,7 +76,7 @@ def test_gates_learn_from_equally_many_images(tmp_path: Path) -> None:
     assert seen == {(name, seed): 3000 for name in names for seed in (0, 1)}
 
 
-def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
+def test_each_gate_is_what_its_name_says(tmp_path):
     by_name = jobs(tmp_path, seeds=1)
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
@@ -100,19 +100,19 @@ def test_each_gate_is_what_its_name_says(tmp_path: Path) -> None:
     assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
 
 
-def test_all_gates_have_one_seed_before_any_has_two(tmp_path: Path) -> None:
+def test_all_gates_have_one_seed_before_any_has_two(tmp_path):
     seeds = [job.seed for job in jobs(tmp_path).values()]
     assert seeds == sorted(seeds)
 
 
-def test_a_search_that_draws_nothing_is_made_once(tmp_path: Path) -> None:
+def test_a_search_that_draws_nothing_is_made_once(tmp_path):
     assert list(jobs(tmp_path, "static-greedy", "static-ddpg", seeds=3, budgets=(1.0,))) == [
         "static-greedy-seed0-at-1",
         *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
     ]
 
 
-def test_a_block_serves_several_methods(tmp_path: Path) -> None:
+def test_a_block_serves_several_methods(tmp_path):
     file = tmp_path / "gumbel.yaml"
     file.write_text("training: {batch_size: 32}\n")
     given = {"train_gumbel": load_extra_settings(file, TrainGumbelConfig)}
@@ -121,7 +121,7 @@ def test_a_block_serves_several_methods(tmp_path: Path) -> None:
     assert {job.training.batch_size for job in found} == {32}
 
 
-def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:
+def test_extra_settings_reach_only_their_gates(tmp_path):
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")
     given = {"train_agent": load_extra_settings(file, TrainAgentConfig)}
@@ -146,7 +146,7 @@ def test_extra_settings_reach_only_their_gates(tmp_path: Path) -> None:
         ("speed: 3\n", "speed"),
     ],
 )
-def test_unsuitable_extra_settings_are_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_unsuitable_extra_settings_are_refused(tmp_path, content, words):
     file = tmp_path / "agent.yaml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=words):
@@ -154,7 +154,7 @@ def test_unsuitable_extra_settings_are_refused(tmp_path: Path, content: str, wor
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory) -> Contest:
+def contest(tmp_path_factory):
     """A comparison that trained three kinds of gates, and its output."""
     folder = tmp_path_factory.mktemp("contest")
     (folder / "agent.yaml").write_text(AGENT)
@@ -185,7 +185,7 @@ def budget_range_of(run: Path) -> tuple[float, float]:
     return conditioning.budget_range
 
 
-def test_comparison_trains_and_reports_failures(contest: Contest) -> None:
+def test_comparison_trains_and_reports_failures(contest):
     # The LSTM costs more than 1.5 % of this small network.
     assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in contest.shown
     runs = {path.name for path in (contest.folder / "gates").iterdir() if path.is_dir()}
@@ -195,9 +195,7 @@ def test_comparison_trains_and_reports_failures(contest: Contest) -> None:
     assert "dfs-lstm-seed0-at-1.5" in (contest.folder / "report.html").read_text()
 
 
-def test_comparison_resumes_after_moves_and_lost_files(
-    contest: Contest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_comparison_resumes_after_moves_and_lost_files(contest, tmp_path, capsys):
     folder = shutil.copytree(contest.folder, tmp_path / "moved")
     # Nothing that is finished is done again; what is missing is.
     finished = folder / "gates" / "gumbel-ff-seed0"
@@ -211,7 +209,7 @@ def test_comparison_resumes_after_moves_and_lost_files(
     assert (folder / "report.html").is_file()
 
 
-def test_gate_above_its_budget_is_marked(contest: Contest) -> None:
+def test_gate_above_its_budget_is_marked(contest):
     lines = contest.shown.splitlines()
     (row,) = (line for line in lines if line.startswith("Gumbel FF, budget 1.5"))
     assert " !" in row
@@ -222,7 +220,7 @@ def test_gate_above_its_budget_is_marked(contest: Contest) -> None:
     assert low.selection_computation == pytest.approx(least, rel=0.01)
 
 
-def test_gate_is_evaluated_once_for_high_budgets(contest: Contest, tmp_path: Path) -> None:
+def test_gate_is_evaluated_once_for_high_budgets(contest, tmp_path):
     run = contest.folder / "gates" / "gumbel-ff-seed0"
     evaluations = sorted(run.glob("summary-at-*.json"))
     assert len(evaluations) == 2
@@ -235,9 +233,7 @@ def test_gate_is_evaluated_once_for_high_budgets(contest: Contest, tmp_path: Pat
         assert point.selection_computation == pytest.approx(budget_range_of(run)[1], rel=0.01)
 
 
-def test_gates_of_other_settings_are_refused(
-    contest: Contest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gates_of_other_settings_are_refused(contest, tmp_path, capsys):
     folder = shutil.copytree(contest.folder, tmp_path / "contest")
     run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
     run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
@@ -246,7 +242,7 @@ def test_gates_of_other_settings_are_refused(
     assert said.count("trained with other settings than this comparison asks for") == 1
 
 
-def test_recorded_command_makes_the_gate_again(contest: Contest, tmp_path: Path) -> None:
+def test_recorded_command_makes_the_gate_again(contest, tmp_path):
     run = RunFolder.open(contest.folder / "gates" / "gumbel-ff-seed0")
     words = list(run.record().command)
     assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
@@ -261,7 +257,7 @@ def test_recorded_command_makes_the_gate_again(contest: Contest, tmp_path: Path)
     assert f"python -m dfs_rl.evaluate {run.path} --budget {most:g}" in page
 
 
-def test_locked_jobs_come_last() -> None:
+def test_locked_jobs_come_last():
     calls: list[tuple[str, bool]] = []
 
     def do(part: str, on_wait: OnWait) -> None:
@@ -273,9 +269,7 @@ def test_locked_jobs_come_last() -> None:
     assert calls == [("locked", False), ("free", False), ("locked", False), ("locked", True)]
 
 
-def test_two_processes_share_a_comparison(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_share_a_comparison(tmp_path, capsys):
     folder = tmp_path / "contest"
     flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static-greedy"]
     flags += ["--device", "cpu", *SHORT, "--run-dir", str(folder)]
@@ -291,9 +285,7 @@ def test_two_processes_share_a_comparison(
     assert len(list(folder.glob("gates/*/training.json"))) == 3
 
 
-def test_gates_of_dfs_are_compared_at_its_budgets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gates_of_dfs_are_compared_at_its_budgets(tmp_path, capsys):
     supernet, folder = tmp_path / "supernet", tmp_path / "contest"
     flags = ["--backbone", "resnet8", "--width", "2", "--bits", "dfs", "--epochs", "4"]
     assert train_backbone_main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
@@ -315,7 +307,7 @@ def test_gates_of_dfs_are_compared_at_its_budgets(
 
 
 @pytest.mark.usefixtures("no_allowed_constructors")
-def test_custom_weights_reach_every_gate() -> None:
+def test_custom_weights_reach_every_gate():
     write("ownnets")
     trust_constructor("ownnets:make")
     network = call_constructor("ownnets:make")

@@ -144,7 +144,7 @@ BAD = {
 }
 
 
-def test_help_pages_import_no_torch() -> None:
+def test_help_pages_import_no_torch():
     done = subprocess.run(
         [sys.executable, "-c", HELP, *NAMES], capture_output=True, text=True, check=False
     )
@@ -156,7 +156,7 @@ def test_help_pages_import_no_torch() -> None:
     ("command", "flags", "words"),
     [(command, flags, words) for command, cases in BAD.items() for flags, words in cases],
 )
-def test_bad_input_is_refused(refusal, command: str, flags: str, words: str) -> None:
+def test_bad_input_is_refused(refusal, command, flags, words):
     main = import_module(f"dfs_rl.{command}").main
     assert words in refusal(main, [*USUAL.get(command, []), *flags.split()])
 
@@ -179,6 +179,6 @@ def test_bad_input_is_refused(refusal, command: str, flags: str, words: str) -> 
     ],
     ids=lambda config: config.KIND,
 )
-def test_settings_survive_the_run_folders_yaml(tmp_path: Path, config) -> None:
+def test_settings_survive_the_run_folders_yaml(tmp_path, config):
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", type(config)) == config

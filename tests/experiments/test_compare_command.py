@@ -21,7 +21,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     made = []
     for name, flags in (("s0", []), ("s1", ["--seed", "1"]), ("dfs", ["--method", "dfs"])):
@@ -30,9 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-def test_finished_runs_become_a_report(
-    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_become_a_report(tmp_path, runs, capsys):
     before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
     report = tmp_path / "report"
     assert compare_main([*map(str, runs), "--run-dir", str(report)]) == 0
@@ -56,9 +54,7 @@ def test_finished_runs_become_a_report(
     assert RunFolder.open(report).kind == "compare"
 
 
-def test_run_without_stored_results_is_evaluated(
-    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_without_stored_results_is_evaluated(tmp_path, runs, capsys):
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     (run / "outcomes.safetensors").unlink()
@@ -77,7 +73,7 @@ def contents(folders: list[Path]) -> dict[Path, tuple[str, int]]:
     }
 
 
-def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[Path]) -> None:
+def test_runs_that_are_compared_are_left_as_they_are(tmp_path, runs):
     for run in runs:
         (run / ".lock").unlink(missing_ok=True)
     before, report = contents(runs), tmp_path / "report"
@@ -92,18 +88,14 @@ def test_runs_that_are_compared_are_left_as_they_are(tmp_path: Path, runs: list[
     assert contents([report / "evaluations"]) == stored
 
 
-def test_a_comparison_inside_a_run_is_refused(
-    runs: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_inside_a_run_is_refused(runs, capsys):
     inside = runs[0] / "comparison"
     assert compare_main([str(runs[0]), "--run-dir", str(inside)]) == 2
     assert str(inside) in sentence(capsys)
     assert not inside.exists()
 
 
-def test_unreadable_gate_does_not_lose_the_others(
-    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_gate_does_not_lose_the_others(tmp_path, runs, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(runs[0], broken)
     (broken / "gate" / "gate.safetensors").write_bytes(b"no tensors")
@@ -144,13 +136,8 @@ def test_unreadable_gate_does_not_lose_the_others(
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    runs: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
+    runs, tmp_path, monkeypatch, capsys, arguments, words
+):
     monkeypatch.chdir(tmp_path)
     assert compare_main([argument.format(runs[0]) for argument in arguments]) == 2
     assert words in sentence(capsys)
@@ -165,9 +152,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ("3", "not a mapping"),
     ],
 )
-def test_run_with_a_damaged_record_is_named(
-    tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str], content: str, named: str
-) -> None:
+def test_run_with_a_damaged_record_is_named(tmp_path, runs, capsys, content, named):
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     (run / "training.json").write_text(content)

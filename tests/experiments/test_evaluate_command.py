@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, save_backbone
-from dfs_rl.data import ImageSet, channel_statistics, load_dataset
+from dfs_rl.backbones import save_backbone
+from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import main
 from dfs_rl.evaluation.baselines.registry import BASELINES
@@ -22,6 +22,7 @@ from dfs_rl.gating.model import load
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.small_backbone import small_backbone
 
 GATE_FILES = ["accuracy.png", "images.png", "options.png"]
 SHORT = SearchConfig(tables=12)
@@ -44,25 +45,20 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def backbone(digits):
-    torch.manual_seed(0)
-    config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=(0, 2, 4, 32))
-    return ResNet(config, channel_statistics(digits.train.images)).eval()
+def stored(digits):
+    return small_backbone(digits, bits=(0, 2, 4, 32))
 
 
 @pytest.fixture(scope="module")
-def make_run(digits, backbone):
+def make_run(stored):
     """Return a function that writes a run with an untrained backbone and gate."""
 
     def make(path, kind="train_agent", *, gate_seed=1, dataset="digits", **settings):
         config = TrainConfig(dataset=dataset)
         folder = RunFolder.create(path, kind=kind, name="run", config=config, command=["test"])
-        info = BackboneInfo(
-            dataset="digits", fingerprint=digits.fingerprint, class_names=digits.class_names
-        )
-        save_backbone(backbone, info, folder.path / "backbone")
+        save_backbone(stored.backbone, stored.info, folder.path / "backbone")
         if gate_seed is not None:
-            write_gate(folder, backbone, gate_seed, **settings)
+            write_gate(folder, stored.backbone, gate_seed, **settings)
         return folder
 
     return make
@@ -114,7 +110,7 @@ def test_gate_matches_the_loaded_model(evaluated, digits):
     assert trace.computation.max() <= 60.0
 
 
-def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, backbone):
+def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, stored):
     first = evaluated[1]
     written = (copied.path / "summary.json").stat().st_mtime_ns
     again = evaluate(copied, digits)
@@ -123,7 +119,7 @@ def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, backbone
     assert again.path.stat().st_mtime_ns == written
 
     messages = []
-    write_gate(copied, backbone, 2)
+    write_gate(copied, stored.backbone, 2)
     third = evaluate(copied, digits, progress=messages.append)
     assert not third.stored
     assert third.summary.identity != first.summary.identity

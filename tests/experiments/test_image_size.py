@@ -1,8 +1,5 @@
 """Images of several sizes, from the first command to the deployed gate."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -24,7 +21,7 @@ TINY = ["--timesteps", "300", "--num-envs", "32", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = write_image_folder(tmp_path_factory.mktemp("sizes") / "pictures")
     for name in ("dark/3.png", "dark/7.png", "light/5.png"):
         picture = Image.open(folder / name)
@@ -33,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def supernet(folder: Path) -> Path:
+def supernet(folder):
     run = folder.parent / "supernet"
     few = ["--epochs", "2", "--training.calibration-rounds", "1", "--run-dir", str(run)]
     sizes = ["--image-size", "8", "--no-flip"]
@@ -42,14 +39,14 @@ def supernet(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gate(folder: Path, supernet: Path) -> Path:
+def gate(folder, supernet):
     run = folder.parent / "gate"
     flags = ["--dataset", str(folder), "--backbone", str(supernet), "--run-dir", str(run)]
     assert train_agent.main([*TINY, *flags]) == 0
     return run
 
 
-def test_the_size_is_stated_and_stored(folder: Path, supernet: Path) -> None:
+def test_the_size_is_stated_and_stored(folder, supernet):
     config = read_yaml(supernet / "config.yaml")
     assert (config["image_size"], config["flip"]) == (8, False)
     info = load_stored_backbone(supernet).info
@@ -58,7 +55,7 @@ def test_the_size_is_stated_and_stored(folder: Path, supernet: Path) -> None:
     assert train_backbone_main(["--resume", str(supernet)]) == 0
 
 
-def test_a_gate_takes_the_size_of_its_backbone(folder: Path, gate: Path) -> None:
+def test_a_gate_takes_the_size_of_its_backbone(folder, gate):
     assert load_stored_backbone(gate).info.image_size == 8
     model = dfs_rl.load(gate)
     assert (model.image_size, model.classes) == (8, ("dark", "light"))
@@ -71,9 +68,7 @@ def test_a_gate_takes_the_size_of_its_backbone(folder: Path, gate: Path) -> None
     assert train_agent.main(["--resume", str(gate)]) == 0
 
 
-def test_so_do_exits_cascades_and_environments(
-    folder: Path, supernet: Path, tmp_path: Path
-) -> None:
+def test_so_do_exits_cascades_and_environments(folder, supernet, tmp_path):
     flags = ["--dataset", str(folder), "--backbone", str(supernet)]
     exits = tmp_path / "exits"
     assert train_exits.main([*flags, "--after", "1", "--run-dir", str(exits)]) == 0
@@ -93,22 +88,18 @@ def test_so_do_exits_cascades_and_environments(
         (["--flip"], "was trained without mirrored images"),
     ],
 )
-def test_a_contradiction_is_refused(
-    folder: Path, supernet: Path, refusal: Callable[..., str], flags: list[str], words: str
-) -> None:
+def test_a_contradiction_is_refused(folder, supernet, refusal, flags, words):
     named = ["--dataset", str(folder), "--backbone", str(supernet)]
     assert words in refusal(train_agent.main, [*TINY, *named, *flags])
 
 
-def test_images_of_several_sizes_are_refused(folder: Path, refusal: Callable[..., str]) -> None:
+def test_images_of_several_sizes_are_refused(folder, refusal):
     said = refusal(train_backbone_main, [*SHAPE, "--dataset", str(folder)])
     assert "--image-size N" in said
     assert "20 x 12" in said
 
 
-def test_default_supernet_has_the_given_image_size(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_supernet_has_the_given_image_size(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--dataset", str(folder), "--supernet-epochs", "1", "--image-size", "8", "--no-flip"]
     assert train_cascade.main([*flags, "--budget", "90", "--run-dir", "cascade"]) == 0

@@ -25,14 +25,15 @@ from dfs_rl.agents.hyperparameters import (
     RecurrentPPOConfig,
     TRPOConfig,
 )
-from dfs_rl.backbones import BackboneInfo, ResNet, ResNetConfig, StoredBackbone
-from dfs_rl.data import Dataset, ImageSet, channel_statistics
+from dfs_rl.backbones import StoredBackbone
+from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.errors import CheckpointError
 from dfs_rl.experiments import gate_training
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from tests.helpers.small_backbone import small_backbone
 
 STEPS_PER_UPDATE = 16 * 3
 
@@ -56,15 +57,7 @@ def make_dataset() -> Dataset:
 
 
 def make_stored(dataset: Dataset) -> StoredBackbone:
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=3, image_size=(8, 8), bits=(0, 2, 8, 32)
-    )
-    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
-    info = BackboneInfo(
-        dataset="noise", fingerprint=dataset.fingerprint, class_names=dataset.class_names
-    )
-    return StoredBackbone(backbone=backbone, info=info)
+    return small_backbone(dataset, bits=(0, 2, 8, 32))
 
 
 PRICES = (1.0, 50.0)
@@ -180,7 +173,7 @@ def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
     ],
     ids=lambda config: f"{config.algo}-{config.group_size}-{config.backbone_mode}",
 )
-def test_interrupted_run_resumes_exactly(tmp_path: Path, config: TrainAgentConfig) -> None:
+def test_interrupted_run_resumes_exactly(tmp_path, config):
     whole = new_run(tmp_path / "whole")
     result = train(whole, config)
     parts = new_run(tmp_path / "parts")
@@ -193,7 +186,7 @@ def test_interrupted_run_resumes_exactly(tmp_path: Path, config: TrainAgentConfi
         assert_equal_runs(whole, parts)
 
 
-def test_kill_loses_only_work_after_the_checkpoint(tmp_path: Path) -> None:
+def test_kill_loses_only_work_after_the_checkpoint(tmp_path):
     config = make_config(PPOConfig())
     whole = new_run(tmp_path / "whole")
     result = train(whole, config)
@@ -214,7 +207,7 @@ def test_kill_loses_only_work_after_the_checkpoint(tmp_path: Path) -> None:
     assert_equal_runs(whole, parts)
 
 
-def test_run_killed_before_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+def test_run_killed_before_a_checkpoint_starts_anew(tmp_path):
     config = make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE)
     whole = new_run(tmp_path / "whole")
     train(whole, config)
@@ -224,7 +217,7 @@ def test_run_killed_before_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     assert_equal_runs(whole, parts)
 
 
-def test_metrics_depend_on_the_seed_alone(tmp_path: Path) -> None:
+def test_metrics_depend_on_the_seed_alone(tmp_path):
     texts = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         run = new_run(tmp_path / name)
@@ -235,7 +228,7 @@ def test_metrics_depend_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """Run folder after one update."""
     run = new_run(tmp_path_factory.mktemp("trained") / "run")
     train(run, make_config(PPOConfig(), timesteps=STEPS_PER_UPDATE))
@@ -243,23 +236,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def begun(trained: Path, tmp_path: Path) -> RunFolder:
+def begun(trained, tmp_path):
     return RunFolder.open(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_checkpoint_of_another_gate_is_refused(begun: RunFolder) -> None:
+def test_checkpoint_of_another_gate_is_refused(begun):
     with pytest.raises(CheckpointError, match="does not fit this run's configuration"):
         train(begun, make_config(PPOConfig(), timesteps=2 * STEPS_PER_UPDATE, hidden=5))
 
 
-def test_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_kind_is_refused(tmp_path):
     run = new_run(tmp_path / "run")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "epoch": 1})
     with pytest.raises(CheckpointError, match="damaged or of something else: epoch"):
         train(run, make_config(PPOConfig()))
 
 
-def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
+def test_metrics_hold_updates_and_validations(tmp_path):
     run = new_run(tmp_path / "run")
     train(run, make_config(PPOConfig(), timesteps=4 * STEPS_PER_UPDATE))
     records = run.read_metrics()
@@ -290,9 +283,7 @@ def test_metrics_hold_updates_and_validations(tmp_path: Path) -> None:
         ({"validation": {"validated_at": 0, "best": {"reward": 1}}}, "validation.best"),
     ],
 )
-def test_state_of_other_types_is_refused(
-    begun: RunFolder, changes: dict[str, Any], named: str
-) -> None:
+def test_state_of_other_types_is_refused(begun, changes, named):
     tensors, state = begun.load_checkpoint(LAST_CHECKPOINT)
     env = {**state["env"], **changes["env"]} if isinstance(changes.get("env"), dict) else None  # type: ignore[dict-item]
     altered = {**state, **changes} | ({} if env is None else {"env": env})
@@ -305,7 +296,7 @@ def test_state_of_other_types_is_refused(
 
 @pytest.mark.parametrize("prefix", ["policy.", "optimizer.0.exp_avg", "best_gate.", "validation."])
 @pytest.mark.parametrize("change", ["nan", "shape"])
-def test_unusable_tensors_are_refused_on_resume(begun: RunFolder, prefix: str, change: str) -> None:
+def test_unusable_tensors_are_refused_on_resume(begun, prefix, change):
     tensors, state = begun.load_checkpoint(LAST_CHECKPOINT)
     name = next(name for name in tensors if name.startswith(prefix))
     broken = torch.full_like(tensors[name], torch.nan) if change == "nan" else torch.zeros(1, 2, 3)

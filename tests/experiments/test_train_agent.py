@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,11 @@ from dfs_rl.agents.hyperparameters import (
     RolloutSize,
 )
 from dfs_rl.backbones import (
-    BackboneInfo,
-    ResNet,
-    ResNetConfig,
     default_digits,
     save_backbone,
     storage,
 )
-from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import load_or_train_backbone, supernet_config
@@ -37,6 +35,7 @@ from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json
 from tests.helpers.cotrained import assert_cotrained
 from tests.helpers.images import write_image_folder
+from tests.helpers.small_backbone import small_backbone
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
 
@@ -51,13 +50,13 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("command") / "run"
     assert main([*TINY, "--run-dir", str(path), "--cost-weight", "20"]) == 0
     return path
 
 
-def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
+def test_run_folder_suffices_to_use_the_gate(finished):
     model = dfs_rl.load(finished)
     digits = load_dataset("digits")
     logits, trace = model(digits.test.images[:5])
@@ -69,7 +68,7 @@ def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     assert (stored.cost_weight, stored.start, stored.group_size) == (20.0, "uniform", 1)
 
 
-def test_gate_can_be_set_to_other_budgets(finished: Path) -> None:
+def test_gate_can_be_set_to_other_budgets(finished):
     gate = load_gate(finished / "gate")
     assert gate.budget_conditioning is not None
     cost_weight_range = CostWeightRange(lowest=0.1, highest=30.0)
@@ -81,7 +80,7 @@ def test_gate_can_be_set_to_other_budgets(finished: Path) -> None:
     assert least <= float(trace.computation.mean()) <= most + 1e-6
 
 
-def test_images_seen_are_counted(finished: Path) -> None:
+def test_images_seen_are_counted(finished):
     record = read_json(finished / "training.json")
     # 32 episodes of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
     # images were tried at each of six options and
@@ -89,14 +88,12 @@ def test_images_seen_are_counted(finished: Path) -> None:
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
 
 
-def test_a_folder_with_a_run_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_a_run_is_refused(finished, capsys):
     assert main([*TINY, "--run-dir", str(finished)]) == 2
     assert "holds a run already" in sentence(capsys)
 
 
-def test_finished_run_prints_its_table_again(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_run_prints_its_table_again(finished, capsys):
     metrics = (finished / "metrics.jsonl").read_text()
     assert main(["--resume", str(finished)]) == 0
     shown = capsys.readouterr()
@@ -105,21 +102,19 @@ def test_finished_run_prints_its_table_again(
     assert (finished / "metrics.jsonl").read_text() == metrics
 
 
-def test_a_run_never_goes_on_with_other_images(
-    tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_never_goes_on_with_other_images(tmp_path, finished, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "training.json").unlink()  # as if it had been killed before the end
     other = write_image_folder(tmp_path / "other")
     assert main(["--resume", str(run), "--dataset", str(other)]) == 2
     assert f"{run} was begun on other images or splits" in sentence(capsys)
-    backbone_folder(run / "backbone")
+    other_backbone(run / "backbone", {})
     assert main(["--resume", str(run)]) == 2
     assert "was trained on other images or splits" in sentence(capsys)
 
 
-def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path: Path) -> None:
+def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path):
     path = tmp_path / "run"
     flags = ["--backbone-mode", "co-train", "--cotrain.batch-size", "32", "--budget", "20"]
     assert main([*TINY, *flags, "--run-dir", str(path)]) == 0
@@ -139,43 +134,34 @@ def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path: Path) -> None
         assert float(trace.computation.mean()) == pytest.approx(measured)
 
 
-def backbone_folder(
-    path: Path, *, size: int = 8, names: tuple[str, ...] | None = None, fingerprint: str = "other"
-) -> Path:
-    digits = load_dataset("digits")
-    names = names or digits.class_names
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=len(names), image_size=(size, size)
-    )
-    backbone = ResNet(config, channel_statistics(digits.train.images))
-    info = BackboneInfo(dataset="letters", fingerprint=fingerprint, class_names=names)
-    save_backbone(backbone, info, path)
-    return path
+def other_backbone(path: Path, info: dict[str, Any], **settings: Any) -> None:
+    """Store a backbone that was trained on other images than the digits."""
+    stored = small_backbone(load_dataset("digits"), **settings)
+    theirs = replace(stored.info, **({"dataset": "letters", "fingerprint": "other"} | info))
+    save_backbone(stored.backbone, theirs, path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("info", "settings", "words"),
     [
-        ({"size": 16}, r"takes images of [1, 16, 16]"),
-        ({"names": ("a", "b", "c")}, "tells the classes of 'letters' apart (a, b, c)"),
-        ({}, "was trained on other images or splits than those of data set 'digits'"),
+        ({}, {"image_size": (16, 16)}, r"takes images of [1, 16, 16]"),
+        (
+            {"class_names": ("a", "b", "c")},
+            {"n_classes": 3},
+            "tells the classes of 'letters' apart (a, b, c)",
+        ),
+        ({}, {}, "was trained on other images or splits than those of data set 'digits'"),
     ],
     ids=["shape", "classes", "images"],
 )
-def test_a_backbone_for_other_data_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str
-) -> None:
-    folder = backbone_folder(tmp_path / "backbone", **changes)  # type: ignore[arg-type]
-    assert main([*TINY, "--backbone", str(folder), "--run-dir", str(tmp_path / "run")]) == 2
-    shown = sentence(capsys)
-    assert words in shown
-    assert str(folder) in shown
-    assert not (tmp_path / "run").exists()
+def test_a_backbone_for_other_data_is_refused_by_name(tmp_path, refusal, info, settings, words):
+    other_backbone(tmp_path / "net", info, **settings)
+    said = refusal(main, [*TINY, "--backbone", str(tmp_path / "net")])
+    assert words in said
+    assert str(tmp_path / "net") in said
 
 
-def test_other_data_without_a_backbone_trains_one_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_data_without_a_backbone_trains_one_once(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_image_folder(tmp_path / "pictures")
     weights = []
@@ -190,11 +176,11 @@ def test_other_data_without_a_backbone_trains_one_once(
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-def test_reward_defaults_are_the_environments() -> None:
+def test_reward_defaults_are_the_environments():
     assert TrainAgentConfig().reward_weights == RewardWeights()
 
 
-def test_default_cost_weight_lies_in_the_range() -> None:
+def test_default_cost_weight_lies_in_the_range():
     assert TrainAgentConfig(cost_weight_range=(1.0, 10.0)).reward_weights.cost == 10.0
     config = TrainAgentConfig(cost_weight_range=(0.01, 0.04))
     assert config.reward_weights.cost == pytest.approx(0.02)
@@ -202,7 +188,7 @@ def test_default_cost_weight_lies_in_the_range() -> None:
     assert make_gate(config, default_digits()).preference == pytest.approx(0.5)
 
 
-def test_default_supernet_batch_fits_few_images() -> None:
+def test_default_supernet_batch_fits_few_images():
     digits = load_dataset("digits")
     few = replace(digits, train=digits.train.subset(torch.arange(60)))
     config = TrainAgentConfig(dataset="x")
@@ -210,9 +196,7 @@ def test_default_supernet_batch_fits_few_images() -> None:
     assert supernet_config(config, digits).training.batch_size == SupernetConfig.batch_size
 
 
-def test_masked_gate_keeps_every_image_within_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masked_gate_keeps_every_image_within_budget(tmp_path, monkeypatch):
     loaded, load_tensors = [], storage.load_tensors
     monkeypatch.setattr(
         storage, "load_tensors", lambda path: (loaded.append(path), load_tensors(path))[1]
@@ -226,7 +210,7 @@ def test_masked_gate_keeps_every_image_within_budget(
     assert 3.0 < float(trace.computation.max()) <= 4.0
 
 
-def test_flags_reach_the_training() -> None:
+def test_flags_reach_the_training():
     config = TrainAgentConfig(
         algo="a2c",
         timesteps=4000,
@@ -250,21 +234,6 @@ def test_flags_reach_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, 1),
-        ({"start": "indifferent"}, 8),
-        ({"backbone_mode": "co-train"}, 8),
-        ({"init_gate": Path("gate")}, 8),
-        ({"group_size": 4}, 4),
-        ({"algo": "dqn"}, 1),
-    ],
-)
-def test_group_size_follows_the_start(settings, expected: int) -> None:
-    assert TrainAgentConfig(**settings).resolved_group_size == expected
-
-
-@pytest.mark.parametrize(
     ("settings", "stored"),
     [
         ({}, ("uniform", 1)),
@@ -275,7 +244,7 @@ def test_group_size_follows_the_start(settings, expected: int) -> None:
         ({"algo": "dqn"}, ("indifferent", 1)),
     ],
 )
-def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
+def test_a_run_stores_what_its_defaults_came_to(settings, stored):
     config = TrainAgentConfig(**settings)
     resolved = config.with_resolved_defaults()
     assert (resolved.start, resolved.group_size) == stored
@@ -284,7 +253,7 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored) -> None:
     assert replace(resolved, start=config.start, group_size=config.group_size) == config
 
 
-def test_stored_settings_have_one_algorithm() -> None:
+def test_stored_settings_have_one_algorithm():
     stored = config_to_dict(TrainAgentConfig(algo="dqn"))
     assert set(stored["algorithm"]) == {field.name for field in fields(DQNConfig)}
     assert not set(stored) & ALGORITHM_CONFIGS.keys()
@@ -292,7 +261,7 @@ def test_stored_settings_have_one_algorithm() -> None:
         TrainAgentConfig(algo="dqn", algorithm=PPOConfig())
 
 
-def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch) -> None:
+def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     for algo, flag in (("ppo", "--algorithm.clip-range"), ("dqn", "--algorithm.buffer-size")):
         assert main(["--algo", algo, "--help"]) == 0
@@ -317,13 +286,8 @@ def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch) -> None:
     ],
 )
 def test_a_run_whose_files_are_damaged_does_not_go_on(
-    finished: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    file: str,
-    content: str,
-    named: str,
-) -> None:
+    finished, tmp_path, capsys, file, content, named
+):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "training.json").unlink()  # as if it had been killed before the end

@@ -9,24 +9,22 @@ import torch
 import dfs_rl
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.backbones import (
-    BackboneInfo,
-    ResNet,
-    ResNetConfig,
     default_digits,
     save_backbone,
 )
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
-from dfs_rl.data import channel_statistics, load_dataset
+from dfs_rl.data import load_dataset
 from dfs_rl.experiments.gumbel_training import build_gate
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_gumbel import main
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.cotrained import assert_cotrained
+from tests.helpers.small_backbone import small_backbone
 
 TINY = ["--timesteps", "1000", "--device", "cpu", "--training.batch-size", "32"]
 
@@ -36,14 +34,14 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.fixture(scope="module", params=["ff", "lstm"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("command") / "run"
     flags = ["--gate", request.param, "--budget", "5", "--run-dir", str(path)]
     assert main([*TINY, *flags]) == 0
     return path
 
 
-def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
+def test_run_folder_suffices_to_use_the_gate(finished):
     model = dfs_rl.load(finished)
     digits = load_dataset("digits")
     logits, trace = model(digits.test.images[:5])
@@ -63,7 +61,7 @@ def test_run_folder_suffices_to_use_the_gate(finished: Path) -> None:
     assert read_json(finished / "training.json")["images_seen"] == seen
 
 
-def test_flags_reach_the_training() -> None:
+def test_flags_reach_the_training():
     backbone = default_digits()
     config = TrainGumbelConfig(method="dfs", gate="lstm", timesteps=4000, hidden=7, budget=2.0)
     gate = build_gate(config, backbone)
@@ -85,9 +83,7 @@ def test_flags_reach_the_training() -> None:
     ],
     ids=["skipnet", "blockdrop"],
 )
-def test_literature_gates_train_evaluate_and_load(
-    tmp_path: Path, flags: list[str], kind: type[LearnedGate], bits: set[int], name: str
-) -> None:
+def test_literature_gates_train_evaluate_and_load(tmp_path, flags, kind, bits, name):
     path = tmp_path / "run"
     assert main([*TINY, *flags, "--budget", "60", "--run-dir", str(path)]) == 0
     gate = load_gate(path / "gate")
@@ -101,7 +97,7 @@ def test_literature_gates_train_evaluate_and_load(
     assert {m["label"] for m in summary["methods"]} >= {name}
 
 
-def test_cotraining_counts_images_and_keeps_the_original(tmp_path: Path) -> None:
+def test_cotraining_counts_images_and_keeps_the_original(tmp_path):
     path = tmp_path / "run"
     flags = ["--method", "dfs", "--backbone-mode", "co-train", "--cotrain.batch-size", "32"]
     # Everything is within this budget, so that the gate is kept that comes last; three steps
@@ -123,7 +119,7 @@ def updates_of(run: Path) -> list[dict[str, Any]]:
     return [r for r in RunFolder.open(run).read_metrics() if r["kind"] == "update"]
 
 
-def test_cotraining_uses_labels_alone_by_default(tmp_path: Path) -> None:
+def test_cotraining_uses_labels_alone_by_default(tmp_path):
     config = TrainGumbelConfig(method="dfs", backbone_mode="co-train")
     assert config.cotrain == LabelCoTrainConfig()
     # A file that sets one of a block's settings leaves the others at the command's own defaults.
@@ -132,22 +128,10 @@ def test_cotraining_uses_labels_alone_by_default(tmp_path: Path) -> None:
     assert read == LabelCoTrainConfig(full_precision=2.0)
 
 
-def test_backbone_without_skip_or_full_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = load_dataset("digits")
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=10, image_size=(8, 8), bits=(0, 2, 8)
-    )
-    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
-    info = BackboneInfo(
-        dataset="digits", fingerprint=dataset.fingerprint, class_names=dataset.class_names
-    )
-    save_backbone(backbone, info, tmp_path / "backbone")
-    monkeypatch.chdir(tmp_path)
-    assert main([*TINY, "--method", "skipnet", "--budget", "50", "--backbone", "backbone"]) == 2
-    shown = capsys.readouterr().err.strip()
-    assert "the gate of SkipNet chooses from 0 and 32 bit" in shown
-    assert "bit options [0, 2, 8] lack 32 bit" in shown
-    assert not (tmp_path / "runs").exists()
+def test_backbone_without_skip_or_full_is_refused(refusal, tmp_path):
+    stored = small_backbone(load_dataset("digits"), bits=(0, 2, 8))
+    save_backbone(stored.backbone, stored.info, tmp_path / "backbone")
+    flags = ["--method", "skipnet", "--budget", "50", "--backbone", "backbone"]
+    said = refusal(main, [*TINY, *flags])
+    assert "the gate of SkipNet chooses from 0 and 32 bit" in said
+    assert "bit options [0, 2, 8] lack 32 bit" in said
