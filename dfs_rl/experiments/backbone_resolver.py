@@ -41,16 +41,10 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset
     """Load the data set of a configuration, with images as the backbone takes them.
 
     A stored backbone records how its images were resized and mirrored; for any other the
-    configuration decides.
-
-    Args:
-        config: Configuration with data set and backbone.
-        run: Resumed run; its copy of the backbone takes precedence if there is one.
+    configuration decides. The copy of the backbone in a resumed ``run`` takes precedence.
 
     Raises:
         ConfigError: If configuration and stored backbone contradict each other.
-        CheckpointError: If the backbone cannot be read.
-        DataError: If the data set cannot be read.
     """
     assert config.dataset is not None
     image_size, flip = config.image_size, config.flip
@@ -91,8 +85,7 @@ def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
     data set not trained.
 
     Raises:
-        CheckpointError: If it cannot be read.
-        ConfigError: If it has only one bit option, but the configuration is a gate's.
+        ConfigError: If a gate has only one bit option to choose from.
         DataError: If it was made for other data.
     """
     constructor = _constructor(config)

@@ -77,13 +77,7 @@ def plan_jobs(
 ) -> list[GateRunConfig]:
     """Return the configuration of every training of a comparison, ordered by seed.
 
-    Args:
-        config: Configuration of the comparison.
-        extra_settings: Further settings of a command, by its kind.
-        folder: Parent of the run folders.
-
-    Raises:
-        ConfigError: If a gate's settings are invalid.
+    ``extra_settings`` are further settings by command; ``folder`` is the parent of the run folders.
     """
     jobs, specs = [], gate_specs()
     copied = {name: getattr(config, name) for name in _COPIED_SETTINGS}
@@ -143,17 +137,11 @@ def command_line(prog: str, config: object) -> tuple[str, ...]:
 
 
 def run_jobs(jobs: Sequence[GateRunConfig], dataset: Dataset) -> dict[Path, str]:
-    """Run every training that is not finished.
+    """Run every training that is not finished, and return the failed ones with their reasons.
 
     A gate that fails does not stop the others. Several processes can run the same comparison at
     once: each postpones the trainings that another process has locked, and waits for them at the
     end.
-
-    Returns:
-        Run folders of the failed trainings, each with its reason.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once the current training is saved.
     """
     failed = {}
 
@@ -179,9 +167,7 @@ def run_jobs(jobs: Sequence[GateRunConfig], dataset: Dataset) -> dict[Path, str]
 def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None]) -> None:
     """Process all parts of a job that several processes share; locked parts come last.
 
-    Args:
-        parts: Parts of the job.
-        do: Function that processes one part inside ``file_lock`` with the given ``on_wait``.
+    ``do`` processes one part inside ``file_lock`` with the given ``on_wait``.
     """
     left = list(parts)
     while left:
@@ -198,11 +184,7 @@ def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None])
 
 
 def _create_or_open(config: GateRunConfig, path: Path, dataset: Dataset) -> GateRun:
-    """Create a training's run folder, or open the existing one.
-
-    Raises:
-        ConfigError: If the existing run has other settings.
-    """
+    """Create a training's run folder, or open the existing one if it has these settings."""
     if not (path / RECORD).is_file():
         return GateRun.create(config, dataset, command_line(program(config.KIND), config))
     run = RunFolder.open(path, config.KIND)

@@ -73,11 +73,7 @@ def compare(
 ) -> tuple[RunFolder, ComparisonOfRuns]:
     """Compare newly trained gates, or the given runs, and write the report.
 
-    Args:
-        config: Configuration of the comparison.
-        dataset: Data set; ``None`` loads that of the configuration.
-        resume: Comparison to resume; ``None`` creates one.
-        command: Command line to store in a new comparison's record.
+    ``command`` is stored in a new comparison's record.
     """
     resolve_device(config.device)
     if config.runs:
@@ -140,12 +136,7 @@ def _compare_given(
     folder: RunFolder | None,
     command: tuple[str, ...],
 ) -> tuple[RunFolder, ComparisonOfRuns]:
-    """Compare finished runs without writing into them.
-
-    Raises:
-        ConfigError: If the comparison's folder is inside one of them.
-        DataError: If a run has no gate.
-    """
+    """Compare finished runs without writing into them."""
     opened = [RunFolder.open(path) for path in config.runs]
     place = (config.run_dir or Path("runs")).resolve()
     for run in opened:
@@ -183,10 +174,6 @@ def _evaluate(
 
     ``output_folder`` returns the folder for evaluations that are missing in a run. The failures of
     the result include those given, with their reasons.
-
-    Raises:
-        CheckpointError: If no run can be evaluated.
-        DataError: If the runs cannot be compared.
     """
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
     cache = EvaluationCache()  # static table search takes most of the time

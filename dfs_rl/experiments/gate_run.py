@@ -86,11 +86,7 @@ class GateRun:
 
     @classmethod
     def create(cls, config: GateRunConfig, dataset: Dataset, command: tuple[str, ...]) -> "GateRun":
-        """Validate a configuration and create its run folder, with the command line for its record.
-
-        Raises:
-            ConfigError: If a setting does not suit the data set or the backbone.
-        """
+        """Validate a configuration and create its run folder; ``command`` is for its record."""
         name, backbone = validate(config, dataset)
         folder = RunFolder.create(
             config.run_dir,
@@ -147,9 +143,8 @@ class GateRun:
     def _calibrate_budgets(self, stored: StoredBackbone) -> tuple[tuple[float, float], ...]:
         """Measure a gate for all budgets, and set it to the configuration's budget if given.
 
-        Returns:
-            Computation and accuracy in percent at each measured preference; empty for a gate with
-            one budget.
+        The result is computation and accuracy in percent at each measured preference; empty for a
+        gate with one budget.
         """
         path, budget = self.folder.path / GATE_FOLDER, self.config.budget
         gate = load_gate(path)

@@ -137,12 +137,7 @@ def train(
     """Train a gate to the end, or resume from the run's last checkpoint.
 
     The gate learns on the agent split and is validated on the val split. Ctrl-C finishes the
-    current update, saves and ends; a second one ends at once.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        TrainingError: If a figure is no longer finite.
-        CheckpointError: If the checkpoint does not fit.
+    current update, saves and ends with KeyboardInterrupt; a second one ends at once.
     """
     device = resolve_device(config.device)
     backbone = stored.backbone.to(device)

@@ -189,14 +189,8 @@ def train(
     """Train a gate to the end, or resume from the run's last checkpoint.
 
     The gate learns on the agent split and is validated on the val split; a co-trained backbone
-    learns on the train split. Ctrl-C finishes the current batch, saves and ends; a second one ends
-    at once.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        ConfigError: If the budget does not suffice for the cheapest choices.
-        TrainingError: If the loss is no longer finite.
-        CheckpointError: If the checkpoint does not fit.
+    learns on the train split. Ctrl-C finishes the current batch, saves and ends with
+    KeyboardInterrupt; a second one ends at once.
     """
     device = resolve_device(config.device)
     total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))

@@ -163,12 +163,8 @@ def train(
 ) -> TrainingRecord:
     """Search a static bit table and keep it as the run's gate, see ``StaticSearch``.
 
-    Ctrl-C finishes the current table, saves and ends; a second one ends at once.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
-        ConfigError: If the budget does not suffice for the cheapest table.
-        CheckpointError: If the stored scores do not fit.
+    Ctrl-C finishes the current table, saves and ends with KeyboardInterrupt; a second one ends at
+    once.
     """
     bar = bar or ProgressBar(
         search_timesteps(config, stored.backbone.costs), print_status=print_status

@@ -103,9 +103,6 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
     """Validate every setting against the data and the machine, and return the trainer.
 
     With several workers it serves validation only, on the CPU; the workers make their own trainers.
-
-    Raises:
-        ConfigError: If a setting is invalid.
     """
     device = resolve_device(config.device)
     check_devices(device, workers=config.workers, gpus=torch.cuda.device_count())
@@ -157,9 +154,6 @@ def train_supernet(
 
     Raises:
         KeyboardInterrupt: After a request to stop, once everything is saved.
-        TrainingError: If the loss is no longer finite.
-        CheckpointError: If the checkpoint does not fit.
-        DataError: If the run was started on other images.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     if is_finished(run):

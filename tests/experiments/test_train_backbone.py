@@ -168,7 +168,7 @@ def test_bit_options_by_name_are_the_same(tmp_path):
     named = TrainBackboneConfig(bits="dfs")
     assert named.bit_options == (0, 8, 10, 12, 14, 16, 32)
     assert load_config(tmp_path / "bits.yaml", TrainBackboneConfig) == named
-    assert TrainBackboneConfig(bits=tuple(map(str, named.bit_options))) == named
+    assert TrainBackboneConfig(bits=named.bit_options) == named
 
 
 def test_default_heads_are_the_transformers():
