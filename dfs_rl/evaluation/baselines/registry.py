@@ -7,12 +7,13 @@ A module of your own adds one::
         yield replace(setup.uniform[0], key="cheapest", label="cheapest option")
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data.images import ImageSet
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables import SearchConfig
@@ -89,10 +90,21 @@ def register_baseline(name: str) -> Callable[[Baseline], Baseline]:
     return register
 
 
-def run_baselines(setup: EvaluationSetup) -> list[MethodResult]:
-    """Run the baselines that apply, in the order of ``BASELINES``."""
+def run_baselines(
+    setup: EvaluationSetup, names: Collection[str] | None = None
+) -> list[MethodResult]:
+    """Run the baselines that apply, or those named, in the order of ``BASELINES``.
+
+    Raises:
+        ConfigError: If a named baseline does not apply.
+    """
     found: list[MethodResult] = []
     for name, baseline in BASELINES.items():
+        if names is not None and name not in names:
+            continue
         setup.progress(f"baseline {name}")
-        found += baseline(setup)
+        results = list(baseline(setup))
+        if names is not None and not results:
+            raise ConfigError(f"baseline {name!r} does not apply to this gate and backbone.")
+        found += results
     return found
