@@ -35,7 +35,7 @@ from dfs_rl.evaluation.grouping import (
 )
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
-from dfs_rl.evaluation.per_image_results import PerImageResults
+from dfs_rl.evaluation.summary import PerImageResults
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 _SKIP_ALL = "uniform_0"

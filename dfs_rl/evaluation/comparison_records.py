@@ -8,8 +8,7 @@ import pandas as pd
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
-from dfs_rl.evaluation.per_image_results import PerImageResults, SplitResults
-from dfs_rl.evaluation.summary import EvaluationSummary
+from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, SplitResults
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""

@@ -16,7 +16,7 @@ from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DataError, Ru
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, EvaluatedRun
 from dfs_rl.evaluation.grouping import check_comparable
-from dfs_rl.evaluation.per_image_results import load_per_image_results
+from dfs_rl.evaluation.summary import load_per_image_results
 from dfs_rl.experiments.backbone_resolver import load_data, preview_backbone
 from dfs_rl.experiments.benchmark import (
     budgets_of,

@@ -32,9 +32,14 @@ from dfs_rl.evaluation.baselines.registry import (
     run_baselines,
 )
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.evaluation.per_image_results import per_image_results_of, save_per_image_results
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore
-from dfs_rl.evaluation.summary import FORMAT, EvaluationSummary, summarize
+from dfs_rl.evaluation.summary import (
+    FORMAT,
+    EvaluationSummary,
+    per_image_results_of,
+    save_per_image_results,
+    summarize,
+)
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.cascade import CascadeGate

@@ -47,7 +47,7 @@ def write_figures(
     prefix: str,
     summary: EvaluationSummary,
     examples: tuple[Sequence[ImageExample], Sequence[ImageExample]] | None,
-) -> list[Path]:
+) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
     Args:
@@ -55,9 +55,6 @@ def write_figures(
         prefix: Prefix of each file name.
         summary: Summary of the evaluation.
         examples: Cheapest and most expensive images, None without a gate.
-
-    Returns:
-        Paths of the files.
     """
     bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
@@ -65,10 +62,8 @@ def write_figures(
         figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
         figures["images"] = images_plot(*examples, bit_options)
-    pngs = {folder / f"{prefix}{name}.png": style.to_png(f) for name, f in figures.items()}
-    for path, png in pngs.items():
-        write_bytes_atomic(path, png)
-    return list(pngs)
+    for name, figure in figures.items():
+        write_bytes_atomic(folder / f"{prefix}{name}.png", style.to_png(figure))
 
 
 @style.common_style()

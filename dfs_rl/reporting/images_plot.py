@@ -131,8 +131,8 @@ def _draw_example(axes: Axes, example: ImageExample, options: BitOptions) -> Non
             look["color"] = style.text_colour(colours[option])
             strip.text(layer + 0.46, 0.5, str(options[option]), **look)
     right = example.prediction == example.label
-    prediction = style.short(example.prediction, _NAME_LENGTH)
-    label = style.short(example.label, _NAME_LENGTH)
+    prediction = style.short_middle(example.prediction, _NAME_LENGTH)
+    label = style.short_middle(example.label, _NAME_LENGTH)
     caption = prediction if right else f"says {prediction}, is {label}"
     if not right and len(caption) > _LINE_LENGTH:
         caption = f"says {prediction},\nis {label}"

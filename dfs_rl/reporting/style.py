@@ -128,11 +128,6 @@ def option_name(bits: int) -> str:
     return "skip" if bits == SKIP else f"{bits} bit"
 
 
-def short(text: str, length: int) -> str:
-    """Return ``text`` cut to ``length`` characters."""
-    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
-
-
 def short_middle(text: str, length: int) -> str:
     """Return ``text`` cut to ``length`` characters in its middle.
 

@@ -13,7 +13,7 @@ from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference, resampled_means
-from dfs_rl.evaluation.per_image_results import SplitResults
+from dfs_rl.evaluation.summary import SplitResults
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
 from tests.helpers.fake_runs import fake_run, mcnemar, with_right

@@ -10,12 +10,13 @@ from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.baselines import run_baselines
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.per_image_results import (
+from dfs_rl.evaluation.summary import (
+    EvaluationSummary,
     load_per_image_results,
     per_image_results_of,
     save_per_image_results,
+    summarize,
 )
-from dfs_rl.evaluation.summary import EvaluationSummary, summarize
 from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json

@@ -6,8 +6,12 @@ from dataclasses import replace
 import torch
 
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
-from dfs_rl.evaluation.per_image_results import PerImageResults, SplitResults
-from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+from dfs_rl.evaluation.summary import (
+    EvaluationSummary,
+    MethodSummary,
+    PerImageResults,
+    SplitResults,
+)
 
 N = 200
 LABELS = {

@@ -162,7 +162,7 @@ def test_images_plot_says_cost_prediction_and_label():
     assert captions.count("1.23 %") == 3
     assert "cat" in captions
     assert "says dog, is cat" in captions
-    assert "says a very long…,\nis another lon…" in captions
+    assert "says a very…class,\nis anothe… name" in captions
 
 
 def test_an_empty_row_of_images_is_refused():
@@ -185,12 +185,11 @@ def test_cheapest_and_most_expensive_by_sorting(gate_records, costs):
 
 
 def test_figures_are_written_without_leftovers(summary, backbone_summary, tmp_path):
-    written = write_figures(tmp_path, "val-", summary, ([example()], [example()]))
+    write_figures(tmp_path, "val-", summary, ([example()], [example()]))
     names = ["val-accuracy.png", "val-images.png", "val-options.png"]
-    assert sorted(path.name for path in written) == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    alone = write_figures(tmp_path / "backbone", "", backbone_summary, None)
-    assert [path.name for path in alone] == ["accuracy.png"]
+    write_figures(tmp_path / "backbone", "", backbone_summary, None)
+    assert [path.name for path in (tmp_path / "backbone").iterdir()] == ["accuracy.png"]
 
 
 NAMES = [r"$\frac$", "_", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]
