@@ -41,9 +41,6 @@ def estimate_curve_points(
         computation: Computation of each image in percent, ``[n]``.
         correct: Correctness of each prediction, bool ``[n]``.
         preferences: Preference of each image in [0, 1], ``[n]``.
-
-    Returns:
-        One point for each interval that contains images, cheapest first.
     """
     segment = (preferences.double() * _N_SEGMENTS).long().clamp(max=_N_SEGMENTS - 1)  # [n]
     inside = [segment == number for number in range(_N_SEGMENTS)]
@@ -73,11 +70,7 @@ def calibrate_budget_conditioning(
 ) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
-    Args:
-        backbone: Backbone on the device of ``images``.
-        gate: Budget-conditioned gate.
-        images: Images of the validation split; the test split must not affect the calibration.
-        batch_size: Number of images per batch.
+    The images are those of the validation split: the test split must not affect the calibration.
 
     Returns:
         Measured budget conditioning, and the point at each measured preference.

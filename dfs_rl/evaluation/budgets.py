@@ -30,8 +30,7 @@ def results_at_budgets(
             ``[n]``, by the point's label.
 
     Returns:
-        Result at each budget; empty if a family of gates has no point at any budget, because the
-        budgets are then an incomplete description.
+        Result at each budget; empty if a family of gates has no point at any of them.
     """
     by_family: dict[str, list[Point]] = {}
     for point in points:
@@ -88,9 +87,8 @@ def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
     significantly worse than a more accurate tied point are therefore equal. Among them the
     simplest (``Point.complexity``) is first, then the most accurate, then the cheapest.
 
-    Args:
-        points: Candidates; the earlier one is first among equals in every respect.
-        correct: As in ``results_at_budgets``.
+    Points that are equal in every respect keep their order; ``correct`` is as in
+    ``results_at_budgets``.
     """
     tied: list[Point] = []
     for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_computation)):

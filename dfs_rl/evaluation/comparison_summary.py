@@ -18,9 +18,8 @@ _BASELINES = {
 def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) -> Iterator[str]:
     """Yield the recommended points and the gates that are better than their baselines.
 
-    Args:
-        comparison: All other figures of the comparison.
-        n_tied: Number of points tied on val with each point of the Pareto front, by its label.
+    ``n_tied`` is the number of points tied on val with each point of the Pareto front, by its
+    label.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
     if comparison.budgets:

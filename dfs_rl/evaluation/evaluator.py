@@ -33,13 +33,8 @@ def evaluate_gate(
 ) -> GateRecords:
     """Run every image at the options that a gate chooses, without exploration noise.
 
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        gate: Gate that chooses the options.
-        image_set: Images, in the order of the returned records.
-        batch_size: Number of images per batch.
-        budget: Upper bound on each image's computation in percent; None for no bound.
-        preferences: Preference of each image, float32 ``[n]``; None for the gate's own preference.
+    Backbone and images are on one device. ``budget`` is an upper bound on each image's computation
+    in percent; ``preferences`` are those of the images, float32 ``[n]``, None for the gate's own.
     """
     parts, seen = [], 0
     with torch.inference_mode():
@@ -75,12 +70,8 @@ def evaluate_draws(
 ) -> tuple[GateRecords, ...]:
     """Run every image at the options of each draw; common prefixes of an image run once.
 
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        image_set: Images.
-        draws: Actions of each image, one int64 ``[n, layers]`` per draw.
-        name: Name of the records.
-        batch_size: Number of passes per batch, over all draws.
+    A draw has the actions of each image, int64 ``[n, layers]``; ``batch_size`` counts the images of
+    all draws.
 
     Raises:
         ConfigError: If a draw has another shape or contains an invalid index.

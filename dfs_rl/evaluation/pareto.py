@@ -35,12 +35,7 @@ class MeasuredCurve(NamedTuple):
 
 
 def pareto_curves(families: Groups, reference_point: CurvePoint) -> Iterator[MeasuredCurve]:
-    """Yield the curves of gates with several budgets or cost weights, and of their baselines.
-
-    Args:
-        families: Runs by gate, apart from budget and cost weight.
-        reference_point: Reference point of the hypervolumes.
-    """
+    """Yield the curves of gates with several budgets or cost weights, and of their baselines."""
     for gate, family in families.items():
         keys = sorted({point_key(run) for run in family})
         seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}

@@ -50,11 +50,7 @@ def write_figures(
 ) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
-    Args:
-        folder: Target folder; created if missing.
-        prefix: Prefix of each file name.
-        summary: Summary of the evaluation.
-        examples: Cheapest and most expensive images, None without a gate.
+    The examples are the cheapest and most expensive images, None without a gate.
     """
     bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
@@ -175,10 +171,8 @@ def _label(method: MethodSummary) -> Label:
 def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> Figure:
     """Draw one stacked bar per layer, cheap options at the bottom.
 
-    Args:
-        histogram: Fraction of images at each option, ``[layers, options]``, rows summing to 1; with
-            exits, a last column has the fraction that has left the network.
-        options: Bit options.
+    The histogram has the fraction of images at each option, ``[layers, options]``; with exits, a
+    last column has the fraction that has left the network.
     """
     shares = np.asarray(histogram, dtype=np.float64)
     width = max(4.6, min(9.0, 1.9 + 0.52 * len(shares)))

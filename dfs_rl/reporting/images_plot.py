@@ -77,14 +77,7 @@ def cheapest_and_most_expensive(
 ) -> tuple[list[ImageExample], list[ImageExample]]:
     """Return the ``count`` cheapest and most expensive images, the most extreme first.
 
-    Equal costs keep the order of the split.
-
-    Args:
-        records: Records of a gate on ``images``.
-        images: uint8 ``[n, c, h, w]``.
-        costs: Cost table of the backbone.
-        class_names: Names in label order.
-        count: Maximum number of images in each list.
+    Equal costs keep the order of the images, uint8 ``[n, c, h, w]``, which the records are of.
     """
     computation = records.computation(costs)
 

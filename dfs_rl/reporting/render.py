@@ -26,11 +26,9 @@ _ENVIRONMENT.filters["data_uri"] = _data_uri
 
 
 def render(template: str, **values: object) -> str:
-    """Return a report as one HTML file with embedded images.
+    """Return a report as one HTML file, from a template in ``dfs_rl/reporting/templates``.
 
-    Args:
-        template: File name of a template in ``dfs_rl/reporting/templates``.
-        values: Values of the template; text is escaped, figures are PNG files as bytes.
+    Text among the values is escaped; figures are PNG files as bytes.
     """
     return _ENVIRONMENT.get_template(template).render(**values)
 

@@ -24,13 +24,9 @@ def test_hypervolume_of_two_points():
     points = [CurvePoint(0.1, 60.0), CurvePoint(1.0, 80.0)]
     # A decade at 10 points above the worst, then one at 30.
     assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(10.0 + 30.0)
-    assert hypervolume([], reference_point=REFERENCE_POINT) == 0.0
-    assert (
-        hypervolume(
-            [CurvePoint(10.0, 90.0), CurvePoint(1.0, 40.0)], reference_point=REFERENCE_POINT
-        )
-        == 0.0
-    )
+    beyond = [CurvePoint(10.0, 90.0), CurvePoint(1.0, 40.0)]
+    for useless in ([], beyond):
+        assert hypervolume(useless, reference_point=REFERENCE_POINT) == 0.0
 
 
 @given(POINTS)
@@ -47,12 +43,6 @@ def test_hypervolume_equals_a_sum_over_cells(points):
     assert hypervolume(points, reference_point=REFERENCE_POINT) == pytest.approx(
         area, abs=len(points) * 50 * width
     )
-
-
-@given(POINTS, st.builds(CurvePoint, st.floats(0.01, 20.0), st.floats(0.0, 100.0)))
-def test_more_points_never_reduce_the_hypervolume(points, further):
-    more = hypervolume([*points, further], reference_point=REFERENCE_POINT)
-    assert more >= hypervolume(points, reference_point=REFERENCE_POINT) - 1e-9
 
 
 @given(POINTS)

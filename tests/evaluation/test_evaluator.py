@@ -3,7 +3,7 @@ import torch
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_gate, evaluate_static_table
-from tests.evaluation.conftest import LookGate
+from tests.evaluation.conftest import LookGate, MixBackbone, make_images
 
 
 def assert_same(first, second):
@@ -41,27 +41,37 @@ def test_budget_bounds_every_image(backbone, val):
     assert bounded.computation(backbone.costs).max() <= 50.0
 
 
-def test_draws_match_each_image_and_share_prefixes(backbone, val):
+@pytest.mark.parametrize("exits", [(), (1, 3)])
+def test_draws_match_each_image_and_share_prefixes(val, exits):
+    backbone = MixBackbone((0, 2, 32), exits=exits)
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randint(0, 3, (len(val), 4), generator=generator) for _ in range(4)]
+    n_actions = backbone.costs.n_actions
+    draws = [torch.randint(0, n_actions, (len(val), 4), generator=generator) for _ in range(4)]
     draws.append(draws[0].clone())  # costs nothing more
-    before = sum(layer.images_run for layer in backbone.layers)
     records = evaluate_draws(backbone, val, draws, name="given", batch_size=60)
-    run = sum(layer.images_run for layer in backbone.layers) - before
+    run = sum(layer.images_run for layer in backbone.layers)
+    prefixes = set()
     for options, found in zip(draws, records, strict=True):
+        canonical = backbone.costs.canonicalize(options)
+        assert torch.equal(found.options, canonical)
         for i, image in enumerate(val.images):
-            logits = backbone.logits(image[None], options[i].tolist())[0]
+            actions = canonical[i].tolist()
+            logits = backbone.logits(image[None], actions)[0]
             assert int(found.predictions[i]) == int(logits.argmax())
             assert found.confidence[i].item() == pytest.approx(float(logits.softmax(0).max()))
-        assert torch.equal(found.options, options)
-    prefixes = {
-        (i, *options[i, : depth + 1].tolist())
-        for options in draws
-        for i in range(len(val))
-        for depth in range(4)
-        if options[i, depth] != 0  # a skipped layer runs nothing
-    }
+            # Layers that are skipped or behind an exit run nothing.
+            runs = [depth for depth, action in enumerate(actions) if action in (1, 2)]
+            prefixes |= {(i, *actions[: depth + 1]) for depth in runs}
     assert run == len(prefixes)
+
+
+def test_exit_before_the_head_for_all_images():
+    backbone = MixBackbone((0, 2, 32), exits=(1, 3))
+    images = make_images(backbone, 40, seed=5)
+    options = torch.full((40, 4), 3)
+    (records,) = evaluate_draws(backbone, images, [options], name="leave")
+    expected = backbone.logits(images.images, (0, 3, 3, 3)).argmax(dim=1)
+    assert torch.equal(records.predictions, expected)
 
 
 @pytest.mark.parametrize(

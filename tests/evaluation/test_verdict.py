@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dfs_rl.evaluation.metrics import PairedDifference
 from dfs_rl.evaluation.verdict import (
@@ -18,7 +16,6 @@ UP, FLAT, ZERO, DOWN = (
     PairedDifference(-2.0, -3.0, -1.0),
 )
 SEARCHED = ("static_table", "cascade", "exits")
-KEYS = (*SEARCHED, "mode_table", "random", "patterns")
 
 
 def comparison(key, difference, ratio=1.0, role="matched"):
@@ -81,14 +78,11 @@ def test_no_marginals_no_statement():
 
 def test_searched_wins_must_beat_uniform_bits():
     searched = [comparison(key, UP) for key in SEARCHED]
-    for uniform in (FLAT, ZERO, DOWN):
-        assert wins(comparison("uniform_3", uniform, 1.02, "fixed"), *searched) == []
-    # More expensive than the gate, or beaten.
-    for uniform in (
-        comparison("uniform_3", DOWN, 0.9, "fixed"),
-        comparison("uniform_3", UP, 1.6, "fixed"),
-    ):
-        assert wins(uniform, *searched) == list(SEARCHED)
+    for uniform, ratio in ((FLAT, 1.02), (ZERO, 1.02), (DOWN, 1.02), (DOWN, 0.96), (DOWN, None)):
+        assert wins(comparison("uniform_3", uniform, ratio, "fixed"), *searched) == []
+    # More than 5 % more expensive than the gate, or beaten.
+    for uniform, ratio in ((DOWN, 0.95), (UP, 1.6), (UP, None)):
+        assert wins(comparison("uniform_3", uniform, ratio, "fixed"), *searched) == list(SEARCHED)
     assert wins(comparison("mode_table", UP, 1.3), comparison("random", UP)) == ["random"]
 
 
@@ -109,38 +103,3 @@ def test_marginals_of_a_static_table_are_no_wins():
     static, won = verdict_sentences(found, 85.0, 1.0)
     assert "static bit table" in static
     assert won.endswith("none of its baselines.")
-
-
-@st.composite
-def rows(draw):
-    """Rows of an evaluation: any difference, wide or narrow, at any ratio of costs."""
-
-    def row(key, role):
-        middle, margin = draw(st.floats(-5, 5)), draw(st.floats(0.01, 4))
-        ratio = draw(st.one_of(st.none(), st.floats(0.3, 3)))
-        return comparison(
-            key, PairedDifference(middle, middle - margin, middle + margin), ratio, role
-        )
-
-    fixed = draw(st.sets(st.sampled_from(["uniform_2", "uniform_3"])))
-    matched = draw(st.sets(st.sampled_from(KEYS)))
-    return [*(row(key, "fixed") for key in fixed), *(row(key, "matched") for key in matched)]
-
-
-@given(rows(), st.sampled_from([1.0, 7.0]))
-def test_wins_follow_from_the_rows(found, patterns):
-    won = counted_wins(found)
-    cheap = [
-        c
-        for c in found
-        if c.role == "fixed"
-        and (c.relative_computation is None or 1.05 * c.relative_computation >= 1)
-    ]
-    for row in won:
-        assert row.low > 0
-        assert row.relative_computation <= 1.05
-        assert row.key not in SEARCHED or all(c.low > 0 for c in cheap)
-    for row in found:
-        if row.role == "matched" and row.outcome == "better" and row not in won:
-            assert any(c.low <= 0 for c in cheap)
-    assert len(verdict_sentences(found, 85.0, patterns)) <= 3

@@ -59,13 +59,8 @@ def choose_cascade(
     The second pass costs more than the first and never runs for all images. Of equally accurate
     cascades the one with the higher log-likelihood is chosen, then the cheaper one.
 
-    Args:
-        uniform: Records of each uniform option on the selection split.
-        costs: Cost table of the backbone.
-        budget: In percent, fixed parts included.
-
-    Returns:
-        The cascade, None if a pass at the cheapest option exceeds the budget.
+    ``uniform`` has the records of each uniform option on the selection split. The result is None if
+    a pass at the cheapest option exceeds the budget.
     """
     mean_costs = [records.computation(costs).mean().item() for records in uniform]
     best: tuple[tuple[float, float, float], Cascade] | None = None

@@ -65,15 +65,9 @@ def search_static_table(
 ) -> tuple[StaticTable, SearchSummary]:
     """Search for the most accurate static bit table within a budget.
 
-    Args:
-        backbone: Backbone on the device of ``image_set``.
-        image_set: Selection split.
-        budget: In percent, fixed parts included.
-        initial_tables: Further tables to start from, which are fitted to the budget.
-        search: Limits of the search; None for the defaults.
-        batch_size: Number of images per batch.
-        cached_scores: Scores of earlier searches with the same backbone, images and batch size, for
-            speed; new ones are added to them.
+    The budget is in percent, fixed parts included. ``initial_tables`` are further tables to start
+    from, which are fitted to it. ``cached_scores`` are those of earlier searches with the same
+    backbone, images and batch size; they save time, and new ones are added to them.
 
     Raises:
         ConfigError: If no table is within the budget.

@@ -121,20 +121,6 @@ def test_static_tables_may_exit(network, images):
         assert score.log_likelihood == pytest.approx(float(records.log_likelihood.mean()))
 
 
-def test_draws_with_exits_match_each_image_alone(network, images):
-    generator = torch.Generator().manual_seed(3)
-    draws = [torch.randint(0, 4, (len(images), 4), generator=generator) for _ in range(3)]
-    draws.append(torch.full((len(images), 4), EXIT))  # no image reaches the head
-    records = evaluate_draws(network, images, draws, name="x", batch_size=32)
-    for options, found in zip(draws, records, strict=True):
-        canonical = network.costs.canonicalize(options)
-        assert torch.equal(found.options, canonical)
-        for i, image in enumerate(images.images):
-            logits = network.logits(image[None], canonical[i].tolist())[0]
-            assert int(found.predictions[i]) == int(logits.argmax())
-            assert found.confidence[i].item() == pytest.approx(float(logits.softmax(0).max()))
-
-
 @pytest.mark.parametrize("limit", [30, 300])
 def test_search_finds_tables_with_exits(network, images, limit):
     budget = float(network.costs.computation(torch.tensor([[2, EXIT, EXIT, EXIT]]))) + 0.1
