@@ -4,6 +4,7 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,8 +84,7 @@ def test_gate_can_be_set_to_other_budgets(finished):
 def test_images_seen_are_counted(finished):
     record = read_json(finished / "training.json")
     # 32 episodes of 6 layers are 192 steps, so 800 steps take 5 updates. Before them, 2,048
-    # images were tried at each of six options and
-    # walked once.
+    # images ran at each of six options and were imitated once.
     assert record["images_seen"] == {"gate": 5 * 32 + 7 * 2048, "backbone": 0}
 
 
@@ -122,10 +122,8 @@ def test_cotraining_shares_timesteps_and_trains_backbone(tmp_path):
     assert read_json(path / "training.json")["images_seen"] == {"gate": 96, "backbone": 96}
     assert_cotrained(path)
     # The gate is set to the budget, or to the lowest that it can hold.
-    gate, (_, trace) = (
-        load_gate(path / "gate"),
-        dfs_rl.load(path)(load_dataset("digits").val.images),
-    )
+    gate = load_gate(path / "gate")
+    _, trace = dfs_rl.load(path)(load_dataset("digits").val.images)
     assert gate.budget_conditioning is not None
     least, _ = gate.budget_conditioning.budget_range
     assert gate.preference == gate.budget_conditioning.preference_for_budget(max(20.0, least))
@@ -197,15 +195,14 @@ def test_default_supernet_batch_fits_few_images():
 
 
 def test_masked_gate_keeps_every_image_within_budget(tmp_path, monkeypatch):
-    loaded, load_tensors = [], storage.load_tensors
-    monkeypatch.setattr(
-        storage, "load_tensors", lambda path: (loaded.append(path), load_tensors(path))[1]
-    )
+    loading = Mock(wraps=storage.load_tensors)
+    monkeypatch.setattr(storage, "load_tensors", loading)
     flags = ["--algo", "maskable_ppo", "--per-input-budget", "4", "--cost-weight", "0.1"]
     # Uniform options stay below the budget; a gate that begins indifferent is stopped by it.
     flags += ["--start", "indifferent"]
     assert main([*TINY, *flags, "--run-dir", str(tmp_path / "run")]) == 0
-    assert len(loaded) == 1  # one backbone for validation, training, calibration and evaluation
+    # One backbone for validation, training, calibration and evaluation:
+    assert loading.call_count == 1
     _, trace = dfs_rl.load(tmp_path / "run")(load_dataset("digits").test.images)
     assert 3.0 < float(trace.computation.max()) <= 4.0
 
