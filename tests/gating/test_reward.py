@@ -114,7 +114,7 @@ def test_numpy_numbers():
 
 def test_registered_terms_count_by_their_weights(monkeypatch):
     monkeypatch.setitem(
-        REWARD_TERMS._entries, "thrift", lambda scores, spent: scores.correct.double() * (1 - spent)
+        REWARD_TERMS.data, "thrift", lambda scores, spent: scores.correct.double() * (1 - spent)
     )
     scores = score_predictions(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
     spent = torch.tensor([0.25, 0.5], dtype=torch.float64)
