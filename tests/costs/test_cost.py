@@ -1,21 +1,22 @@
 """Bit options, MACs and what choices cost, against sums written out by hand."""
 
+import itertools
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from torch import nn
-from torch.nn import functional
 
 from dfs_rl.costs import (
     ALLOWED_BITS,
     BitOptions,
     CostTable,
+    ExitCost,
     FixedCost,
     parse_bit_options,
 )
 from dfs_rl.costs.cost_models import computation
-from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
 
 
@@ -111,63 +112,97 @@ def test_cost_grows_with_bits_up_to_one(table):
         assert costs[:, -1].sum().item() == pytest.approx(1.0)
 
 
-def test_macs_of_a_convolution_and_a_linear_layer():
-    conv = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-    assert count_macs(lambda: conv(torch.zeros(1, 3, 8, 10))) == 16 * 3 * 9 * 4 * 5
-    linear = nn.Linear(7, 5)
-    assert count_macs(lambda: linear(torch.zeros(1, 7))) == 35
+# Exits
+
+MACS = (100, 300, 200, 400)
+LEAVE = 3
 
 
-@pytest.mark.parametrize("settings", [{}, {"is_causal": True}, {"attn_mask": torch.ones(16, 16)}])
-def test_macs_of_attention_are_two_products(settings):
-    query, key, value = torch.zeros(3, 1, 2, 16, 16)
-    written = count_macs(lambda: (query @ key.mT).softmax(-1) @ value)
-    assert written == 2 * (2 * 16 * 16 * 16) == 16_384
-    fused = functional.scaled_dot_product_attention
-    assert count_macs(lambda: fused(query, key, value, **settings)) == written
+def table(bit_options=(0, 4, 32), after=(1, 3), head=16):
+    return CostTable(
+        options=BitOptions(bit_options),
+        layer_macs=MACS,
+        fixed=(
+            FixedCost(name="stem", macs=64, bits=8),
+            FixedCost(name="head", macs=head, bits=32, layer=len(MACS)),
+        ),
+        exits=tuple(ExitCost(after=a, macs=20 * (a + 1), bits=16) for a in after),
+    )
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_macs_of_attention_do_not_depend_on_the_kernel(need_weights, batch_first):
-    tokens, width = 12, 16
-    x = torch.zeros((1, tokens, width) if batch_first else (tokens, 1, width))
-    layer = nn.MultiheadAttention(width, 4, batch_first=batch_first)
-    for training in (True, False):
-        layer.train(training)
-        macs = count_macs(lambda: layer(x, x, x, need_weights=need_weights)[0])
-        assert macs == 4 * tokens * width * width + 2 * tokens * tokens * width
+def test_image_that_exits_skips_later_fixed_parts():
+    parts = (
+        FixedCost(name="stem", macs=64, bits=32),
+        *(FixedCost(name="mandatory", macs=10 * 2**n, bits=32, layer=n) for n in range(4)),
+        FixedCost(name="head", macs=16, bits=32, layer=4),
+    )
+    costs = replace(table(), fixed=parts)
+    options = torch.tensor([[0, LEAVE, LEAVE, LEAVE], [0, 0, 0, LEAVE], [0, 0, 0, 0]])
+    by_hand = [64 + 10 + 40 / 4, 64 + 10 + 20 + 40 + 80 / 4, 64 + 150 + 16]
+    assert (costs.computation(options) * 10).tolist() == pytest.approx(by_hand)
 
 
-def test_macs_of_torchs_encoder_layer_in_evaluation():
-    layer = nn.TransformerEncoderLayer(16, 2, 40, batch_first=True).eval()
-    attention = 4 * 12 * 16 * 16 + 2 * 12 * 12 * 16
-    assert count_macs(lambda: layer(torch.zeros(1, 12, 16))) == attention + 2 * 12 * 16 * 40
+def test_image_that_exits_costs_its_exit_alone():
+    costs = table()
+    options = torch.tensor([[2, LEAVE, LEAVE, LEAVE], [1, 2, 0, LEAVE], [1, 1, 1, 1]])
+    stem, quarter, small = 64 / 16, 1 / 4, 1 / 64
+    expected = [
+        stem + 100 + 40 * quarter,
+        stem + 100 * small + 300 + 80 * quarter,
+        stem + 1000 * small + 16,
+    ]
+    assert costs.computation(options).tolist() == pytest.approx([e / 10 for e in expected])
+    gated = [100, 100 * small + 300, 1000 * small]
+    dfs = costs.computation(options, counting="dfs")
+    assert dfs.tolist() == pytest.approx([g / 10 for g in gated])
+    assert costs.bitops(options).tolist() == pytest.approx([e * 1024 for e in expected])
+    gate = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    with_gate = costs.computation(options, gate_macs=gate)
+    assert with_gate.tolist() == pytest.approx(
+        [(e + g) / 10 for e, g in zip(expected, gate.tolist(), strict=True)]
+    )
+    assert costs.n_layers_run(options).tolist() == [1, 3, 4]
 
 
-def test_macs_of_what_torchs_counter_passes_over():
-    assert count_macs(lambda: torch.zeros(3, 4) @ torch.zeros(4)) == 12
-    assert count_macs(lambda: torch.zeros(4) @ torch.zeros(4)) == 4
-    lstm = nn.LSTM(5, 4, num_layers=2)
-    gates = 4 * 4 * (5 + 4) + 4 * 4 * (4 + 4)
-    assert count_macs(lambda: lstm(torch.zeros(3, 2, 5))[0]) == 3 * 2 * gates
+def test_steps_add_up_to_the_whole():
+    costs = table()
+    actions = costs.action_costs()
+    assert actions.shape == (4, 4)
+    by_steps = actions[0, 1] + actions[1, 2] + actions[2, 0] + actions[3, LEAVE]
+    whole = costs.fractions(torch.tensor([[1, 2, 0, LEAVE]]))
+    assert float(by_steps) == pytest.approx(float(whole), abs=1e-15)
+    # Where there is no exit, to leave is the cheapest option.
+    assert torch.equal(actions[[0, 2], LEAVE], actions[[0, 2], 0])
 
 
-class Product(nn.Module):
-    def forward(self, first, second):
-        return first @ second
+@pytest.mark.parametrize("bit_options", [(0, 4, 32), (2, 4, 8)])
+@pytest.mark.parametrize("after", [(), (0,), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("head", [0, 16, 90])
+def test_the_cheapest_way_on_is_the_least_of_all_ways(bit_options, after, head):
+    costs = table(bit_options, after, head)
+    every = torch.tensor(list(itertools.product(range(costs.n_actions), repeat=4)))
+    ways = costs.canonicalize(every)
+    spent = costs.fractions(ways)
+    assert float(costs.least_costs()[0]) == pytest.approx(float(spent.min()), abs=1e-15)
+    assert float(costs.least_costs()[4]) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "macs"),
-    [
-        (lambda w: torch.zeros(3, 8), lambda w: w[0].T, 3 * 8 * 5),
-        (lambda w: w[1], lambda w: torch.zeros(8, 7), 5 * 8 * 7),
-        (lambda w: w[:1].expand(3, -1, -1), lambda w: torch.zeros(3, 8, 6), 3 * 5 * 8 * 6),
-        (lambda w: w, lambda w: w.mT, 2 * 5 * 8 * 5),
-        (lambda w: torch.zeros(4, 2), lambda w: w.view(2, 40), 4 * 2 * 40),
-    ],
-)
-def test_macs_with_views_of_a_parameter(first, second, macs):
-    weight, product = nn.Parameter(torch.zeros(2, 5, 8)), Product()
-    assert count_macs(lambda: product(first(weight), second(weight))) == macs
+def test_actions_are_closed_to_what_an_image_does():
+    costs = table()
+    asked = torch.tensor([[LEAVE, 1, LEAVE, 2], [LEAVE, LEAVE, 1, 2], [1, 2, 1, LEAVE]])
+    done = [[0, 1, 0, 2], [0, LEAVE, LEAVE, LEAVE], [1, 2, 1, LEAVE]]
+    assert costs.canonicalize(asked).tolist() == done
+    assert costs.canonicalize(costs.canonicalize(asked)).tolist() == done
+
+
+def test_a_network_without_exits_has_one_action_less():
+    costs = table(after=())
+    assert costs.n_actions == 3
+    assert torch.equal(costs.action_costs(), costs.option_costs())
+    assert table().n_actions == 4
+
+
+@pytest.mark.parametrize("after", [(4,), (-1,), (2, 1), (1, 1)])
+def test_exits_that_do_not_exist_are_refused(after):
+    with pytest.raises(ConfigError, match="allowed are ascending numbers from 0 to 3"):
+        table(after=after)

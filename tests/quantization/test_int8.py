@@ -35,27 +35,29 @@ def test_codes_equal_rounding_then_clamping(qmax):
         assert torch.equal(codes.float(), (x * inverse).round().clamp(0, qmax))
 
 
+GEOMETRIES = [
+    (4, 4, (3, 3), ConvGeometry(padding=(1, 1))),
+    (16, 32, (3, 3), ConvGeometry(stride=(2, 2), padding=(1, 1))),
+    (16, 4, (1, 1), ConvGeometry()),
+    (8, 6, (4, 3), ConvGeometry(stride=(3, 1), padding=(2, 0), dilation=(1, 2))),
+]
+
+
 @on_exact_cpus
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize(
-    ("channels", "out", "stride", "kernel"), [(4, 4, 1, 3), (16, 32, 2, 3), (16, 4, 1, 1)]
-)
-def test_equals_floating_point_convolution_exactly(channels, out, stride, kernel, bits):
-    qmax = 2**bits - 1
-    codes = torch.randint(0, qmax + 1, (5, channels, 9, 9), generator=random()).float()
-    codes = codes.contiguous(memory_format=CHANNELS_LAST)
-    weight = torch.randint(
-        -(2 ** (bits - 1)), 2 ** (bits - 1), (out, channels, kernel, kernel), generator=random(1)
-    ).float()
-    scale, bias = (
-        torch.randn(out, generator=random(2)) * 0.01,
-        torch.randn(out, generator=random(3)),
-    )
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
+@pytest.mark.parametrize(("channels", "out", "kernel", "geometry"), GEOMETRIES)
+def test_equals_floating_point_convolution_exactly(channels, out, kernel, geometry, layout, bits):
+    qmax, reach = 2**bits - 1, 2 ** (bits - 1)
+    codes = torch.randint(0, qmax + 1, (5, channels, 12, 9), generator=random()).float()
+    codes = codes.contiguous(memory_format=layout)
+    weight = torch.randint(-reach, reach, (out, channels, *kernel), generator=random(1)).float()
+    scale, bias = torch.randn(2, out, generator=random(2)) * 0.01
     scale[0] = 0.0
-    sums = functional.conv2d(codes, weight, stride=stride, padding=kernel // 2)
+    sums = functional.conv2d(
+        codes, weight, None, geometry.stride, geometry.padding, geometry.dilation
+    )
     expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-    padding = (kernel // 2, kernel // 2)
-    geometry = ConvGeometry(stride=(stride, stride), padding=padding)
     convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
     small = codes.to(torch.uint8)
     assert torch.equal(convolution(small), expected)
@@ -65,21 +67,6 @@ def test_equals_floating_point_convolution_exactly(channels, out, stride, kernel
     assert torch.equal(rounded.float(), (expected / output_scale).round().clamp(0, qmax))
     for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
         assert torch.equal(again(small), expected)
-
-
-@on_exact_cpus
-@pytest.mark.parametrize("layout", [CHANNELS_LAST, torch.contiguous_format])
-def test_every_geometry_equals_floating_point(layout):
-    codes = torch.randint(0, 256, (5, 8, 12, 9), generator=random()).float()
-    codes = codes.contiguous(memory_format=layout)
-    weight = torch.randint(-128, 128, (6, 8, 4, 3), generator=random(1)).float()
-    scale, bias = torch.rand(6, generator=random(2)) * 0.01, torch.randn(6, generator=random(3))
-    geometry = ConvGeometry(stride=(3, 1), padding=(2, 0), dilation=(1, 2))
-    sums = functional.conv2d(codes, weight, stride=(3, 1), padding=(2, 0), dilation=(1, 2))
-    expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
-    for again in (convolution, copy.deepcopy(convolution)):
-        assert torch.equal(again(codes.to(torch.uint8)), expected)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def test_both_forms_equal_torch_convolution_and_norm(bits, per_channel, signed_i
     x = images(signed=signed_input)
     expected = torch_reference(conv, x, bits)
     torch.testing.assert_close(conv(x, bits), expected, rtol=1e-5, atol=1e-5)
-    frozen = InferenceConv2d(conv, bits, dtype=torch.float32)
+    frozen = InferenceConv2d(conv, bits)
     torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -87,22 +87,15 @@ def test_32_bit_is_untouched_floating_point():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_inference_form_is_bit_identical_in_any_batch(bits):
-    frozen = InferenceConv2d(settled_conv(), bits, dtype=torch.float32)
-    x = images(n=16)
+def test_inference_form_in_any_batch_and_in_bfloat16(bits):
+    conv, x = settled_conv(), images(n=16)
+    frozen = InferenceConv2d(conv, bits)
     together = frozen(x)
-    alone = torch.cat([frozen(x[i : i + 1]) for i in range(len(x))])
-    assert torch.equal(together, alone)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_bfloat16_holds_codes_and_rounds_the_result(bits):
-    conv = settled_conv()
-    exact = InferenceConv2d(conv, bits, dtype=torch.float32)
+    assert torch.equal(together, torch.cat([frozen(x[i : i + 1]) for i in range(len(x))]))
     rounded = InferenceConv2d(conv, bits, dtype=torch.bfloat16)
-    assert torch.equal(exact.weight, rounded.weight.float())
+    assert torch.equal(frozen.weight, rounded.weight.float())
     # Three roundings to 8 significant bits: the sum of products, its scaling, the shift.
-    torch.testing.assert_close(rounded(images()).float(), exact(images()), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(rounded(x).float(), together, rtol=0.02, atol=0.02)
 
 
 def test_training_moves_only_norms_of_bits_that_ran():
@@ -134,7 +127,7 @@ def test_each_set_of_norms_works_behind_any_kernel(kernel_size, groups, bits):
         weight, bias, mean, variance = (t[row] for t in conv.norm.norm_tensors())
         expected = nn.functional.batch_norm(plain, mean, variance, weight, bias)
         torch.testing.assert_close(conv(images(), bits, norm_set), expected)
-        frozen = InferenceConv2d(conv, bits, dtype=torch.float32, norm_set=norm_set)
+        frozen = InferenceConv2d(conv, bits, norm_set)
         torch.testing.assert_close(frozen(images()), expected, rtol=1e-4, atol=1e-4)
 
 
