@@ -123,8 +123,8 @@ class GumbelTrainer(GateTrainer):
         """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
         frozen = self.frozen
         with torch.no_grad():
-            whole = [frozen.options[frozen.options.full]] * len(frozen.layers)
-            hidden = run_layers(frozen, frozen.stem(images), whole)
+            full = frozen.options[frozen.options.full]
+            hidden = run_layers(frozen, frozen.stem(images), full)
             teacher = frozen.head(hidden).log_softmax(dim=1)
         return functional.kl_div(
             logits.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True

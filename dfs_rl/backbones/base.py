@@ -199,10 +199,9 @@ class Backbone(nn.Module, ABC):
 
     def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
         """Run ``forward`` without checking the values of the images."""
-        mix = [bits] * len(self.blocks) if isinstance(bits, int) else list(bits)
-        if len(mix) != len(self.blocks):
-            raise ConfigError(f"{len(mix)} bit widths given for {len(self.blocks)} gated layers.")
-        return self.head(run_layers(self, self.stem(images), mix))
+        if not isinstance(bits, int) and len(bits) != len(self.blocks):
+            raise ConfigError(f"{len(bits)} bit widths given for {len(self.blocks)} gated layers.")
+        return self.head(run_layers(self, self.stem(images), bits))
 
     def comparable(self, hidden: Tensor) -> Tensor:
         """Return an activation in the form in which feature distillation compares two passes."""

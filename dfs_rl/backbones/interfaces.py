@@ -92,17 +92,23 @@ class WalkableBackbone(Protocol):
         ...
 
 
-def activations(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Iterator[Tensor]:
-    """Run all gated layers, each at its bits; yield ``hidden`` and the output of every layer."""
+def activations(
+    backbone: WalkableBackbone, hidden: Tensor, bits: int | Sequence[int]
+) -> Iterator[Tensor]:
+    """Run all gated layers; yield ``hidden`` and the output of every layer.
+
+    ``bits`` is one bit width for all layers, or one for each.
+    """
+    mix = [bits] * len(backbone.layers) if isinstance(bits, int) else bits
     yield hidden
-    for layer, bits in zip(backbone.layers, mix, strict=True):
-        hidden = layer(hidden, bits)
+    for layer, own in zip(backbone.layers, mix, strict=True):
+        hidden = layer(hidden, own)
         yield hidden
 
 
-def run_layers(backbone: WalkableBackbone, hidden: Tensor, mix: Sequence[int]) -> Tensor:
-    """Run all gated layers, each at its bits, and return the last activation."""
-    for output in activations(backbone, hidden, mix):
+def run_layers(backbone: WalkableBackbone, hidden: Tensor, bits: int | Sequence[int]) -> Tensor:
+    """Run all gated layers as ``activations`` does, and return the last activation."""
+    for output in activations(backbone, hidden, bits):
         hidden = output
     return hidden
 

@@ -9,17 +9,6 @@ BitMix = tuple[int, ...]
 """Bits of each gated layer, in order."""
 
 
-def uniform_mix(bits: int, n_layers: int) -> BitMix:
-    """Return the mix of every layer at ``bits``."""
-    return (bits,) * n_layers
-
-
-def random_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> BitMix:
-    """Draw an option for each layer, all equally likely."""
-    draws = torch.randint(len(options), (n_layers,), generator=generator)
-    return tuple(options[int(i)] for i in draws)
-
-
 def sample_low_mix(options: BitOptions, n_layers: int, generator: torch.Generator) -> BitMix:
     """Draw a mix to distil into: with equal odds a uniform quantized option or a random mix.
 
@@ -28,8 +17,9 @@ def sample_low_mix(options: BitOptions, n_layers: int, generator: torch.Generato
     candidates = [bits for bits in options.quantized if bits != options[options.full]]
     if candidates and bool(torch.randint(2, (), generator=generator)):
         pick = int(torch.randint(len(candidates), (), generator=generator))
-        return uniform_mix(candidates[pick], n_layers)
-    return random_mix(options, n_layers, generator)
+        return (candidates[pick],) * n_layers
+    draws = torch.randint(len(options), (n_layers,), generator=generator)
+    return tuple(options[int(i)] for i in draws)
 
 
 def sample_student_mix(
@@ -46,5 +36,5 @@ def sample_student_mix(
     uses ``sample_low_mix`` too. ``quantized`` tells if the quantizers of low mixes are initialized.
     """
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
-        return uniform_mix(SKIP, n_layers)
+        return (SKIP,) * n_layers
     return sample_low_mix(options, n_layers, generator) if quantized else None

@@ -17,7 +17,7 @@ from dfs_rl.quantization.modules import (
     NormPerBits,
     calibrating,
 )
-from dfs_rl.training.bit_sampling import BitMix, sample_low_mix, uniform_mix
+from dfs_rl.training.bit_sampling import sample_low_mix
 
 CALIBRATION_BATCH = 256
 _FEATURE_BATCHES = 80  # each at another mix; 20,000 images
@@ -59,8 +59,10 @@ def copy_full_norms(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def calibrate_norms(backbone: Backbone, batches: Iterator[Tensor], mixes: Iterable[BitMix]) -> None:
-    """Replace all running statistics by plain averages over batches, one for each mix.
+def calibrate_norms(
+    backbone: Backbone, batches: Iterator[Tensor], mixes: Iterable[int | Sequence[int]]
+) -> None:
+    """Replace all running statistics by plain averages over batches, each at its bits.
 
     An average over batches at fixed weights is less noisy than the running mean of training. A norm
     whose bits never occur keeps its statistics. The backbone is left in evaluation mode.
@@ -141,8 +143,8 @@ def fit_exits(
     answers = []
     for images in batches:
         stem = frozen.stem(images)
-        whole = uniform_mix(frozen.options[frozen.options.full], n_layers)
-        answers.append(frozen.head(run_layers(frozen, stem, whole)).softmax(dim=1))
+        full = frozen.options[frozen.options.full]
+        answers.append(frozen.head(run_layers(frozen, stem, full)).softmax(dim=1))
         mix = sample_low_mix(frozen.options, n_layers, generator)
         for layer, hidden in enumerate(activations(frozen, stem, mix)):
             if layer in heads:

@@ -31,7 +31,7 @@ from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
 from dfs_rl.data.batching import batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
-from dfs_rl.training.bit_sampling import BitMix, sample_student_mix, uniform_mix
+from dfs_rl.training.bit_sampling import BitMix, sample_student_mix
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_norms,
@@ -75,25 +75,21 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
 
 
 def accuracy_of(
-    backbone: Backbone, images: ImageSet, mix: BitMix, *, batch_size: int = 500
+    backbone: Backbone, images: ImageSet, bits: int | BitMix, *, batch_size: int = 500
 ) -> float:
-    """Return the accuracy in percent of the inference form with all images at one mix."""
+    """Return the accuracy in percent of the inference form with all images at the same bits."""
     frozen = backbone.to_inference()
     right = 0
     with torch.inference_mode():
         for batch in batches(images, batch_size):
-            hidden = run_layers(frozen, frozen.stem(batch.images), mix)
+            hidden = run_layers(frozen, frozen.stem(batch.images), bits)
             right += int((frozen.head(hidden).argmax(dim=1) == batch.labels).sum())
     return 100.0 * right / len(images)
 
 
 def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]:
     """Return the accuracy in percent of every meaningful uniform mix, by its bits."""
-    n_layers = len(backbone.blocks)
-    return {
-        str(bits): accuracy_of(backbone, images, uniform_mix(bits, n_layers))
-        for bits in backbone.meaningful_bits
-    }
+    return {str(b): accuracy_of(backbone, images, b) for b in backbone.meaningful_bits}
 
 
 class SupernetTrainer:
@@ -151,8 +147,7 @@ class SupernetTrainer:
                 f"training.batch_size is {config.batch_size}; the train split has only "
                 f"{len(self.images)} images, so allowed are 2 to {len(self.images)}."
             )
-        largest = backbone.options[backbone.options.full]
-        self.full = uniform_mix(largest, len(backbone.blocks))
+        self.full = backbone.options[backbone.options.full]
         self.has_low_mixes = len([b for b in backbone.options if b != SKIP]) > 1
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
         usual = USUAL[name]
@@ -166,11 +161,10 @@ class SupernetTrainer:
             momentum=config.momentum,
         )
         # Without full precision as an option, the gated layers are quantized from the first step.
-        whole = largest != FULL
         calibrate_scales(
             backbone,
             self.images.images[:_STEP_IMAGES],
-            parts=[backbone] if whole else backbone.never_gated,
+            parts=backbone.never_gated if self.full == FULL else [backbone],
             batch_statistics=True,
         )
 
@@ -192,13 +186,9 @@ class SupernetTrainer:
     def finish(self) -> Backbone:
         """Return a copy with measured norms and feature statistics, in evaluation mode."""
         backbone = self.snapshot()
-        n_layers = len(backbone.blocks)
-        rounds = self.config.calibration_rounds
-        mixes = [
-            uniform_mix(bits, n_layers) for _ in range(rounds) for bits in backbone.meaningful_bits
-        ]
-        batches = self._calibration_batches()
-        calibrate_norms(backbone, (batch.images for batch in batches), mixes)
+        images = (batch.images for batch in self._calibration_batches())
+        mixes = backbone.meaningful_bits * self.config.calibration_rounds
+        calibrate_norms(backbone, images, mixes)
         some = itertools.islice(self._calibration_batches(), feature_batches(backbone))
         measure_features(backbone, some, torch_generator(self.seed, "features"))
         return backbone
@@ -279,12 +269,14 @@ class SupernetTrainer:
         (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
-    def _run(self, images: Tensor, mix: BitMix, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    def _run(
+        self, images: Tensor, bits: int | BitMix, *, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and if ``keep`` the outputs of layers, with the recipe adn of stages."""
         with precision.autocast(self.dtype, self.device):
             if not keep:
-                return self.backbone(images, mix), []
-            _, *outputs = activations(self.backbone, self.backbone.stem(images), mix)
+                return self.backbone(images, bits), []
+            _, *outputs = activations(self.backbone, self.backbone.stem(images), bits)
             features: list[Tensor] = []
             for layer, hidden in zip(self.backbone.layers, outputs, strict=True):
                 if self.recipe == "adn" and features and not runs_when_skipped(layer):

@@ -10,7 +10,7 @@ from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.quantization.functional import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mix, uniform_mix
+from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mix
 from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
@@ -38,7 +38,7 @@ def batches(n: int) -> list[torch.Tensor]:
 def test_norms_become_the_mean_over_batches(net):
     images = batches(6)
     net.stem_conv.norm.running_mean.fill_(7.0)  # must leave no trace
-    calibrate_norms(net, iter(images), [uniform_mix(32, 3), uniform_mix(4, 3)] * 3)
+    calibrate_norms(net, iter(images), [32, 4] * 3)
     with torch.no_grad():
         conv = net.stem_conv
         x, weight = conv.quantizers(net.normalise(torch.cat(images)), conv.weight, 8)

@@ -21,7 +21,7 @@ from dfs_rl.backbones import (
 from dfs_rl.data import Dataset, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.quantization import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import sample_low_mix, uniform_mix
+from dfs_rl.training.bit_sampling import sample_low_mix
 from dfs_rl.training.supernet import (
     Position,
     SupernetTrainer,
@@ -79,10 +79,9 @@ def test_every_mix_works_only_after_training(halves, name):
     training = named(name, halves)
     net = training.backbone
     assert isinstance(training.optimizer, SGD if "resnet" in net.family else AdamW)
-    n_layers = len(net.layers)
-    mixes = [uniform_mix(bits, n_layers) for bits in net.meaningful_bits]
+    mixes = list(net.meaningful_bits)
     if name.startswith("adaptive"):
-        mixes = list(itertools.product(net.meaningful_bits, repeat=n_layers))
+        mixes = list(itertools.product(net.meaningful_bits, repeat=len(net.layers)))
     if name == "resnet":
         mixes.append((2, 32, 8))
     untrained = training.snapshot()
@@ -135,7 +134,7 @@ def test_without_a_warm_up_scales_fit_at_the_start(halves):
     last = backbone.layers[-1].path[0]
     entered = []
     last.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach()))
-    backbone.train()(halves.train.images, uniform_mix(32, len(backbone.layers)))
+    backbone.train()(halves.train.images, 32)
     expected = mse_scale(entered[0], QuantRange.of(4, signed=True))
     scale = last.convolutions[0].quantizers.input_scale(4).detach()
     torch.testing.assert_close(scale, expected, rtol=0.05, atol=0.0)
@@ -169,7 +168,7 @@ def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_we
         pass  # one step, at a learning rate of 0
     net = copy.deepcopy(training.backbone)
     net.zero_grad()
-    mix = uniform_mix(0, 2)
+    mix = (0, 0)
     if name == "resnet":
         mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
     # In the same order: sums in another one move values across the border between two codes.

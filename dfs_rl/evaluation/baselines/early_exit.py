@@ -74,9 +74,8 @@ def run_exit_outputs(
         for option, bits in enumerate(backbone.options):
             parts: list[Tensor] = []
             for batch in batches(image_set, batch_size):
-                logits, mix = [], [bits] * len(backbone.layers)
-                stem = backbone.stem(batch.images)
-                for index, hidden in enumerate(activations(backbone, stem, mix)):
+                stem, logits = backbone.stem(batch.images), []
+                for index, hidden in enumerate(activations(backbone, stem, bits)):
                     if index in after:
                         logits.append(backbone.answer(hidden, index))
                 logits.append(backbone.head(hidden))
