@@ -170,11 +170,7 @@ class CostTable:
         return least
 
     def n_layers_run(self, options: Tensor) -> Tensor:
-        """Return the number of gated layers before each image's exit, or of all, int64 ``[batch]``.
-
-        Args:
-            options: Actions of each image, integer ``[batch, layers]``.
-        """
+        """Return the number of gated layers before each image's exit, int64 ``[batch]``."""
         return (options != self.exit_action).sum(dim=-1)
 
     def canonicalize(self, options: Tensor) -> Tensor:
@@ -202,9 +198,7 @@ class CostTable:
     def fractions(self, options: Tensor, *, counting: Counting = "full") -> Tensor:
         """Return the cost of the gated layers and exits as a fraction, float64 ``[batch]``.
 
-        Args:
-            options: Actions of each image, integer ``[batch, layers]``.
-            counting: ``"dfs"`` leaves out the exits.
+        ``options`` are the actions of each image, integer ``[batch, layers]``.
         """
         costs, chosen = self.option_costs(options.device), options.long()
         layers = torch.arange(self.n_layers, device=options.device)
@@ -221,15 +215,12 @@ class CostTable:
     def computation(
         self, options: Tensor, *, gate_macs: float | Tensor = 0.0, counting: Counting = "full"
     ) -> Tensor:
-        """Return the cost of each image in percent: computation, or that of another cost model.
+        """Return each image's percent of running every gated layer at 32 bit, float64 ``[batch]``.
 
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
             gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
             counting: ``"full"`` includes the never-gated parts, exits and the gate.
-
-        Returns:
-            float64 ``[batch]``, percent of running every gated layer at 32 bit.
         """
         extra = (self._fixed_macs + gate_macs) / self.total_cost if counting == "full" else 0.0
         return 100.0 * (self.fractions(options, counting=counting) + extra)

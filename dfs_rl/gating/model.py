@@ -60,8 +60,7 @@ class GatedModel(nn.Module):
             ``load_dataset``; ``None`` accepts only images of the backbone's size.
 
     Raises:
-        CheckpointError: If the gate belongs to another network, or the number of names differs from
-            the number of classes.
+        CheckpointError: If the gate belongs to another network, or ``classes`` has another length.
     """
 
     def __init__(
@@ -221,13 +220,11 @@ def load(
 
     Args:
         run_dir: The run folder.
-        device: Target device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
+        device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
         inference_form: Use the inference form of the backbone; the training form is slower and
             supports gradients.
         dtype: Data type of the inference form: float32, or bfloat16 if the hardware is fast at it.
-            The training form supports only float32.
-        budget: Bound on the mean computation per image in percent, see ``GatedModel.set_budget``;
-            ``None`` for the stored setting.
+        budget: See ``GatedModel.set_budget``; ``None`` for the stored setting.
         trust_code: Allow the import of the constructor, ``module:function``, that made the network
             of a run.
 

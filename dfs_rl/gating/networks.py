@@ -153,9 +153,6 @@ class LearnedGate(nn.Module, ABC):
         """Return the multiply-accumulates of the gate for each image, float64 ``[batch]``.
 
         The gate runs at every layer that an image passes, and at the layer before which it leaves.
-
-        Args:
-            n_layers_run: Number of layers each image passed, int64 ``[batch]``.
         """
         decisions = (n_layers_run + 1).clamp(max=len(self.feature_sizes))
         return _sums(self.layer_macs, decisions) + self.feature_macs_taken(n_layers_run)
@@ -190,13 +187,8 @@ class LearnedGate(nn.Module, ABC):
     ) -> Tensor:
         """Return the option with the largest logit for every image, see ``Gate``.
 
-        Args:
-            features: float32 ``[batch, width]``.
-            layer: Index of the layer to choose for.
-            context: float32 ``[batch, 3 or 4]``.
-            allowed: Mask of the allowed actions, bool ``[batch, actions]``: in each row the
-                cheapest options up to a limit, and the exit action; ``None`` allows all. If the
-                mask excludes all ``choices``, the cheapest choice is taken.
+        ``allowed`` masks the actions, bool ``[batch, actions]``: in each row the cheapest options
+        up to a limit, and the exit action. If it excludes all ``choices``, the cheapest is taken.
         """
         logits = self.forward(features, layer, context)
         if allowed is not None:
@@ -230,11 +222,7 @@ def register_gate(name: str) -> Callable[[GateT], GateT]:
 
 
 class MLPGate(LearnedGate):
-    """Separate small network for each layer; the deployable actor of an agent.
-
-    Layer ``l`` maps its features and the context through ``Linear -> tanh -> Linear`` to the
-    logits. Arguments are those of ``LearnedGate``.
-    """
+    """Separate ``Linear -> tanh -> Linear`` for each layer; the deployable actor of an agent."""
 
     def _build(self, sizes: list[int]) -> None:
         self.networks = nn.ModuleList(
@@ -250,7 +238,7 @@ class LSTMGate(LearnedGate):
 
     Embedding, memory and hidden layer have width ``hidden``, 10 in DFS (Shen et al., AAAI 2020).
     The memory covers the earlier layers of the same rollout, so layers must be queried in order,
-    after ``reset``. Arguments are those of ``LearnedGate``.
+    after ``reset``.
     """
 
     def _build(self, sizes: list[int]) -> None:
@@ -276,7 +264,7 @@ class OneShotGate(LearnedGate):
     logits of all layers and ignores later inputs, so layer 0 must be queried first, after
     ``reset``. The paper uses a separate ResNet on the image; this gate reads the output of the
     backbone's stem. ``feature_macs`` count as for the other gates, with the unused features of
-    later layers. Arguments are those of ``LearnedGate``.
+    later layers.
     """
 
     def _build(self, sizes: list[int]) -> None:

@@ -110,9 +110,11 @@ def calibrating(layers: Iterable[FractionalLayer]) -> Iterator[None]:
     layers = list(layers)
     for layer in layers:
         layer.calibrating = True
-    yield
-    for layer in layers:
-        layer.calibrating = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.calibrating = False
 
 
 class NormPerBits(nn.Module):

@@ -16,13 +16,7 @@ from dfs_rl.costs import (
     FixedCost,
     parse_bit_options,
 )
-from dfs_rl.costs.cost_models import computation
 from dfs_rl.errors import ConfigError
-
-
-def test_cost_of_an_option_is_dfs_measure():
-    costs = [computation(1.0, bits) for bits in (0, 2, 3, 4, 8, 16, 32)]
-    assert costs == [0.0, 0.00390625, 0.0087890625, 0.015625, 0.0625, 0.25, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -164,17 +158,6 @@ def test_image_that_exits_costs_its_exit_alone():
     assert costs.n_layers_run(options).tolist() == [1, 3, 4]
 
 
-def test_steps_add_up_to_the_whole():
-    costs = table()
-    actions = costs.action_costs()
-    assert actions.shape == (4, 4)
-    by_steps = actions[0, 1] + actions[1, 2] + actions[2, 0] + actions[3, LEAVE]
-    whole = costs.fractions(torch.tensor([[1, 2, 0, LEAVE]]))
-    assert float(by_steps) == pytest.approx(float(whole), abs=1e-15)
-    # Where there is no exit, to leave is the cheapest option.
-    assert torch.equal(actions[[0, 2], LEAVE], actions[[0, 2], 0])
-
-
 @pytest.mark.parametrize("bit_options", [(0, 4, 32), (2, 4, 8)])
 @pytest.mark.parametrize("after", [(), (0,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("head", [0, 16, 90])
@@ -193,13 +176,6 @@ def test_actions_are_closed_to_what_an_image_does():
     done = [[0, 1, 0, 2], [0, LEAVE, LEAVE, LEAVE], [1, 2, 1, LEAVE]]
     assert costs.canonicalize(asked).tolist() == done
     assert costs.canonicalize(costs.canonicalize(asked)).tolist() == done
-
-
-def test_a_network_without_exits_has_one_action_less():
-    costs = table(after=())
-    assert costs.n_actions == 3
-    assert torch.equal(costs.action_costs(), costs.option_costs())
-    assert table().n_actions == 4
 
 
 @pytest.mark.parametrize("after", [(4,), (-1,), (2, 1), (1, 1)])

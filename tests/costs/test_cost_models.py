@@ -36,11 +36,6 @@ def test_the_cost_of_images_in_percent(name: str, expected: list[float]) -> None
     assert under(name).computation(OPTIONS).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", COST_MODELS)
-def test_bitops_do_not_depend_on_the_cost_model(name: str) -> None:
-    assert torch.equal(under(name).bitops(OPTIONS), under("computation").bitops(OPTIONS))
-
-
 def test_an_unknown_cost_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="cost_model is 'speed'; allowed are computation, "):
         under("speed")

@@ -92,10 +92,7 @@ def test_stored_gate_keeps_its_exits(kind, tmp_path):
         GatedModel(ToyBackbone(exits=(1, 2)), gate)
 
 
-def test_stored_table_keeps_its_exits(tmp_path):
-    table = TableGate([1, EXIT, 0, 0], options=BitOptions(BITS), exits=(1,))
-    save_gate(table, tmp_path)
-    assert load_gate(tmp_path).table == table.table
+def test_exit_of_a_network_without_exits():
     with pytest.raises(ConfigError, match="0 to 3"):
         TableGate([1, EXIT, 0, 0], options=BitOptions(BITS))
     with pytest.raises(CheckpointError, match="from 0 to 3"):

@@ -210,23 +210,23 @@ def make_cascade(**settings):
     return CascadeGate((1, 0, 2, 1), (3, 3, 3, 2), threshold=0.7, options=OPTIONS, **settings)
 
 
-@pytest.mark.parametrize("construct", [make_table, make_cascade])
-def test_stored_static_gate_is_the_same(construct, tmp_path):
-    gate = construct(name="static")
+@pytest.mark.parametrize(
+    "gate",
+    [
+        make_table(name="static"),
+        TableGate([1, 4, 0, 0], options=OPTIONS, exits=(1,)),
+        make_cascade(name="static"),
+    ],
+)
+def test_stored_static_gate_is_the_same(gate, tmp_path):
     save_gate(gate, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
     again = load_gate(tmp_path)
     assert type(again) is type(gate)
-    for name in ("name", "options", "budget"):
-        assert getattr(again, name) == getattr(gate, name)
-    features, context = inputs(2)
-    for second_pass in (False, True)[: 1 + isinstance(gate, CascadeGate)]:
-        for each in (gate, again):
-            each.start_second_pass() if second_pass else each.reset(2)
-        for layer in range(4):
-            chosen = [each.decide(features, layer, context) for each in (gate, again)]
-            assert torch.equal(*chosen)
-    assert getattr(again, "threshold", 0.7) == 0.7
+    own = {name: value for name, value in vars(gate).items() if not isinstance(value, TableGate)}
+    assert own.items() <= vars(again).items()
+    for name in {"first", "second"} & set(vars(gate)):
+        assert getattr(again, name).table == getattr(gate, name).table
 
 
 def test_table_without_options_is_not_stored(tmp_path):

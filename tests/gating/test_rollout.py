@@ -105,13 +105,6 @@ def test_floats_in_0_1_equal_bytes():
     assert torch.equal(model(images)[0], model(images.float() / 255)[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_floats_may_exceed_0_1_by_rounding(dtype):
-    model = GatedModel(ToyBackbone(), TableGate((0,) * 4))
-    edges = torch.tensor([-0.0009, 1.0009]).to(dtype).reshape(2, 1, 1, 1).expand(2, *IMAGE_SHAPE)
-    assert model(edges)[0].shape == (2, 3)
-
-
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
@@ -133,14 +126,8 @@ def test_gate_of_another_network(gate, message):
         (torch.zeros(0, *IMAGE_SHAPE), r"\[0, 2, 4, 4\].*\[batch, 2, 4, 4\] with at least one"),
         (torch.zeros(*IMAGE_SHAPE), r"\[2, 4, 4\].*\[batch, 2, 4, 4\]"),
         (torch.zeros(2, *IMAGE_SHAPE)[..., :-1], r"\[2, 2, 4, 3\].*\[batch, 2, 4, 4\]"),
-        (torch.zeros(2, *IMAGE_SHAPE, dtype=torch.int64), r"int64.*uint8, or float in \[0, 1\]"),
         (torch.zeros(2, *IMAGE_SHAPE, device="meta"), "on meta.*on cpu"),
-        (torch.zeros(2, *IMAGE_SHAPE).numpy(), r"ndarray.*torch\.Tensor"),
-        ([[0.0]], r"list.*torch\.Tensor"),
         (torch.full((2, *IMAGE_SHAPE), 255.0), r"255 to 255; .*divide by 255 or pass uint8"),
-        (torch.full((2, *IMAGE_SHAPE), -0.5), r"-0\.5 to -0\.5; .*leave out mean and std"),
-        (torch.full((2, *IMAGE_SHAPE), torch.nan), "not finite"),
-        (torch.full((2, *IMAGE_SHAPE), -torch.inf), "not finite"),
     ],
 )
 def test_bad_images(images, message):

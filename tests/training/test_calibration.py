@@ -134,11 +134,6 @@ def test_features_begin_with_the_probes_confidence(net):
     )
 
 
-def test_the_probes_cost_what_their_precision_says(net):
-    macs = sum(probe.weight.numel() for probe in net.probes)
-    assert net.feature_macs == macs * (net.config.stem_bits / 32) ** 2
-
-
 def test_half_of_low_mixes_are_uniform():
     options = BitOptions((0, 2, 4, 32))
     generator = torch_generator("settings")
