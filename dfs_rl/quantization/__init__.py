@@ -4,7 +4,6 @@ from dfs_rl.quantization.functional import (
     QuantRange,
     fake_quantize,
     mse_scale,
-    nearest_codes,
     to_codes,
 )
 from dfs_rl.quantization.inference import inference_form, to_inference
@@ -32,7 +31,6 @@ __all__ = [
     "fake_quantize",
     "inference_form",
     "mse_scale",
-    "nearest_codes",
     "to_codes",
     "to_inference",
 ]

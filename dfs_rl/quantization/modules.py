@@ -269,10 +269,14 @@ class FractionalConv2d(FractionalLayer):
         self.weight = weight
         self.bias = bias
         self.norm = norm
-        self.norm_sets = 1 if norm is None else norm.norm_sets
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=len(weight) if per_channel else None
         )
+
+    @property
+    def norm_sets(self) -> int:
+        """Number of sets of norms; 1 without a norm."""
+        return 1 if self.norm is None else self.norm.norm_sets
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""

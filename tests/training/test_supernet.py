@@ -14,7 +14,6 @@ from dfs_rl.backbones import (
     AdaptiveMobileNet,
     AdaptiveResNet,
     AdaptiveSwin,
-    AdaptiveVisionTransformer,
     ResNet,
     VisionTransformer,
 )
@@ -34,7 +33,6 @@ from tests.helpers.halves import train_all, trainer_of
 
 RESNET = {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}
 ADAPTIVE = {"blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
-TOKENS = {"width": 12, "heads": 2, "patch": 2}
 ADN = {"recipe": "adn"}
 # A network, its shape, epochs, and training.
 NETWORKS = {
@@ -47,10 +45,9 @@ NETWORKS = {
         12,
         {"lr": 0.05},
     ),
-    "vit": (VisionTransformer, TOKENS | {"depth": 2, "bits": (2, 8, 32)}, 10, {"lr": 0.005}),
-    "adaptive vit": (
-        AdaptiveVisionTransformer,
-        TOKENS | ADN | {"blocks": (2, 2), "bits": (0, 32)},
+    "vit": (
+        VisionTransformer,
+        {"width": 12, "heads": 2, "patch": 2, "depth": 2, "bits": (2, 8, 32)},
         10,
         {"lr": 0.005},
     ),
