@@ -1,18 +1,12 @@
 """Data-parallel training of a supernet, independent of the number of processes.
 
-An update sees the batch of a single process: the same images, augmentation and sampled bits. Each
-process takes its share of the rows of the augmented batch, and its gradient is weighted by that
-share, so that the sum is the gradient of the whole batch's mean loss.
-
-Norms use the statistics of the whole batch, unlike in DistributedDataParallel: only the order of
-summation depends on the number of processes, running statistics cannot drift apart, and the norms
-of low bits, the most sensitive ones, see more than a small share. This costs one small message per
-norm in each direction.
+An update sees the batch of a single process: each process takes its share of the rows of the
+augmented batch, and its gradient is weighted by that share. Norms use the statistics of the whole
+batch: only the order of summation depends on the number of processes, and the norms of low bits,
+the most sensitive ones, see more than a small share.
 
 Gradients are summed as one vector after both passes of a step. DistributedDataParallel reduces at
 each backward pass, a step has two, and the norms and quantizers of a pass change with every step.
-
-All messages use the default process group of ``torch.distributed``.
 """
 
 from contextlib import suppress

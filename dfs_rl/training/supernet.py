@@ -1,12 +1,10 @@
 """Training of a supernet, a backbone in which every mix of bit options works.
 
 Each step runs one batch twice: at the largest bit width with the labels, and at a sampled low
-mix (uniform or not, skips included) with the first pass's probabilities as its target, as in
-slimmable and any-precision networks (Yu and Huang, "Universally Slimmable Networks", ICCV 2019; Yu
-et al., "Any-Precision Deep Neural Networks", AAAI 2021). The outputs of the layers can be targets
-too (Romero et al., "FitNets", ICLR 2015): a layer whose output means the same at every option fits
-between any others. The first epochs can run the first pass alone, so that quantizers start from
-trained weights.
+mix (uniform or not, skips included) with the first pass's probabilities as its target (Yu and
+Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision Deep Neural Networks",
+AAAI 2021). The outputs of the layers can be targets too (Romero et al., "FitNets", ICLR 2015). The
+first epochs can run the first pass alone, so that quantizers start from trained weights.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
