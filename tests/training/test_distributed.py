@@ -15,9 +15,6 @@ from dfs_rl.training.distributed import ParallelTrainer, share_of, shared_batch_
 from dfs_rl.training.supernet import StepLosses, SupernetTrainer
 from tests.helpers.halves import train_all, trainer_of
 
-PLAIN = (32,)
-BIT_OPTIONS = (0, 2, 8, 32)
-
 
 @pytest.mark.parametrize(("n", "size"), [(7, 1), (7, 2), (7, 3), (7, 7), (128, 5)])
 def test_shares_are_even_and_cover_the_batch_in_order(n, size):
@@ -27,20 +24,16 @@ def test_shares_are_even_and_cover_the_batch_in_order(n, size):
     assert max(lengths) - min(lengths) <= 1
 
 
-class Normalised:
-    """What a norm made of a batch, and the gradients that came back through it."""
-
-    def __init__(self, batch_norm: Callable, x: Tensor, gradient: Tensor) -> None:
-        generator = torch.Generator().manual_seed(1)
-        weight, bias, mean = torch.randn(3, x.shape[1], generator=generator)
-        x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
-        self.mean, self.variance = mean.clone(), mean.exp()
-        out = batch_norm(
-            x, self.mean, self.variance, weight, bias, training=True, momentum=0.1, eps=1e-5
-        )
-        out.backward(gradient)
-        self.out, self.inputs = out.detach(), x.grad
-        self.weight, self.bias = weight.grad, bias.grad
+def normalise(batch_norm: Callable, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    """Return what a norm makes of a batch, and the gradients that come back through it."""
+    generator = torch.Generator().manual_seed(1)
+    weight, bias, mean = torch.randn(3, x.shape[1], generator=generator)
+    x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
+    mean, variance = mean.clone(), mean.exp()
+    out = batch_norm(x, mean, variance, weight, bias, training=True, momentum=0.1, eps=1e-5)
+    out.backward(gradient)
+    gradients = {"inputs": x.grad, "weight": weight.grad, "bias": bias.grad}
+    return {"mean": mean, "variance": variance, "out": out.detach(), **gradients}
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -50,52 +43,51 @@ def _batch() -> tuple[Tensor, Tensor]:
     return x, torch.randn(5, 3, 4, 6, generator=generator)
 
 
-def _normalise_share() -> Normalised:
+def _normalise_share() -> dict[str, Tensor]:
     rows = share_of(5, rank=distributed.get_rank(), size=2)
     x, gradient = _batch()
-    return Normalised(shared_batch_norm, x[rows], gradient[rows])
+    return normalise(shared_batch_norm, x[rows], gradient[rows])
 
 
 def test_shared_norms_are_the_norms_of_the_whole_batch(together):
-    whole = Normalised(functional.batch_norm, *_batch())
     first, second = together(_normalise_share)
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(torch.cat([first.out, second.out]), whole.out, **close)
-    torch.testing.assert_close(torch.cat([first.inputs, second.inputs]), whole.inputs, **close)
-    torch.testing.assert_close(first.weight + second.weight, whole.weight, **close)
-    torch.testing.assert_close(first.bias + second.bias, whole.bias, **close)
-    for part in (first, second):
-        torch.testing.assert_close(part.mean, whole.mean, **close)
-        torch.testing.assert_close(part.variance, whole.variance, **close)
+    for name, whole in normalise(functional.batch_norm, *_batch()).items():
+        parts = first[name], second[name]
+        if name in ("mean", "variance"):
+            joined = parts
+        else:
+            joined = (torch.cat(parts) if name in ("out", "inputs") else sum(parts),)
+        for ours in joined:
+            torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5, msg=name)
 
 
 # 15 images make shares of 7 and 8.
 SHARED = {"batch_size": 15, "pad": 1, "warmup": 0.5}
-
-
-def resnet(kind: type, data: Dataset, bits: tuple[int, ...]) -> SupernetTrainer:
-    shape = {"depth": 8, "width": 4, "bits": bits, "stem_bits": 8 if bits == BIT_OPTIONS else 32}
-    return trainer_of(ResNet, data, epochs=2, trainer=kind, training=SHARED | {"lr": 0.05}, **shape)
-
-
-def transformer(kind: type, data: Dataset) -> SupernetTrainer:
-    shape = {"depth": 2, "width": 8, "heads": 2, "patch": 2, "bits": (8, 32)}
-    return trainer_of(VisionTransformer, data, epochs=2, trainer=kind, training=SHARED, **shape)
-
-
-def adaptive(kind: type, data: Dataset) -> SupernetTrainer:
-    return trainer_of(
+RESNET = {"depth": 8, "width": 4, "training": SHARED | {"lr": 0.05}}
+NETWORKS = {
+    "resnet": (ResNet, RESNET | {"bits": (32,), "stem_bits": 32}),
+    "quantized": (ResNet, RESNET | {"bits": (0, 2, 8, 32)}),
+    "transformer": (
+        VisionTransformer,
+        {"depth": 2, "width": 8, "heads": 2, "patch": 2, "bits": (8, 32), "training": SHARED},
+    ),
+    "adaptive": (
         AdaptiveResNet,
-        data,
-        epochs=1,
-        recipe="adn",
-        trainer=kind,
-        training={"batch_size": 15, "pad": 1, "feature_weight": 0.5},
-        blocks=(2, 2),
-        width=4,
-        bits=(0, 32),
-        stem_bits=32,
-    )
+        {
+            "recipe": "adn",
+            "training": {"batch_size": 15, "pad": 1, "feature_weight": 0.5},
+            "blocks": (2, 2),
+            "width": 4,
+            "bits": (0, 32),
+            "stem_bits": 32,
+        },
+    ),
+}
+
+
+def make(name: str, data: Dataset, trainer: type[SupernetTrainer]) -> SupernetTrainer:
+    kind, settings = NETWORKS[name]
+    return trainer_of(kind, data, epochs=2, trainer=trainer, **settings)
 
 
 def together_train(trainer: SupernetTrainer, *, steps: int | None = None) -> list[StepLosses]:
@@ -111,43 +103,30 @@ def together_train(trainer: SupernetTrainer, *, steps: int | None = None) -> lis
 
 
 def _train(
-    data: Dataset, bits: tuple[int, ...], leave_after: int | None
+    data: Dataset, name: str, leave_after: int | None
 ) -> tuple[list[StepLosses], dict[str, Tensor]]:
-    trainer = resnet(ParallelTrainer, data, bits)
+    trainer = make(name, data, ParallelTrainer)
     return together_train(trainer, steps=leave_after), trainer.tensors()
 
 
-def test_two_processes_train_the_network_of_one(together, halves):
-    one = resnet(SupernetTrainer, halves, PLAIN)
+# AdamW makes full steps of the smallest gradients: none may depend on rounding.
+@pytest.mark.parametrize(
+    ("name", "rtol", "atol"), [("resnet", 1e-3, 1e-4), ("transformer", 1e-2, 2e-4)]
+)
+def test_two_processes_train_the_network_of_one(together, halves, name, rtol, atol):
+    one = make(name, halves, SupernetTrainer)
     losses = train_all(one)
-    (both, ours), (_, theirs) = together(_train, halves, PLAIN, None)
-    assert [loss.labels for loss in both] == pytest.approx([loss.labels for loss in losses], 1e-4)
+    (both, ours), (_, theirs) = together(_train, halves, name, None)
+    assert [loss.labels for loss in both] == pytest.approx([loss.labels for loss in losses], rtol)
     assert ours.keys() == one.tensors().keys()
-    for name, tensor in one.tensors().items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-def _train_transformer(data: Dataset) -> dict[str, Tensor]:
-    trainer = transformer(ParallelTrainer, data)
-    together_train(trainer)
-    return trainer.tensors()
-
-
-def test_two_processes_train_the_transformer_of_one(together, halves):
-    # AdamW makes full steps of the smallest gradients: none may depend on rounding.
-    one = transformer(SupernetTrainer, halves)
-    train_all(one)
-    ours, theirs = together(_train_transformer, halves)
-    assert ours.keys() == one.tensors().keys()
-    for name, tensor in one.tensors().items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=2e-4, msg=name)
-        assert torch.equal(ours[name], theirs[name]), name
+    for part, tensor in one.tensors().items():
+        torch.testing.assert_close(ours[part], tensor, rtol=rtol, atol=atol, msg=part)
+        assert torch.equal(ours[part], theirs[part]), part
 
 
 def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
     """Return the gradients of a step with both passes, from the same weights."""
-    trainer = resnet(kind, data, BIT_OPTIONS) if name == "quantized" else adaptive(kind, data)
+    trainer = make(name, data, kind)
     if name == "quantized":
         trainer.position = type(trainer.position)(epoch=1, step=0)
     if kind is SupernetTrainer:
@@ -172,9 +151,9 @@ def test_gradients_add_up_to_those_of_one_process(together, halves, name, tolera
 
 @pytest.mark.parametrize("leave_after", [6, 8])
 def test_an_epoch_can_be_left_and_continued(together, halves, leave_after):
-    (losses, whole), (_, followed) = together(_train, halves, BIT_OPTIONS, None)
+    (losses, whole), (_, followed) = together(_train, halves, "quantized", None)
     assert len(losses) == 12
-    (again, ours), (_, theirs) = together(_train, halves, BIT_OPTIONS, leave_after)
+    (again, ours), (_, theirs) = together(_train, halves, "quantized", leave_after)
     assert again == losses
     for name, tensor in whole.items():
         assert torch.equal(tensor, ours[name]), name
@@ -183,7 +162,7 @@ def test_an_epoch_can_be_left_and_continued(together, halves, leave_after):
 
 
 def _diverge(data: Dataset) -> str:
-    trainer = resnet(ParallelTrainer, data, BIT_OPTIONS)
+    trainer = make("quantized", data, ParallelTrainer)
     with torch.no_grad():
         trainer.backbone.classifier.bias.fill_(math.nan)
     try:
