@@ -1,6 +1,7 @@
 """Measured statistics: quantizer scales, norms per option, features for gates, exits."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
@@ -78,22 +79,21 @@ def calibrate_norms(
     backbone.eval()
 
 
-def feature_batches(backbone: Backbone) -> int:
-    """Return the number of batches of ``CALIBRATION_BATCH`` images for ``measure_features``."""
-    per_batch = 4 * CALIBRATION_BATCH * sum(backbone.probe_sizes)
-    return min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
-
-
 @torch.no_grad()
 def measure_features(
     backbone: Backbone, batches: Iterable[ImageSet], generator: torch.Generator
 ) -> None:
-    """Fit the probes and set ``feature_mean`` and ``feature_std``, each batch at a random mix."""
+    """Fit the probes and set ``feature_mean`` and ``feature_std``, each batch at a random mix.
+
+    Batches have up to ``CALIBRATION_BATCH`` images; it takes as many as fit into memory.
+    """
+    per_batch = 4 * CALIBRATION_BATCH * sum(backbone.probe_sizes)
+    n_batches = min(_FEATURE_BATCHES, max(1, _FEATURE_BYTES // per_batch))
     n_layers = len(backbone.blocks)
     parts: list[list[Tensor]] = [[] for _ in range(n_layers)]
     labels = []
     frozen = backbone.to_inference()
-    for batch in batches:
+    for batch in islice(batches, n_batches):
         labels.append(batch.labels)
         mix = sample_low_mix(backbone.options, n_layers, generator)
         # The output of the last layer has no probe.

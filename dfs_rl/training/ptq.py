@@ -19,7 +19,6 @@ from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_scales,
     copy_full_norms,
-    feature_batches,
     measure_features,
 )
 from dfs_rl.utils.seeding import torch_generator
@@ -53,8 +52,8 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
         calibrate_scales(backbone, first, parts=[*backbone.never_gated, backbone.blocks])
     copy_full_norms(backbone)
     _match_norms(backbone, (images[rows] for rows in _rows(len(images), seed)))
-    some = list(itertools.islice(_rows(len(images), seed), feature_batches(backbone)))
-    labelled = (ImageSet(_bytes(images[rows]), _predicted(backbone, images[rows])) for rows in some)
+    batches = (images[rows] for rows in _rows(len(images), seed))
+    labelled = (ImageSet(_bytes(batch), _predicted(backbone, batch)) for batch in batches)
     measure_features(backbone, labelled, torch_generator(seed, "features"))
 
 

@@ -35,7 +35,6 @@ from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
     copy_full_norms,
-    feature_batches,
     measure_features,
 )
 from dfs_rl.training.optimizers import USUAL, make_optimizer
@@ -187,8 +186,8 @@ class SupernetTrainer:
         images = (batch.images for batch in self._calibration_batches())
         mixes = backbone.meaningful_bits * self.config.calibration_rounds
         calibrate_norms(backbone, images, mixes)
-        some = itertools.islice(self._calibration_batches(), feature_batches(backbone))
-        measure_features(backbone, some, torch_generator(self.seed, "features"))
+        generator = torch_generator(self.seed, "features")
+        measure_features(backbone, self._calibration_batches(), generator)
         return backbone
 
     def snapshot(self) -> Backbone:
