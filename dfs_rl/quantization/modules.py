@@ -142,14 +142,10 @@ class NormPerBits(nn.Module):
         """Return the row of the tensors that normalises at ``bits``."""
         return norm_set * len(self.bits) + self.bits.index(bits)
 
-    def norm_tensors(self) -> Sequence[Tensor]:
-        """Return everything that has a row for every bit width."""
-        return self.norm_weight, self.norm_bias
-
     @torch.no_grad()
     def copy_full_norm(self) -> None:
         """Copy the row of the largest bit width to all others of its set."""
-        for tensor in self.norm_tensors():
+        for tensor in self.state_dict().values():
             sets = tensor.view(self.norm_sets, len(self.bits), -1)
             sets.copy_(sets[:, -1:].expand_as(sets))
 
@@ -184,10 +180,6 @@ class BatchNormPerBits(NormPerBits):
         self.register_buffer("running_var", torch.ones_like(self.norm_weight))
         self.batch_norm: Callable[..., Tensor] = functional.batch_norm
         self._averaged: list[int] | None = None
-
-    def norm_tensors(self) -> Sequence[Tensor]:
-        """Return everything that has a row for every bit width."""
-        return *super().norm_tensors(), self.running_mean, self.running_var
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Normalise ``[batch, channels, ...]`` at ``bits``."""

@@ -99,7 +99,7 @@ def test_each_set_of_norms_works_behind_any_kernel(kernel_size, groups, bits):
     with calibrating([conv]):
         conv(images(), 32)
     with torch.no_grad():
-        for tensor in conv.norm.norm_tensors():
+        for tensor in conv.norm.state_dict().values():
             tensor.uniform_(0.5, 1.5)
     conv.eval()
     x, weight = (images(), conv.weight) if bits == 32 else conv.quantizers(images(), conv.weight, 4)
@@ -107,7 +107,7 @@ def test_each_set_of_norms_works_behind_any_kernel(kernel_size, groups, bits):
     plain = nn.functional.conv2d(x, weight, stride=2, padding=padding, groups=groups)
     for norm_set in range(2):
         row = norm_set * 2 + (4, 32).index(bits)
-        weight, bias, mean, variance = (t[row] for t in conv.norm.norm_tensors())
+        weight, bias, mean, variance = (t[row] for t in conv.norm.state_dict().values())
         expected = nn.functional.batch_norm(plain, mean, variance, weight, bias)
         torch.testing.assert_close(conv(images(), bits, norm_set), expected)
         frozen = InferenceConv2d(conv, bits, norm_set)

@@ -131,7 +131,9 @@ def _norm(named: Mapping[str, Any], bits: Sequence[int]) -> nn.Module | None:
         return None
     norm = BatchNormPerBits(len(mean), bits, epsilon=named["eps"])
     with torch.no_grad():
-        for ours, theirs in zip(norm.norm_tensors(), (weight, bias, mean, variance), strict=True):
+        for ours, theirs in zip(
+            norm.state_dict().values(), (weight, bias, mean, variance), strict=True
+        ):
             if theirs is not None:
                 ours.copy_(theirs.expand_as(ours))
     return norm
