@@ -19,7 +19,7 @@ from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
 from dfs_rl.gating.action_masks import action_masks
-from dfs_rl.gating.execution import run_head, run_layer, run_stem
+from dfs_rl.gating.execution import ExecutionState, run_stem, run_to_head
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.utils.checkpoint import (
@@ -50,22 +50,19 @@ def gated_rollout(
     if gate.budget_conditioning is not None:
         preferences = torch.rand(len(images), generator=generator, device=images.device)
     gate.reset(len(images))
-    state = run_stem(backbone, images)
-    while state.layer < backbone.costs.n_layers:
-        with torch.no_grad():
-            seen = observe(
-                backbone, state, budget=budget, gate_macs=gate.macs, preferences=preferences
-            )
-            logits = gate(seen.features, seen.layer, seen.context)
-            allowed = action_masks(
-                backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs
-            )
-            logits = logits.masked_fill(~allowed, -torch.inf)
-            options = logits.argmax(dim=1)
-            if not greedy:
-                options = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
-        state = run_layer(backbone, state, options)
-    return run_head(backbone, state)
+    costs, macs = backbone.costs, gate.macs
+
+    @torch.no_grad()
+    def choose(state: ExecutionState) -> Tensor:
+        seen = observe(backbone, state, budget=budget, gate_macs=macs, preferences=preferences)
+        logits: Tensor = gate(seen.features, seen.layer, seen.context)
+        allowed = action_masks(costs, state.layer, state.spent, budget, gate_macs=macs)
+        logits = logits.masked_fill(~allowed, -torch.inf)
+        if greedy:
+            return logits.argmax(dim=1)
+        return torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+
+    return run_to_head(backbone, run_stem(backbone, images), choose)
 
 
 class CoTrainer:

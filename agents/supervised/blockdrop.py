@@ -20,7 +20,7 @@ from dfs_rl.agents.supervised.estimators import reinforce_loss, sampled_choice
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
 from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.data import ImageSet
-from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_stem
+from dfs_rl.gating.execution import ExecutionState, run_stem, run_to_head
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
@@ -49,9 +49,7 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 @torch.no_grad()
 def run_options(backbone: WalkableBackbone, state: ExecutionState, options: Tensor) -> Tensor:
     """Run the remaining layers at ``options``, int64 ``[batch, layers]``, and return logits."""
-    for layer in range(state.layer, backbone.costs.n_layers):
-        state = run_layer(backbone, state, options[:, layer])
-    return run_head(backbone, state)
+    return run_to_head(backbone, state, lambda at: options[:, at.layer])
 
 
 def episode_rewards(right: Tensor, paid: Tensor, *, penalty: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Execution of the gated layers on a batch, one layer and one choice of actions at a time."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,17 @@ def run_layer(
 def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
     """Return the logits after the last layer, float32 ``[batch, classes]``."""
     return backbone.head(state.hidden)
+
+
+def run_to_head(
+    backbone: WalkableBackbone,
+    state: ExecutionState,
+    choose: Callable[[ExecutionState], Tensor],
+) -> Tensor:
+    """Return the logits after the layers that are left, at the options that ``choose`` returns."""
+    while state.layer < backbone.costs.n_layers:
+        state = run_layer(backbone, state, choose(state))
+    return run_head(backbone, state)
 
 
 def advance(
