@@ -83,7 +83,6 @@ class CascadeGate:
         self.threshold = threshold
         self.options = options
         self.name = name
-        self._running = self.first
 
     @property
     def description(self) -> str:
@@ -96,17 +95,12 @@ class CascadeGate:
             return f"{first} bit for all"
         return f"{first} bit, then {second} bit below a confidence of {self.threshold:.3g}"
 
-    def reset(self, batch_size: int) -> None:  # noqa: ARG002
-        """Start the first pass."""
-        self._running = self.first
-
-    def start_second_pass(self) -> None:
-        """Start the second pass."""
-        self._running = self.second
+    def reset(self, batch_size: int) -> None:
+        """Do nothing: the gate has no state."""
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
-        """Return the layer's option in the current pass for every image."""
-        return self._running.decide(features, layer, context)
+        """Return the layer's option in the first pass for every image."""
+        return self.first.decide(features, layer, context)
 
     def should_escalate(self, logits: Tensor) -> Tensor:
         """Return a mask of the images that need a second pass, by the logits of the first one."""

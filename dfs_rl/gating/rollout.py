@@ -69,14 +69,12 @@ def rollout(
 
 def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
     """Run all images once, and those below the confidence threshold again."""
-    gate.reset(len(images))
-    logits, first, _ = _run_pass(backbone, gate, images)
+    logits, first, _ = _run_pass(backbone, gate.first, images)
     again = gate.should_escalate(logits)
     rows = again.nonzero()[:, 0]
     options = first
     if len(rows):
-        gate.start_second_pass()
-        second = _run_pass(backbone, gate, images[rows])
+        second = _run_pass(backbone, gate.second, images[rows])
         logits = logits.index_copy(0, rows, second.logits)
         options = first.index_copy(0, rows, second.options)
     return RolloutResult(logits, options, FirstPass(options=first, escalated=again))
@@ -100,7 +98,7 @@ def _run_pass(
             budget=budget,
             gate_macs=gate.macs,
             preferences=None if preferences is None else _gather(preferences, state.rows),
-            with_features=not isinstance(gate, TableGate | CascadeGate),
+            with_features=not isinstance(gate, TableGate),
         )
         actions = _choose(backbone, gate, state, seen, budget, len(images))
         state, exited = advance(backbone, state, actions, reuse=True)
