@@ -55,16 +55,14 @@ def group_by_gate(runs: Sequence[EvaluatedRun]) -> Groups:
     """
     groups = _grouped(runs, _IGNORED_SETTINGS)
     for label, group in groups.items():
-        by_seed: dict[object, str] = {}
-        for run in group:
-            seed = run.settings.get("seed")
-            if seed in by_seed:
+        for first, second in itertools.combinations(group, 2):
+            seed = second.settings.get("seed")
+            if seed == first.settings.get("seed"):
                 suffix = "" if seed is None else f", with the same seed {seed}"
                 raise DataError(
-                    f"{run.path} and {by_seed[seed]} are the same gate, {label}{suffix}; leave "
-                    "one out."
+                    f"{second.path} and {first.path} are the same gate, {label}{suffix}; leave one "
+                    "out."
                 )
-            by_seed[seed] = run.path
     return groups
 
 

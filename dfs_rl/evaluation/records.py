@@ -96,6 +96,16 @@ class GateRecords:
         return spent if self.first_pass is None else self.first_pass.total_cost(spent, cost_of)
 
 
+def choose_records(candidates: Sequence[GateRecords], index: Tensor, name: str) -> GateRecords:
+    """Return for each image the outcome of the candidate at its ``index``, int64 ``[n]``."""
+    images = torch.arange(len(index))
+    taken: dict[str, Any] = {
+        field: torch.stack([getattr(records, field) for records in candidates])[index, images]
+        for field in ("predictions", "options", "log_likelihood", "confidence")
+    }
+    return GateRecords(name=name, labels=candidates[0].labels, **taken)
+
+
 def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
     """Concatenate the records of consecutive batches of one method."""
 

@@ -4,13 +4,14 @@ It needs no learning, so a gate that sees the image must beat it.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfs_rl.costs import BitOptions, CostTable
-from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.records import GateRecords, choose_records
 from dfs_rl.gating.cascade import FirstPass
 
 _SHARE_STEPS = 100
@@ -30,15 +31,8 @@ def run_cascade(uniform: Sequence[GateRecords], cascade: Cascade) -> GateRecords
     """Combine two of the uniform passes; images with a second pass pay for both."""
     first, second = uniform[cascade.first], uniform[cascade.second]
     escalated = first.confidence < cascade.threshold
-    return GateRecords(
-        name="cascade",
-        predictions=torch.where(escalated, second.predictions, first.predictions),
-        labels=first.labels,
-        options=torch.where(escalated[:, None], second.options, first.options),
-        log_likelihood=torch.where(escalated, second.log_likelihood, first.log_likelihood),
-        confidence=torch.where(escalated, second.confidence, first.confidence),
-        first_pass=FirstPass(options=first.options, escalated=escalated),
-    )
+    taken = choose_records([first, second], escalated.long(), "cascade")
+    return replace(taken, first_pass=FirstPass(options=first.options, escalated=escalated))
 
 
 def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from dfs_rl.evaluation.baselines.registry import (
 )
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_draws, evaluate_static_table
-from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.records import choose_records
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, canonicalize, static_table_text
 from dfs_rl.evaluation.static_tables.search import search_static_table
 from dfs_rl.utils.seeding import torch_generator
@@ -213,16 +212,11 @@ def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
     passes = [method.records[0] for method in setup.uniform]
     correct = torch.stack([records.correct for records in passes])  # [options, n]
     chosen = correct.int().argmax(dim=0)  # the first correct option, 0 if there is none
-    images = torch.arange(correct.shape[1])
-    taken: dict[str, Any] = {
-        field: torch.stack([getattr(records, field) for records in passes])[chosen, images]
-        for field in ("predictions", "options", "log_likelihood", "confidence")
-    }
     yield MethodResult(
         key="oracle",
         label="oracle, no gate",
         role="oracle",
-        records=(GateRecords(name="oracle", labels=passes[0].labels, **taken),),
+        records=(choose_records(passes, chosen, "oracle"),),
         detail="for each image the cheapest uniform option that is correct, by its label",
     )
 
