@@ -6,20 +6,24 @@ belong together. Loading executes no code.
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfs_rl.errors import CheckpointError, DfsRlError
-from dfs_rl.utils.io import atomic_write, check_not_stream, read_json, to_json_value, write_json
+from dfs_rl.utils.io import (
+    check_not_stream,
+    read_json,
+    to_json_value,
+    write_bytes_atomic,
+    write_json,
+)
 
 _CHECKSUM = "sha256"
 _STATE = "state"
@@ -48,15 +52,7 @@ def save_tensors(
     }
     header = dict(metadata or {})
     header[_CHECKSUM] = _checksum(owned, header)
-    with atomic_write(path) as temporary:
-        try:
-            save_file(owned, temporary, metadata=header)
-        except SafetensorError as error:
-            # SafetensorError is no OSError; only its text contains the system's error number.
-            found = re.search(r"\(os error (\d+)\)", str(error))
-            if found is None:
-                raise
-            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+    write_bytes_atomic(path, save(owned, metadata=header))
 
 
 def load_tensors(path: Path, *, ours: bool = True) -> dict[str, Tensor]:

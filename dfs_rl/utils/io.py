@@ -23,8 +23,6 @@ OnWait = Callable[[], None] | None
 """Callback of ``file_lock`` before it waits; ``None`` raises instead of waiting."""
 
 _JSON_LIMIT = 2**26  # bytes; files of this project are far smaller
-_TEMPORARY_FILES = (".*.tmp", ".tmp" + 6 * "[0-9A-Za-z]")
-"""Patterns of the temporary files of ``atomic_write`` and of safetensors."""
 
 
 @contextmanager
@@ -56,34 +54,6 @@ def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` when the block ends without an error.
-
-    The content is flushed to disk before the rename, and the rename before the block ends, so
-    neither a killed process nor a crashed machine leaves a half-written file. A killed process
-    leaves a hidden temporary file that nothing reads. The folder of ``path`` is created if missing.
-
-    Raises:
-        OSError: With ``path``, if the disk is full or not writable.
-    """
-    with add_path_to_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            sync(temporary)
-            # mkstemp's mode 0600 would lock out a group that shares runs.
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
-
-
-@contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
     """Set the file name of an OSError in the block, which a full disk leaves out, to ``path``."""
     try:
@@ -94,9 +64,31 @@ def add_path_to_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Create or replace ``path`` with ``data``, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+    """Create or replace ``path``, and its folder if missing, with ``data``.
+
+    The content is flushed to disk before the rename, and the rename before the return, so neither a
+    killed process nor a crashed machine leaves a half-written file. A killed process leaves a
+    hidden temporary file that nothing reads.
+
+    Raises:
+        OSError: With ``path``, if the disk is full or not writable.
+    """
+    with add_path_to_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+            # mkstemp's mode 0600 would lock out a group that shares runs.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -188,10 +180,9 @@ def to_json_value(value: object, *, finite: bool = True) -> Any:  # noqa: ANN401
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete temporary files of killed writers in a folder with a single writer."""
-    for pattern in _TEMPORARY_FILES:
-        for path in folder.glob(pattern):
-            if path.is_file():
-                path.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _key(key: object) -> str:
@@ -214,11 +205,11 @@ def _parse_finite(text: str) -> float:
     return value
 
 
-def sync(path: Path) -> None:
-    """Flush a file to disk, or a folder except on Windows."""
-    if path.is_dir() and os.name == "nt":
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, except on Windows."""
+    if os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -19,7 +19,7 @@ from dfs_rl.utils.io import (
     file_lock,
     read_json,
     remove_stale_temporaries,
-    sync,
+    sync_folder,
     write_bytes_atomic,
     write_json,
 )
@@ -171,8 +171,8 @@ def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> N
         raise BusyError(
             f"another process is creating a run in {path}; wait until it ends."
         ) from error
-    sync(path)
-    sync(path.parent)
+    sync_folder(path)
+    sync_folder(path.parent)
 
 
 def _remove_unfinished(path: Path) -> None:

@@ -259,7 +259,6 @@ def test_links_inside_a_run_are_refused(tmp_path, name, dangling):
 def test_lock_deletes_leftovers_and_names_the_run(tmp_path):
     folder = create(tmp_path / "run")
     stale = [
-        "checkpoints/.tmpA1b2C3",
         "checkpoints/.last.safetensors.q1.tmp",
         ".summary.json.q2.tmp",
         "gate/.gate.json.q3.tmp",
