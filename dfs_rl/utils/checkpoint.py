@@ -58,9 +58,7 @@ def save_tensors(
 def load_tensors(path: Path, *, ours: bool = True) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file to the CPU.
 
-    Args:
-        path: File to read.
-        ours: Whether ``save_tensors`` wrote the file; files of other writers have no checksum.
+    Files that ``save_tensors`` did not write have no checksum; they are loaded unless ``ours``.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, truncated, altered, not safetensors, or
@@ -172,13 +170,7 @@ def write_manifest(path: Path, *, kind: str, version: int, parts: Mapping[str, o
 def read_manifest(
     path: Path, *, what: str, kinds: Sequence[str], version: int
 ) -> dict[str, object]:
-    """Read a manifest and check its kind and format.
-
-    Args:
-        path: Manifest file.
-        what: Noun for error messages, such as ``"backbone"`` or ``"gate"``.
-        kinds: Allowed kinds.
-        version: Required format.
+    """Read a manifest of a ``what``, such as a "gate", and check its kind and format.
 
     Raises:
         CheckpointError: If the file is missing, damaged or of another kind or format.

@@ -211,18 +211,19 @@ def _flags_of(cls: type, values: Mapping[str, object], extra: Mapping[str, objec
     given = {field.name: field for field in dataclasses.fields(cls) if field.init}
     order = [*(screen or ()), *(name for name in given if name not in (screen or ()))]
     for name in order:
-        field, hint, value = given[name], hints[name], values.get(name, tyro.MISSING)
-        about = tyro.conf.arg(help=texts.get(name, ""))
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            part = _flags_of(hint, {} if value is tyro.MISSING else vars(value), {})
+        hint, value = hints[name], values.get(name, given[name].default)
+        is_block = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        # Settings of the block of advanced ones have no prefix.
+        about = tyro.conf.arg(help=texts.get(name, ""), prefix_name=is_block or screen is None)
+        if is_block:
+            part = _flags_of(hint, vars(value) if name in values else {}, {})
             blocks.append((name, Annotated[part, about], dataclasses.field(default_factory=part)))
             continue
-        if value is tyro.MISSING and field.default is not dataclasses.MISSING:
-            value = field.default
-        shown = screen is None or name in screen
-        place = tyro.conf.arg(prefix_name=False, help=texts.get(name, ""))
-        hint = Annotated[_with_choices(hint), about if shown else place]
-        (first if shown else later).append((name, hint, dataclasses.field(default=value)))
+        if value is dataclasses.MISSING:
+            value = tyro.MISSING
+        flags = first if screen is None or name in screen else later
+        hint = Annotated[_with_choices(hint), about]
+        flags.append((name, hint, dataclasses.field(default=value)))
     first += [(name, hint, dataclasses.field(default=None)) for name, hint in extra.items()]
     if extra:
         trust = tyro.conf.arg(help=_TRUST_HELP, prefix_name=False)

@@ -190,13 +190,7 @@ def _checker(cls: type, chosen: tuple[tuple[str, type], ...]) -> TypeAdapter[dic
 def error_message(
     error: ValidationError, data: Mapping[str, Any], cls: type
 ) -> tuple[KeyPath, str]:
-    """Return the path in ``data`` and the description of the first error that pydantic found.
-
-    Args:
-        error: Errors of the validation.
-        data: Validated values.
-        cls: Dataclass that they were validated against.
-    """
+    """Return the place in ``data`` and the description of the first error against ``cls``."""
     faults = error.errors(include_url=False)
     fault = faults[0]
     path, context = _path_in(data, fault["loc"]), fault.get("ctx", {})

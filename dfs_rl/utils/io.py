@@ -29,10 +29,6 @@ _JSON_LIMIT = 2**26  # bytes; files of this project are far smaller
 def file_lock(folder: Path, *, on_wait: OnWait = None) -> Iterator[None]:
     """Lock ``folder``, created if missing, until the block or this process ends.
 
-    Args:
-        folder: Folder to lock.
-        on_wait: Called once before waiting for another process's lock; ``None`` raises instead.
-
     Raises:
         BusyError: If another process has the lock and ``on_wait`` is ``None``.
     """
@@ -106,20 +102,13 @@ def check_not_stream(path: Path) -> None:
     """Check that a path is a regular file or a folder.
 
     Opening a pipe waits for a writer, and reading a device may never end.
-
-    Raises:
-        OSError: If the path is a pipe or a device, or does not exist.
     """
     if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
 
 
 def read_limited(path: Path, *, limit: int) -> bytes:
-    """Read a regular file of at most ``limit`` bytes.
-
-    Raises:
-        OSError: If the file is larger, cannot be read, or is a pipe, device or folder.
-    """
+    """Read a regular file of at most ``limit`` bytes; any other one raises ``OSError``."""
     check_not_stream(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
