@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,9 +77,6 @@ def load(tmp_path: Path, text: str) -> Train:
         ("backbone: null", "backbone", None),
         ("workers: 3", "workers", 3),
         ("workers: auto", "workers", "auto"),
-        ("dataset: no", "dataset", "no"),
-        ("dataset: 2026-01-02", "dataset", "2026-01-02"),
-        ("steps: 010", "steps", 10),
         ("cut: {clip_range: 1}", "cut", Clip(clip_range=1.0)),
         ("limits: {a: 1}", "limits", {"a": 1}),
         ("", "algo", "ppo"),
@@ -167,31 +165,31 @@ def test_value_of_a_foreign_class_is_refused():
         Ranges(rate={0.5})
 
 
-def test_an_empty_path_is_not_the_current_folder():
-    with pytest.raises(ConfigError, match="here: backbone is ''"):
-        config_from_dict({"backbone": ""}, Train, "here")
+@pytest.mark.parametrize(
+    ("cls", "data", "fault"),
+    [
+        (Train, {"backbone": ""}, "backbone is ''; allowed is a path that is not empty."),
+        (Train, {"dataset": "\ud800"}, "a value contains text that is not Unicode, or is nested"),
+        (Required, {"n": 2}, "path is missing and has no default."),
+    ],
+)
+def test_faults_of_plain_values_name_their_source(cls, data, fault):
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(data, cls, "here")
+    assert str(caught.value).startswith(f"here: {fault}")
 
 
-def test_text_that_is_not_unicode_is_refused():
-    with pytest.raises(ConfigError, match="not Unicode"):
-        config_from_dict({"dataset": "\ud800"}, Train, "here")
-
-
-def test_error_in_a_block_names_its_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"train.yaml, line 4: limits.b is 'x'"):
-        load(tmp_path, "steps: 2\nlimits:\n  a: 1\n  b: x\n")
-    with pytest.raises(ConfigError, match=r"train.yaml, line 3: bits\[1\] is 'x'"):
-        load(tmp_path, "bits:\n  - 1\n  - x\n")
-
-
-def test_what_settings_are_together_has_no_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"train.yaml: steps is 13; thirteen is not allowed"):
-        load(tmp_path, "steps: 13")
-
-
-def test_a_missing_setting_is_named():
-    with pytest.raises(ConfigError, match=r"^here: path is missing and has no default\.$"):
-        config_from_dict({"n": 2}, Required, "here")
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("steps: 2\nlimits:\n  a: 1\n  b: x\n", ", line 4: limits.b is 'x'"),
+        ("bits:\n  - 1\n  - x\n", ", line 3: bits[1] is 'x'"),
+        ("steps: 13", ": steps is 13; thirteen is not allowed"),  # all settings together
+    ],
+)
+def test_faults_of_a_file_name_the_innermost_line(tmp_path, text, fault):
+    with pytest.raises(ConfigError, match=re.escape(f"train.yaml{fault}")):
+        load(tmp_path, text)
 
 
 words = st.integers(-(2**63), 2**63 - 1)
