@@ -121,11 +121,11 @@ class GateRun:
             ) from None
         finally:
             seconds = run.add_seconds(time.perf_counter() - began)
-        # The best gate belongs to an earlier state of a co-trained backbone.
-        self._trained = (
-            load_stored_backbone(path / BACKBONE_FOLDER) if self.config.cotrains else stored
-        )
-        points = self._calibrate_budgets(self._trained) or record.points_on_val
+        if self.config.cotrains:  # the best gate may belong to an earlier state
+            stored = load_stored_backbone(path / BACKBONE_FOLDER)
+        stored.backbone.cpu().eval()  # as it is loaded, so that its inference form is the same
+        self._trained = stored
+        points = self._calibrate_budgets(stored) or record.points_on_val
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
         write_json(path / TRAINING_FILE, config_to_dict(record))
         if "timesteps" in record.best_on_val:
@@ -152,7 +152,7 @@ class GateRun:
             return ()
         print_status("Measuring the cost of the gate at each preference on the val split ...")
         device = resolve_device(self.config.device)
-        backbone = stored.backbone.eval().to_inference().to(device)
+        backbone = stored.backbone.to_inference().to(device)
         gate.budget_conditioning, points = calibrate_budget_conditioning(
             backbone, gate.to(device), self.dataset.val.to(device)
         )
