@@ -187,7 +187,7 @@ def evaluate_run(
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
     name = "-".join(["summary", *shown, *at, *only]) + ".json"
-    identity = _identity(config, data.fingerprint, baselines)
+    identity = _identity(config, data.fingerprint)
     found = _stored_evaluation(folder.path / name, identity)
     if found is not None:
         return found
@@ -380,9 +380,9 @@ def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | Non
     return dataset
 
 
-def _identity(config: EvaluateConfig, fingerprint: str, baselines: Sequence[str] | None) -> str:
-    """Return a digest of all inputs that determine the results."""
-    given = [fingerprint, config.split, config.precision, config.search, config.budget, baselines]
+def _identity(config: EvaluateConfig, fingerprint: str) -> str:
+    """Return a digest of all inputs that determine the results; the file's name tells baselines."""
+    given = [fingerprint, config.split, config.precision, config.search, config.budget]
     digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((config.run / part).glob("*")):
