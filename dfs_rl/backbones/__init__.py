@@ -5,11 +5,10 @@ from pathlib import Path
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.conversion.backbone import Fractionalized
 from dfs_rl.backbones.conversion.convert import fractionalize
-from dfs_rl.backbones.conversion.selection import FractionalizeConfig, FractionalizeReport
-from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
 from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.network import Network, NetworkConfig
-from dfs_rl.backbones.registry import network_of, register_backbone
+from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.backbones.resnet import AdaptiveResNet, AdaptiveResNetConfig, ResNet, ResNetConfig
 from dfs_rl.backbones.storage import (
     BackboneInfo,
@@ -47,10 +46,7 @@ __all__ = [
     "AdaptiveVisionTransformerConfig",
     "Backbone",
     "BackboneInfo",
-    "FractionalizeConfig",
-    "FractionalizeReport",
     "Fractionalized",
-    "GatedLayer",
     "InferenceBackbone",
     "Network",
     "NetworkConfig",
@@ -64,7 +60,6 @@ __all__ = [
     "fractionalize",
     "load_backbone",
     "load_stored_backbone",
-    "network_of",
     "register_backbone",
     "save_backbone",
 ]

@@ -1,5 +1,6 @@
 """Exits of a real backbone: their costs and training; the network stays the same."""
 
+import functools
 import json
 
 import pytest
@@ -36,7 +37,9 @@ def small():
     return ResNet(config, ChannelStatistics((0.25,), (0.5,))).eval()
 
 
-def fitted(after=(1, 4)):
+@functools.cache
+def fitted(*after):
+    """The shipped backbone with fitted exits; not to be changed."""
     backbone, images = default_digits(), load_dataset("digits").train.images
     fit_exits(backbone, after, images.split(200), torch.Generator().manual_seed(0))
     return backbone
@@ -67,7 +70,7 @@ def test_removed_exits_leave_the_backbone_unchanged():
 
 @torch.no_grad()
 def test_heads_learn_the_networks_answers():
-    backbone, plain, val = fitted(), default_digits(), load_dataset("digits").val
+    backbone, plain, val = fitted(1, 4), default_digits(), load_dataset("digits").val
     assert torch.equal(backbone(val.images, 4), plain(val.images, 4))
     frozen = backbone.to_inference()
     hidden, agreement = frozen.stem(val.images), {}
@@ -82,7 +85,7 @@ def test_heads_learn_the_networks_answers():
 
 @torch.no_grad()
 def test_the_frozen_form_answers_alike():
-    backbone = fitted()
+    backbone = fitted(1, 4)
     frozen, images = backbone.to_inference(), load_dataset("digits").val.images[:50]
     hidden = backbone.stem(images)
     for layer, block in enumerate(backbone.layers):
@@ -96,7 +99,7 @@ def test_the_frozen_form_answers_alike():
 
 @torch.no_grad()
 def test_before_an_exit_a_gate_sees_its_confidence():
-    backbone = fitted((2,))
+    backbone = fitted(2)
     plain, images = default_digits(), load_dataset("digits").train.images
     hidden = backbone.to_inference().stem(images)
     for layer in range(2):
@@ -113,7 +116,7 @@ def test_before_an_exit_a_gate_sees_its_confidence():
 
 
 def test_stored_exits_come_back_apart_from_weights(tmp_path):
-    backbone, images = fitted(), load_dataset("digits").val.images[:20]
+    backbone, images = fitted(1, 4), load_dataset("digits").val.images[:20]
     save_backbone(backbone, INFO, tmp_path / "with")
     save_backbone(default_digits(), INFO, tmp_path / "without")
     again = load_backbone(tmp_path / "with")
@@ -132,7 +135,7 @@ def test_stored_exits_come_back_apart_from_weights(tmp_path):
 
 @pytest.mark.parametrize("exits", [[1], [9], [1, 4, 5], "14", [True]])
 def test_a_description_that_does_not_fit_is_refused(tmp_path, exits):
-    save_backbone(fitted(), INFO, tmp_path)
+    save_backbone(fitted(1, 4), INFO, tmp_path)
     path = tmp_path / "backbone.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"exits": exits}))
     with pytest.raises(CheckpointError):

@@ -2,11 +2,9 @@
 
 import copy
 import functools
-from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from dfs_rl import fractionalize
@@ -17,8 +15,6 @@ from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from tests.helpers.models import (
     CLASSES,
     NETS,
-    SIDE,
-    BasicBlock,
     BasicResNet,
     Dense,
     Flat,
@@ -126,28 +122,6 @@ def test_the_users_model_stays_as_it_was():
             parameter.zero_()
     assert model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_random_nets_are_the_same_in_full_precision(seed):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(n: int) -> int:
-        return int(torch.randint(n, (), generator=generator))
-
-    def make() -> nn.Module:
-        widths = [4 + 4 * draw(2) for _ in range(4)]
-        blocks = [BasicBlock(i, o, 1 + draw(2)) for i, o in pairwise(widths)]
-        between = [(nn.Identity(), nn.MaxPool2d(2), nn.GELU())[draw(3)] for _ in blocks]
-        chain = [m for pair in zip(blocks, between, strict=True) for m in pair]
-        ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES)
-        return nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1), *chain, *ends)
-
-    model, backbone = converted(make)
-    assert (len(backbone.layers), backbone.image_shape) == (3, (3, SIDE, SIDE))
-    with torch.no_grad():
-        ours = at(backbone.to_inference(), pictures(), 32)
-        torch.testing.assert_close(ours, model(pictures() / 255.0), rtol=1e-4, atol=1e-5)
 
 
 # --- what is gated, and what it costs ------------------------------------------------------------

@@ -10,10 +10,12 @@ from torch.nn import functional
 from dfs_rl import fractionalize
 from dfs_rl.errors import ConfigError
 from tests.helpers.models import (
+    CLASSES,
     BasicResNet,
-    Deciding,
     Dense,
+    Extended,
     Flat,
+    Odd,
     SmallViT,
     converted,
     examples,
@@ -23,10 +25,16 @@ from tests.helpers.models import (
 )
 
 
+def deciding() -> nn.Module:
+    net = Extended(lambda net, x: BasicResNet.forward(net, net.odd(x)), odd=Odd())
+    net.stem.register_forward_pre_hook(lambda *_: None)
+    return net
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "sentence"),
     [
-        (Deciding, {}, "'odd' cannot be traced"),
+        (deciding, {}, "'odd' cannot be traced"),
         (Dense, {}, "no residual block that can be gated"),
         (BasicResNet, {"layers": ["nowhere"]}, "'nowhere', in which no convolution"),
         (BasicResNet, {"layers": ["stem"]}, "'stem', which cannot be skipped: no shortcut"),
@@ -95,13 +103,11 @@ def test_unfit_images_are_refused_in_torchs_words(make, shape, module):
     assert "\n" not in told
 
 
-class Ending(BasicResNet):
-    def __init__(self, classes, end) -> None:
-        super().__init__()
-        self.fc, self.end = nn.Linear(16, classes), end
-
-    def forward(self, x):
-        return self.end(super().forward(x))
+def ending(end, classes: int = CLASSES) -> nn.Module:
+    """Return a ResNet of ``classes`` whose answer ``end`` changes."""
+    net = Extended(lambda net, x: end(BasicResNet.forward(net, x)))
+    net.fc = nn.Linear(16, classes)
+    return net
 
 
 @pytest.mark.parametrize(
@@ -120,37 +126,26 @@ class Ending(BasicResNet):
 )
 def test_what_is_no_logits_of_two_classes_is_refused(classes, end, words):
     with pytest.raises(ConfigError, match=words):
-        fractionalize(Ending(classes, end), examples(), (0, 4))
+        fractionalize(ending(end, classes), examples(), (0, 4))
 
 
 @pytest.mark.parametrize("end", [lambda z: (z,), lambda z: {"logits": z}, lambda z: (z, None)])
 def test_logits_in_a_container_are_logits(end):
-    assert fractionalize(Ending(2, end), examples()).n_classes == 2
-
-
-class Shares(nn.Module):
-    def forward(self, x):
-        x = x.exp()
-        return x / x.sum(1, keepdim=True)
-
-
-class Endless(nn.Module):
-    def forward(self, x):
-        return x / 0
+    assert fractionalize(ending(end, 2), examples()).n_classes == 2
 
 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
         (nn.Softmax(dim=1), "returns probabilities, but gates learn"),
-        (Shares(), "returns probabilities, but gates learn"),
+        (lambda z: z.exp() / z.exp().sum(1, keepdim=True), "returns probabilities, but gates"),
         (nn.Sigmoid(), "returns probabilities, but gates learn"),
-        (Endless(), "returns numbers that are not finite for the"),
+        (lambda z: z / 0, "returns numbers that are not finite for the"),
     ],
 )
 def test_answers_that_are_no_logits_are_refused(end, words):
-    with pytest.raises(ConfigError, match=f"Sequential {words}"):
-        fractionalize(nn.Sequential(BasicResNet(), end), examples(), bits=(0, 4))
+    with pytest.raises(ConfigError, match=f"Extended {words}"):
+        fractionalize(ending(end), examples(), bits=(0, 4))
 
 
 @pytest.mark.parametrize("end", [nn.LogSoftmax(dim=1), nn.ReLU(), nn.Softplus()])
@@ -168,39 +163,35 @@ def test_log_probabilities_are_logits(end):
             )
 
 
-class Squeezing(BasicResNet):
-    def forward(self, x):
-        return self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)).squeeze())
+def squeezing(net, x):
+    return net.fc(net.blocks(net.stem(x).relu()).mean((2, 3)).squeeze())
 
 
-class Sixteen(BasicResNet):
-    def forward(self, x):
-        assert len(x) == 16
-        return super().forward(x)
+def sixteen(net, x):
+    assert len(x) == 16
+    return BasicResNet.forward(net, x)
 
 
-class Centring(BasicResNet):
-    def forward(self, x):
-        return super().forward(x - x.mean(0))
+def centring(net, x):
+    return BasicResNet.forward(net, x - x.mean(0))
 
 
-class Drawing(BasicResNet):
-    def forward(self, x):
-        return super().forward(x + torch.randn_like(x))
+def drawing(net, x):
+    return BasicResNet.forward(net, x + torch.randn_like(x))
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("run", "sentence"),
     [
-        (Squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
-        (Sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
-        (Centring, "with the other images of its batch, .* does Centring normalise over a batch"),
-        (Drawing, "does Drawing depend on more than its images"),
+        (squeezing, r"returns \[5\] for one image, where \[1, 5\] is needed; does it squeeze"),
+        (sixteen, r"not accept a single image, .* AssertionError.*; give a model for any number"),
+        (centring, "with the other images of its batch, .* does Extended normalise over a batch"),
+        (drawing, "does Extended depend on more than its images"),
     ],
 )
-def test_a_model_says_the_same_of_an_image_alone(make, sentence):
+def test_a_model_says_the_same_of_an_image_alone(run, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        fractionalize(lived_in(make), examples())
+        fractionalize(lived_in(lambda: Extended(run)), examples())
 
 
 def test_a_wrapper_is_looked_through():
@@ -220,11 +211,9 @@ def scripted() -> nn.Module:
         return torch.jit.script(BasicResNet())
 
 
-class SwitchingGradients(BasicResNet):
-    def forward(self, x):
-        with torch.no_grad():
-            x = self.stem(x)
-        return self.fc(self.blocks(x).mean((2, 3)))
+def switching(net, x):
+    with torch.no_grad():
+        return BasicResNet.forward(net, x)
 
 
 class TokensFirst(SmallViT):
@@ -240,7 +229,7 @@ class TokensFirst(SmallViT):
     [
         (remembering, "RuntimeError: Only Tensors created explicitly"),
         (scripted, "is a RecursiveScriptModule, which"),
-        (SwitchingGradients, "^the model itself switches gradients"),
+        (lambda: Extended(switching), "^the model itself switches gradients"),
         (TokensFirst, "mlp': its activations do not have one row for each"),
     ],
 )

@@ -12,7 +12,7 @@ from dfs_rl.training.calibration import calibrate_scales
 from tests.helpers.models import (
     CLASSES,
     SIDE,
-    BasicResNet,
+    Extended,
     SmallViT,
     converted,
     examples,
@@ -20,19 +20,6 @@ from tests.helpers.models import (
     names_of,
     pictures,
 )
-
-
-class Extended(BasicResNet):
-    """A ResNet with further parts and another ``run(net, images)``."""
-
-    def __init__(self, run, **parts) -> None:
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def maps(net, x):

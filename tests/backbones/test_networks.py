@@ -24,10 +24,13 @@ from dfs_rl.backbones import (
     load_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.registry import network_of
+from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating import execution
 from tests.helpers.networks import network, pictures_for, run
 
+RGB = ChannelStatistics((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 CONV = {
     "resnet": (ResNet, {}),
     "resnet-always": (ResNet, {"first_block": "always"}),
@@ -50,6 +53,7 @@ TOKENS = {
     "swin-blocks": (AdaptiveSwin, {"granularity": "block", "per_channel": True}),
 }
 ALL = CONV | TOKENS
+TWO_STAGES = {"blocks": (3, 2), "image_size": (8, 8)}
 
 
 @functools.cache
@@ -153,25 +157,13 @@ def test_stored_network_comes_back(name, tmp_path):
         (AdaptiveResNetConfig, {"blocks": (2,) * 9}, "9 stages; allowed are 1 to 8"),
         (AdaptiveResNetConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
         (AdaptiveResNetConfig, {"blocks": (400, 400)}, "makes 1602 layers; at most 1202"),
-        (
-            AdaptiveResNetConfig,
-            {"stem": "imagenet", "image_size": (8, 8)},
-            "sides of at least 16 are needed",
-        ),
+        (AdaptiveResNetConfig, {"stem": "imagenet", "image_size": (8, 8)}, "of at least 16 are"),
         (AdaptiveMobileNetConfig, {"blocks": (2, 2)}, "2 stages; MobileNetV2 has 5"),
         (AdaptiveMobileNetConfig, {"blocks": (2, 2, 1, 2, 2)}, "a stage needs at least 2"),
-        (
-            AdaptiveMobileNetConfig,
-            {"stem": "imagenet", "image_size": (24, 32)},
-            "sides of at least 32 are needed",
-        ),
+        (AdaptiveMobileNetConfig, {"stem": "imagenet", "image_size": (24, 32)}, "at least 32 are"),
         (VisionTransformerConfig, {"heads": 5}, "heads is 5; the width 192 must be a multiple"),
         (VisionTransformerConfig, {"heads": 0}, "heads is 0"),
-        (
-            VisionTransformerConfig,
-            {"patch": 3, "image_size": (8, 8)},
-            r"not suit images of 8 x 8 pixels; allowed are \[1, 2, 4, 8\]",
-        ),
+        (VisionTransformerConfig, {"patch": 3, "image_size": (8, 8)}, r"are \[1, 2, 4, 8\]"),
         (VisionTransformerConfig, {"patch": 0}, "patch is 0; it must be at least 1"),
         (VisionTransformerConfig, {"depth": 0}, "depth is 0; it must be at least 1"),
         (VisionTransformerConfig, {"bits": (0,)}, "bits is"),
@@ -181,24 +173,59 @@ def test_stored_network_comes_back(name, tmp_path):
         (AdaptiveSwinConfig, {"blocks": (3, 1)}, "a stage needs at least 2"),
         (AdaptiveSwinConfig, {"bits": (4, 32)}, "add 0"),
         (AdaptiveSwinConfig, {"blocks": ()}, "a stage needs at least 2"),
-        (
-            AdaptiveSwinConfig,
-            {"blocks": (3, 2), "image_size": (9, 12)},
-            "no patch cuts into maps of tokens that all stages can halve",
-        ),
-        (
-            AdaptiveSwinConfig,
-            {"blocks": (3, 2), "image_size": (23, 23)},
-            "into windows; multiples of 8 do",
-        ),
-        (
-            AdaptiveSwinConfig,
-            {"blocks": (3, 2), "image_size": (8, 8), "patch": 8},
-            r"patch is 8, which .* 8 x 8 pixels; allowed are \[1, 2, 4\]",
-        ),
+        (AdaptiveSwinConfig, TWO_STAGES | {"image_size": (9, 12)}, "which no patch cuts into maps"),
+        (AdaptiveSwinConfig, TWO_STAGES | {"image_size": (23, 23)}, "multiples of 8 do"),
+        (AdaptiveSwinConfig, TWO_STAGES | {"patch": 8}, r"8 x 8 pixels; allowed are \[1, 2, 4\]"),
         (AdaptiveSwinConfig, {"heads": 5}, "the width 96 must be a multiple"),
     ],
 )
 def test_impossible_shapes_are_refused(config, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(**changes)
+
+
+RESNET50 = (25_557_032, 4.11e9, 0.03e9)  # torchvision; Kang et al., table 1: 4.11 and 2.58 GMACs
+
+
+def vit_macs(width: int) -> int:
+    blocks = 12 * (196 * 12 * width**2 + 2 * 196**2 * width)
+    return blocks + 196 * 3 * 16**2 * width + 1000 * width
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "changes", "parameters", "macs", "tolerance"),
+    [
+        ("resnet50", "adn", {}, *RESNET50),
+        ("resnet50", "adn", {"granularity": "block"}, *RESNET50),
+        ("mobilenetv2", "adn", {"stem": "imagenet"}, 3_504_872, 300.8e6, 0.1e6),  # torchvision
+        # Table 7 of the paper. In torchvision 28,288,354 parameters; here keys have no bias.
+        ("swin_tiny", "adn", {}, 28_288_354 - 4416, 4.5e9, 0.05e9),
+        # DeiT's also have a class token, its position, and biases of keys (Touvron et al., 2021).
+        *(
+            (
+                "vit12",
+                "supernet",
+                {"width": width, "heads": width // 64, "patch": 16},
+                parameters - 14 * width,
+                vit_macs(width),
+                0,
+            )
+            for width, parameters in ((192, 5_717_416), (384, 22_050_664))
+        ),
+    ],
+)
+def test_published_sizes_and_costs(name, recipe, changes, parameters, macs, tolerance):
+    shape = {"n_classes": 1000, "image_size": (224, 224), "bits": (0, 32), "stem_bits": 32}
+    with torch.device("meta"):
+        net = network_of(name, recipe).make(RGB, **shape, **changes)
+    trained = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    # What always runs has two sets of norms, of which one is counted.
+    second = sum(p[1:].numel() for n, p in trained if n.split(".")[-1].startswith("norm_"))
+    assert sum(p.numel() for _, p in trained) - second == parameters
+    always = sum(part.macs for part in net.costs.fixed)
+    assert always + net.costs.total_macs == pytest.approx(macs, abs=tolerance)
+    if name == "resnet50":
+        assert always == pytest.approx(2.58e9, abs=0.03e9)
+        assert net.config.depth == 50
+    if name == "swin_tiny":
+        assert net.config.patch_size == 4

@@ -1,8 +1,5 @@
 """Networks of torchvision and transformers, where they are installed, in the sizes people use."""
 
-import contextlib
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -19,24 +16,6 @@ pytestmark = [
 ]
 
 
-@functools.cache
-def torchvision_library() -> torch.library.Library:
-    """Define the operators that torchvision's wheel lacks with a CPU build of torch."""
-    library = torch.library.Library("torchvision", "DEF")
-    boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    library.define(f"nms{boxes}")
-    library.define(f"qnms{boxes}")
-    return library
-
-
-def torchvision_models():
-    try:
-        return pytest.importorskip("torchvision.models")
-    except RuntimeError:
-        torchvision_library()
-        return pytest.importorskip("torchvision.models", exc_type=Exception)
-
-
 def shake(model: nn.Module) -> nn.Module:
     """Let no weight be zero: some heads start so, and would be equal to anything."""
     torch.manual_seed(0)
@@ -46,17 +25,13 @@ def shake(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    result = model(images)
-    return result if isinstance(result, torch.Tensor) else result.logits
-
-
 @torch.no_grad()
 def check(model: nn.Module, side: int, n_layers: int, **settings: object) -> None:
     images = torch.rand(2, 3, side, side)
     backbone = fractionalize(model, images, bits=(0, 4, 32), **settings)
     assert len(backbone.layers) == n_layers
-    expected = logits_of(model, images)
+    result = model(images)
+    expected = getattr(result, "logits", result)
     torch.testing.assert_close(backbone(images, 32), expected, rtol=1e-4, atol=1e-4)
     frozen = backbone.to_inference()
     for options in ([2, 2], [0, 2], [1, 0]):
@@ -81,14 +56,13 @@ def check(model: nn.Module, side: int, n_layers: int, **settings: object) -> Non
     ],
 )
 def test_torchvision(name, n_layers, settings):
-    model = getattr(torchvision_models(), name)(num_classes=7)
-    check(shake(model), 224, n_layers, **settings)
+    # A wheel for another build of torch lacks operators.
+    models = pytest.importorskip("torchvision.models", exc_type=Exception)
+    check(shake(getattr(models, name)(num_classes=7)), 224, n_layers, **settings)
 
 
 @pytest.fixture
 def transformers():
-    with contextlib.suppress(pytest.skip.Exception):
-        torchvision_models()  # where it is installed, transformers imports it
     return pytest.importorskip("transformers")
 
 

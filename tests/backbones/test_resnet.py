@@ -1,6 +1,7 @@
 """ResNets: shape, counts and both forms."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -31,17 +32,14 @@ def test_resnet20_has_the_published_size():
     convolutions = 3 * 16 * 9 + 6 * 16 * 16 * 9 + 16 * 32 * 9 + 5 * 32 * 32 * 9
     convolutions += 32 * 64 * 9 + 5 * 64 * 64 * 9
     norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
-    assert (
-        sum(p.numel() for p in net.parameters() if p.requires_grad)
-        == convolutions + norms + 64 * 10 + 10
-    )
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert trained == convolutions + norms + 64 * 10 + 10
 
 
 def test_macs_equal_the_closed_form():
     net = ResNet(ResNetConfig(depth=20), RGB)
-    same = (
-        2 * 16 * 16 * 9 * 32 * 32
-    )  # two convolutions; halving the side and doubling the channels keeps it
+    # Two convolutions; halving the side and doubling the channels keeps it.
+    same = 2 * 16 * 16 * 9 * 32 * 32
     down = 16 * 32 * 9 * 16 * 16 + 32 * 32 * 9 * 16 * 16
     assert net.costs.layer_macs == (same, same, same, down, same, same, down, same, same)
     stem, head = net.costs.fixed
@@ -85,13 +83,6 @@ def test_a_skipped_block_leaves_only_its_shortcut():
     assert not down[:, 4:].any()
 
 
-def test_images_as_bytes_and_as_floats_agree():
-    net = small().to_inference()
-    as_bytes = run(net, pictures(), [8, 8, 8])
-    as_floats = run(net, pictures().float() / 255.0, [8, 8, 8])
-    torch.testing.assert_close(as_bytes, as_floats)
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_one_to_four_channels_and_any_size(channels):
     statistics = ChannelStatistics((0.5,) * channels, (0.2,) * channels)
@@ -122,9 +113,9 @@ def test_probes_look_as_closely_as_they_may_cost(classes, grid):
 
 def test_float_images_equal_bytes_in_any_precision():
     net = small()
-    expected = net(pictures(), 4)
-    for dtype in (torch.float32, torch.float64):
-        torch.testing.assert_close(net(pictures().to(dtype) / 255, 4), expected)
+    for form, dtype in itertools.product((net, net.to_inference()), (torch.float32, torch.float64)):
+        floats = run(form, pictures().to(dtype) / 255, [4, 4, 4])
+        torch.testing.assert_close(floats, run(form, pictures(), [4, 4, 4]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,9 @@ def test_what_is_saved_comes_back(saved):
     assert torch.equal(stored.backbone.feature_mean, again.backbone.feature_mean)
 
 
-def test_a_run_folder_has_its_backbone_in_a_folder(saved, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (tmp_path / "backbone.json").rename(tmp_path / "b.json")
-    (run / "backbone").mkdir()
-    (tmp_path / "b.json").rename(run / "backbone" / "backbone.json")
-    (tmp_path / "backbone.safetensors").rename(run / "backbone" / "backbone.safetensors")
+def test_a_run_folder_has_its_backbone_in_a_folder(saved, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    shutil.copytree(saved, run / "backbone")
     assert load_backbone(run).config.width == 2
 
 

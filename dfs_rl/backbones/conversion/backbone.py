@@ -19,7 +19,7 @@ from dfs_rl.backbones.conversion.selection import (
     describe_parts,
     describe_rest,
 )
-from dfs_rl.backbones.conversion.submodules import Piece, make_piece, make_swaps
+from dfs_rl.backbones.conversion.submodules import Piece, make_swaps
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
 from dfs_rl.backbones.probe import pool_grid
 from dfs_rl.costs import SKIP
@@ -68,7 +68,7 @@ class Fractionalized(Backbone):
         starts = [parts[0].span.start, *(part.span.end for part in parts)]
 
         def piece(start: fx.Node, end: fx.Node, part: GatedPart | None = None) -> Piece:
-            return make_piece(swaps, Span(start, end), part, fixed=config.stem_bits)
+            return Piece(swaps, Span(start, end), part, fixed=config.stem_bits)
 
         self.before = piece(traced.images, starts[0])
         self.blocks = nn.ModuleList(

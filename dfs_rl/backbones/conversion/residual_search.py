@@ -56,7 +56,8 @@ class Branch:
         name: The module that holds its weights.
         owner: The module that adds it to its shortcut.
         span: From the input of both to their sum.
-        shortcut: The other summands; the span's start alone for an identity.
+        identity: Whether the shortcut, the other summands, is the span's start alone.
+        on_shortcut: The operators on the shortcut.
         instead: Replacements of the sums when the branch is skipped.
         nodes: The operators of the branch alone.
     """
@@ -64,19 +65,10 @@ class Branch:
     name: str
     owner: str
     span: Span
-    shortcut: tuple[fx.Node, ...]
+    identity: bool
+    on_shortcut: frozenset[fx.Node]
     instead: Mapping[fx.Node, fx.Node]
     nodes: frozenset[fx.Node]
-
-    @property
-    def identity(self) -> bool:
-        """True if the shortcut is an identity."""
-        return self.shortcut == (self.span.start,)
-
-    @property
-    def on_shortcut(self) -> frozenset[fx.Node]:
-        """The operators on the shortcut."""
-        return _all_ancestors(self.shortcut, of=self.span.start)
 
 
 class LeftAlone(NamedTuple):
@@ -130,8 +122,8 @@ def is_costly(node: fx.Node) -> bool:
 
 
 def costly(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Return the operators that multiply and add what depends on the images."""
-    return [node for node in nodes if node.meta["flows"] and is_costly(node)]
+    """Return the operators that multiply and add what depends on the images, in order."""
+    return sorted(node for node in nodes if node.meta["flows"] and is_costly(node))
 
 
 def is_swappable(node: fx.Node) -> bool:
@@ -148,24 +140,19 @@ def has_stored_tensors(node: fx.Node) -> bool:
 
 
 def ancestors(
-    end: fx.Node,
-    *,
+    *ends: fx.Node,
     of: fx.Node,
     sources: Callable[[fx.Node], Iterable[fx.Node]] = attrgetter("all_input_nodes"),
-) -> set[fx.Node]:
-    """Return ``end`` and everything that it is computed from, up to and without ``of``."""
+) -> frozenset[fx.Node]:
+    """Return ``ends`` and everything that they are computed from, up to and without ``of``."""
     seen: set[fx.Node] = set()
-    waiting = [end]
+    waiting = list(ends)
     while waiting:
         node = waiting.pop()
         if node is not of and node not in seen:
             seen.add(node)
             waiting.extend(sources(node))
-    return seen
-
-
-def _all_ancestors(ends: Iterable[fx.Node], *, of: fx.Node) -> frozenset[fx.Node]:
-    return frozenset().union(*(ancestors(end, of=of) for end in ends))
+    return frozenset(seen)
 
 
 def _alone(traced: Traced) -> Iterator[fx.Node]:
@@ -210,7 +197,7 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
     if not weighted:
         return None
     kept = _shortcut(terms, start)
-    around = _all_ancestors(kept, of=start)
+    around = ancestors(*kept, of=start)
     nodes = inside - around - {end}
     gated = costly(nodes)
     name = common_module(gated or weighted)
@@ -241,9 +228,10 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
         name=name,
         owner=str(end.meta["module"]),
         span=span,
-        shortcut=tuple(kept),
+        identity=kept == [start],
+        on_shortcut=around,
         instead=instead,
-        nodes=frozenset(nodes),
+        nodes=nodes,
     )
 
 
@@ -258,7 +246,7 @@ def _is_projection(term: fx.Node, start: fx.Node) -> bool:
     """Return whether a path mixes channels at most once and ends without activation function."""
     path = ancestors(term, of=start)
     mixing = [node for node in path if is_costly(node) and not _is_depthwise(node)]
-    after = path - _all_ancestors(mixing, of=start)
+    after = path - ancestors(*mixing, of=start)
     return len(mixing) <= 1 and not any(name_of(node) in ACTIVATIONS for node in after)
 
 

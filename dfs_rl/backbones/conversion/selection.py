@@ -241,7 +241,7 @@ def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: T
     """Return a part without a shortcut, which always runs, at the gate's bits."""
     start = [cut for cut in findings.cuts if cut < min(own)][-1]
     end = next(cut for cut in findings.cuts if cut >= max(own))
-    nodes = frozenset(ancestors(end, of=start))
+    nodes = ancestors(end, of=start)
     foreign = [node for node in costly(nodes) if node not in own]
     why = None
     if foreign:

@@ -1,7 +1,7 @@
 """Runnable pieces of a traced model, with its operators swapped for fractional ones."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,8 +28,6 @@ from dfs_rl.quantization.modules import (
     FractionalLinear,
     FractionalMatmul,
 )
-
-_NOTHING: Mapping[fx.Node, fx.Node] = MappingProxyType({})
 
 
 class Swap(NamedTuple):
@@ -185,34 +183,43 @@ Run = Callable[["Piece", Tensor, int], Tensor]
 
 
 class Piece(nn.Module):
-    """A part of a model from one cut to another.
+    """A part of a model from one cut to another, compiled to functions.
 
-    ``held`` has its parameters and constants outside of its fractional operators. At 0 bit
-    ``shortcut`` runs instead of ``run``, except in a part that always runs.
+    Args:
+        swaps: The fractional operators of the model.
+        span: From cut to cut.
+        part: What is gated in the span, if anything is; the rest runs at its own precision.
+        fixed: Bits of what is not gated.
+
+    Attributes:
+        ops: The fractional operators in it.
+        held: Its other parameters and constants.
+        runs_when_skipped: Whether 0 bit computes anything.
     """
 
     def __init__(
-        self,
-        operators: Mapping[str, nn.Module],
-        held: nn.Module,
-        run: Run,
-        shortcut: Run | None,
-        *,
-        runs_when_skipped: bool,
+        self, swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
     ) -> None:
         super().__init__()
-        self.ops = nn.ModuleDict(operators)
-        self.held = held
-        self.run = run
-        self.shortcut = shortcut
-        self.runs_when_skipped = runs_when_skipped
+        emitter = _Emitter(swaps, fixed)
+        self.run = emitter.emit(span, {})
+        self.shortcut: Run | None = None
+        self.runs_when_skipped = True
+        if part is not None:
+            # A part without branches never runs its shortcut: 0 is no bit option then.
+            around = {
+                node: rest for branch in part.branches for node, rest in branch.instead.items()
+            } or {span.end: part.span.start}
+            if _changes_nothing_twice(span, part):
+                around[span.end] = span.start
+            self.shortcut = emitter.emit(span, around)
+            self.runs_when_skipped = not emitter.nothing_runs
+        self.ops = nn.ModuleDict(dict(sorted(emitter.operators.items())))
+        self.held = emitter.held
         self.inference_dtype: torch.dtype | None = None
 
     def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Run at ``bits``; everything that is not gated runs at its own precision.
-
-        The inference form computes in float32 and returns its own dtype.
-        """
+        """Run at ``bits``. The inference form computes in float32 and returns its own dtype."""
         run = self.shortcut if bits == SKIP and self.shortcut is not None else self.run
         if self.inference_dtype is None:
             return run(self, hidden, bits)
@@ -224,26 +231,6 @@ def _piece(source: Piece, dtype: torch.dtype) -> Piece:
     form = copy_for_inference(source, torch.float32)
     form.inference_dtype = dtype
     return form
-
-
-def make_piece(
-    swaps: Mapping[fx.Node, Swap], span: Span, part: GatedPart | None, *, fixed: int
-) -> Piece:
-    """Make the piece of a span, all of it at ``fixed`` bits, or with a gated part in it."""
-    emitter = _Emitter(swaps, fixed)
-    run = emitter.emit(span, _NOTHING)
-    shortcut, runs = None, True
-    if part is not None:
-        # A part without branches never runs its shortcut: 0 is no bit option then.
-        around = {
-            node: rest for branch in part.branches for node, rest in branch.instead.items()
-        } or {span.end: part.span.start}
-        if _changes_nothing_twice(span, part):
-            around[span.end] = span.start
-        shortcut = emitter.emit(span, around)
-        runs = not emitter.nothing_runs
-    operators = dict(sorted(emitter.operators.items()))
-    return Piece(operators, emitter.held, run, shortcut, runs_when_skipped=runs)
 
 
 def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:
@@ -282,44 +269,34 @@ class _Emitter:
         hidden, bits = graph.placeholder("hidden"), graph.placeholder("bits")
         values: dict[fx.Node, fx.Node] = {span.start: hidden}
         for node in sorted(ancestors(span.end, of=span.start, sources=sources)):
+            factor = batch_factor(node)
             if node in instead:
                 values[node] = values[instead[node]]
+            elif factor is not None:
+                size = graph.call_function(torch.ops.aten.sym_size.int, (hidden, 0))
+                values[node] = graph.call_function(operator.mul, (size, factor))
+            elif node.op == "get_attr":
+                values[node] = graph.get_attr(f"held.{self._hold(node)}")
+            elif node in self.swaps:
+                name, module, inputs, gated = self.swaps[node]
+                self.operators[name] = module
+                arguments = (*(values[n] for n in inputs), bits if gated else self.fixed)
+                values[node] = graph.call_module(f"ops.{name}", arguments)
             else:
-                values[node] = self._value(node, graph, hidden, bits, values)
+                args, kwargs = node.args, node.kwargs
+                named = arguments_of(node)
+                if "device" in named and (named["device"] is not None or not node.meta["flows"]):
+                    device = graph.call_function(getattr, (hidden, "device"))
+                    args, kwargs = (), {**named, "device": device}  # it may be given by position
+                args, kwargs = fx.map_arg((args, kwargs), lambda n: values.get(n, n))
+                values[node] = graph.call_function(cast("Any", node.target), args, kwargs)
         graph.output(values[span.end])
         self.nothing_runs = values[span.end] is hidden
         # Only the function: it finds parameters in the piece that it is called with.
         held = self.held.state_dict(keep_vars=True)
-        named = {f"ops.{name}": module for name, module in self.operators.items()}
-        named |= {f"held.{name}": tensor for name, tensor in held.items()}
-        return cast("Run", type(fx.GraphModule(named, graph)).forward)
-
-    def _value(
-        self,
-        node: fx.Node,
-        graph: fx.Graph,
-        hidden: fx.Node,
-        bits: fx.Node,
-        values: Mapping[fx.Node, fx.Node],
-    ) -> fx.Node:
-        factor = batch_factor(node)
-        if factor is not None:
-            size = graph.call_function(torch.ops.aten.sym_size.int, (hidden, 0))
-            return graph.call_function(_times, (size, factor)) if factor > 1 else size
-        if node.op == "get_attr":
-            return graph.get_attr(f"held.{self._hold(node)}")
-        if node in self.swaps:
-            name, module, inputs, gated = self.swaps[node]
-            self.operators[name] = module
-            arguments = (*(values[n] for n in inputs), bits if gated else self.fixed)
-            return graph.call_module(f"ops.{name}", arguments)
-        args, kwargs = node.args, node.kwargs
-        named = arguments_of(node)
-        if "device" in named and (named["device"] is not None or not node.meta["flows"]):
-            device = graph.call_function(getattr, (hidden, "device"))
-            args, kwargs = (), {**named, "device": device}  # it may be given by position
-        args, kwargs = fx.map_arg((args, kwargs), lambda n: values.get(n, n))
-        return graph.call_function(cast("Any", node.target), args, kwargs)
+        root = {f"ops.{name}": module for name, module in self.operators.items()}
+        root |= {f"held.{name}": tensor for name, tensor in held.items()}
+        return cast("Run", type(fx.GraphModule(root, graph)).forward)
 
     def _hold(self, node: fx.Node) -> str:
         target, tensor = str(node.target), node.meta["val"]
@@ -332,7 +309,3 @@ class _Emitter:
             else:
                 self.held.register_buffer(name, tensor)
         return name
-
-
-def _times(size: int, factor: int) -> int:
-    return size * factor
