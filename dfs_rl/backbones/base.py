@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any, ClassVar, cast
 
@@ -223,26 +224,23 @@ class Backbone(nn.Module, ABC):
         self.eval()
         image = torch.zeros(1, *self.image_shape)
         largest = self.options[self.options.full]
+        part = partial(FixedCost, bits=self.stem_bits)
         hidden = self.stem(image)
-        stem_macs = count_macs(lambda: self.stem(image))
-        fixed: list[tuple[str, int, int | None]] = [("stem", stem_macs, None)]
+        fixed = [part(name="stem", macs=count_macs(partial(self.stem, image)))]
         layer_macs, seen = [], []
         for number, layer in enumerate(self.layers):
             seen.append(hidden)
             # The mandatory part of a layer is not gated.
-            always = _macs_of(layer, hidden, SKIP) if runs_when_skipped(layer) else 0
+            runs = runs_when_skipped(layer)
+            always = count_macs(partial(layer, hidden, SKIP)) if runs else 0
             if always:
-                fixed.append(("mandatory", always, number))
-            layer_macs.append(_macs_of(layer, hidden, largest) - always)
+                fixed.append(part(name="mandatory", macs=always, layer=number))
+            layer_macs.append(count_macs(partial(layer, hidden, largest)) - always)
             hidden = layer(hidden, largest)
-        fixed.append(("head", count_macs(lambda: self.head(hidden)), len(layer_macs)))
+        head_macs = count_macs(partial(self.head, hidden))
+        fixed.append(part(name="head", macs=head_macs, layer=len(layer_macs)))
         self.costs = CostTable(
-            options=self.options,
-            layer_macs=tuple(layer_macs),
-            fixed=tuple(
-                FixedCost(name=name, macs=macs, bits=self.stem_bits, layer=layer)
-                for name, macs, layer in fixed
-            ),
+            options=self.options, layer_macs=tuple(layer_macs), fixed=tuple(fixed)
         )
         self._signed = signed
         self._make_probes(seen)
@@ -312,10 +310,6 @@ class Backbone(nn.Module, ABC):
         shape = (len(self.blocks), max(self.feature_sizes))
         self.register_buffer("feature_mean", torch.zeros(shape))
         self.register_buffer("feature_std", torch.ones(shape))
-
-
-def _macs_of(layer: GatedLayer, hidden: Tensor, bits: int) -> int:
-    return count_macs(lambda: layer(hidden, bits))
 
 
 class InferenceBackbone(nn.Module):

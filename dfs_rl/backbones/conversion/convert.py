@@ -125,13 +125,11 @@ def construct(
 ) -> Backbone:
     """Make a backbone by a user's constructor, which returns a model or a finished backbone.
 
+    The settings of ``fractionalize`` are for a model.
+
     Args:
         name: ``module:function``, see ``trust_constructor``.
         example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
-        statistics: Statistics of the images.
-        bits: Bit options, for a model, as the following settings, see ``fractionalize``.
-        stem_bits: Precision of everything that is never gated.
-        per_channel: One weight scale per output channel instead of one per layer.
         weights: A safetensors file or state dict for the model.
 
     Raises:
