@@ -87,16 +87,6 @@ def test_at_32_bit_windows_are_a_mask_over_all_tokens():
         torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
-def test_gates_see_each_stages_mean():
-    net = swin()
-    hidden = net.stem(pictures())
-    assert net.feature_sizes == (3 + 8, 3 + 8)
-    torch.testing.assert_close(net.feature(hidden, 0)[:, 3:], hidden.mean(dim=(1, 2)))
-    quarters = net.parts(hidden, grid=2)
-    torch.testing.assert_close(quarters[:, :, 1], hidden[:, :4, 6:].mean(dim=(1, 2)))
-
-
 @pytest.mark.parametrize(
     ("size", "patch", "windows"),
     [

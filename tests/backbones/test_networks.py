@@ -140,6 +140,18 @@ def test_stored_network_comes_back(name, tmp_path):
         assert torch.equal(again(images, mix), net(images, mix))
 
 
+@pytest.mark.parametrize("name", ["vit", "adaptive-vit", "swin"])
+@torch.no_grad()
+def test_gates_see_the_mean_over_tokens(name):
+    net = made(name)
+    hidden = net.stem(images_for(name))
+    _, rows, columns, width = hidden.shape
+    assert set(net.feature_sizes) == {3 + width}
+    torch.testing.assert_close(net.feature(hidden, 0)[:, 3:], hidden.mean(dim=(1, 2)))
+    corner = hidden[:, : rows // 2, columns // 2 :].mean(dim=(1, 2))
+    torch.testing.assert_close(net.parts(hidden, grid=2)[:, :, 1], corner)
+
+
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [

@@ -13,6 +13,7 @@ from dfs_rl.backbones import (
     AdaptiveVisionTransformer,
     AdaptiveVisionTransformerConfig,
     Backbone,
+    NetworkConfig,
     ResNet,
     ResNetConfig,
     VisionTransformer,
@@ -24,14 +25,13 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.training.calibration import calibrate_scales
 
 GREY = ChannelStatistics((0.4,), (0.3,))
-_SIZES: dict[type[Backbone], tuple[int, int]] = {AdaptiveMobileNet: (16, 16), AdaptiveSwin: (8, 12)}
 TOKENS = {"width": 12, "heads": 2, "patch": 2}
-_SHAPES = {
+_SHAPES: dict[type[Backbone], tuple[type[NetworkConfig], dict[str, object]]] = {
     ResNet: (ResNetConfig, {"depth": 8, "width": 4, "bits": (0, 2, 4, 8, 32)}),
     AdaptiveResNet: (AdaptiveResNetConfig, {"blocks": (3, 2), "width": 4, "bits": (0, 4, 32)}),
     AdaptiveMobileNet: (
         AdaptiveMobileNetConfig,
-        {"blocks": (2, 2, 4, 2, 2), "width": 8, "bits": (0, 8, 32)},
+        {"blocks": (2, 2, 4, 2, 2), "width": 8, "bits": (0, 8, 32), "image_size": (16, 16)},
     ),
     VisionTransformer: (VisionTransformerConfig, TOKENS | {"depth": 3, "bits": (0, 4, 32)}),
     AdaptiveVisionTransformer: (
@@ -40,7 +40,8 @@ _SHAPES = {
     ),
     AdaptiveSwin: (
         AdaptiveSwinConfig,
-        {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 1, "bits": (0, 4, 32)},
+        TOKENS
+        | {"blocks": (3, 2), "width": 8, "patch": 1, "bits": (0, 4, 32), "image_size": (8, 12)},
     ),
 }
 
@@ -48,16 +49,14 @@ _SHAPES = {
 def pictures_for(kind: type[Backbone], n: int = 8) -> Tensor:
     """Return random images of the input size of a kind of network."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randint(
-        0, 256, (n, 1, *_SIZES.get(kind, (8, 8))), dtype=torch.uint8, generator=generator
-    )
+    size = _SHAPES[kind][1].get("image_size", (8, 8))
+    return torch.randint(0, 256, (n, 1, *size), dtype=torch.uint8, generator=generator)
 
 
 def network(kind: type[Backbone], **changes: object) -> Backbone:
     """Build a calibrated network with random norms and biases, in evaluation mode."""
     config, shape = _SHAPES[kind]
-    size = {"image_size": _SIZES.get(kind, (8, 8))}
-    settings = {"in_channels": 1, "n_classes": 3, **size, **shape, **changes}
+    settings = {"in_channels": 1, "n_classes": 3, "image_size": (8, 8), **shape, **changes}
     torch.manual_seed(0)
     net = kind(config(**settings), GREY)  # type: ignore[call-arg, arg-type]
     tokens = net.optimizer == "adamw"
