@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import Dataset, augment
 from dfs_rl.errors import CheckpointError, TrainingError
 from dfs_rl.gating.action_masks import action_masks
@@ -32,7 +32,7 @@ from dfs_rl.utils.seeding import torch_generator
 
 
 def gated_rollout(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: LearnedGate,
     images: Tensor,
     generator: torch.Generator,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfs_rl.agents.hyperparameters import FeatureChoice
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
-from dfs_rl.backbones.interfaces import WalkableBackbone, confidence_sizes
+from dfs_rl.backbones.interfaces import GatedBackbone, confidence_sizes
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
@@ -27,7 +27,7 @@ RECURRENT_WIDTH = 10
 
 
 def gate_shape(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     *,
     kind: str = "ff",
     features: FeatureChoice,
@@ -55,7 +55,7 @@ def gate_shape(
 
 
 def untrained_gate(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     *,
     kind: str,
     features: FeatureChoice,

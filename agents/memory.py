@@ -12,7 +12,7 @@ from dfs_rl.agents.hyperparameters import (
 )
 from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.footprint import backward_bytes, forward_bytes
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.gating.observation import context_size
 
@@ -79,7 +79,7 @@ def training_needs(  # noqa: PLR0913
 
 
 def replay_needs(
-    config: AlgorithmConfig, backbone: WalkableBackbone, *, budget_conditioning: bool
+    config: AlgorithmConfig, backbone: GatedBackbone, *, budget_conditioning: bool
 ) -> dict[str, float]:
     """Return the approximate bytes of a replay buffer and of a batch from it, by setting."""
     if not isinstance(config, QLearningConfig):
@@ -97,5 +97,5 @@ def replay_needs(
     return needs
 
 
-def _seen_bytes(backbone: WalkableBackbone, *, budget_conditioning: bool) -> int:
+def _seen_bytes(backbone: GatedBackbone, *, budget_conditioning: bool) -> int:
     return observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.agents.validation import rewards_of
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_static_table
@@ -59,7 +59,7 @@ ChooseOptions = Callable[[UniformOptionRewards, Tensor], Tensor]
 
 
 def evaluate_uniform_options(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     images: ImageSet,
     weights: RewardWeights,
     *,
@@ -99,7 +99,7 @@ def pretraining_images(costs: CostTable) -> int:
 
 def behavior_cloning(
     gate: LearnedGate,
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     images: ImageSet,
     weights: RewardWeights,
     choose: ChooseOptions,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError
@@ -112,7 +112,7 @@ class Validator:
         every: int,
         total: int,
         repeats: int = 1,
-        backbone: Callable[[], WalkableBackbone],
+        backbone: Callable[[], GatedBackbone],
     ) -> None:
         self.images = images
         self.backbone = backbone

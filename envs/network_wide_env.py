@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.evaluation.static_tables.scoring import (
@@ -198,7 +198,7 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
 
 
 @torch.inference_mode()
-def layer_descriptors(backbone: WalkableBackbone) -> NDArray[np.float32]:
+def layer_descriptors(backbone: GatedBackbone) -> NDArray[np.float32]:
     """Return descriptors of every gated layer, float32 ``[layers, 8]``; see ``NetworkWideEnv``.
 
     They follow HAQ. Shapes come from a forward pass of one empty image, so a network needs to
@@ -244,7 +244,7 @@ def round_to_option(action: float, n_options: int) -> int:
     return min(int(action * n_options), n_options - 1)
 
 
-def _shapes(backbone: WalkableBackbone) -> list[tuple[int, ...]]:
+def _shapes(backbone: GatedBackbone) -> list[tuple[int, ...]]:
     """Return the activation shapes before each gated layer and after the last, without batch."""
     device = backbone.feature_mean.device
     hidden = backbone.stem(torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device))

@@ -11,7 +11,7 @@ from pydantic import SkipValidation
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.spaces import (
     EpisodeResult,
@@ -204,7 +204,7 @@ class SB3GatingVecEnv(VecEnv):
         self._clear_stats()
         return stats
 
-    def set_backbone(self, backbone: WalkableBackbone) -> ObservationBatch:
+    def set_backbone(self, backbone: GatedBackbone) -> ObservationBatch:
         """Replace the backbone, replay all episodes and return their current observations."""
         episodes = self._episodes
         episodes.require_reset()

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.observation import FEATURE_LIMIT, Observation, context_size, observation_width
 
@@ -92,7 +92,7 @@ def merge_observations(
     return merged
 
 
-def observation_space(backbone: WalkableBackbone, *, budget_conditioning: bool) -> spaces.Dict:
+def observation_space(backbone: GatedBackbone, *, budget_conditioning: bool) -> spaces.Dict:
     """Return the observation space of one environment, with or without budget conditioning."""
     context = context_size(budget_conditioning=budget_conditioning)
     width = observation_width(backbone)
@@ -111,7 +111,7 @@ def observation_bytes(space: spaces.Dict) -> int:
     return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
 
 
-def action_space(backbone: WalkableBackbone) -> spaces.Discrete:
+def action_space(backbone: GatedBackbone) -> spaces.Discrete:
     """Return the action space of one environment."""
     return spaces.Discrete(backbone.costs.n_actions)
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationErro
 from torch import nn
 
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.costs import check_cost_model
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
@@ -85,7 +85,7 @@ class Task:
         DataError: If images or labels do not fit the backbone.
     """
 
-    backbone: WalkableBackbone
+    backbone: GatedBackbone
     images: ImageSet
     reward: RewardWeights
     budget: float | None
@@ -124,7 +124,7 @@ class Task:
 @check_types
 def make_task(  # noqa: PLR0913
     *,
-    backbone: SkipValidation[str | Path | WalkableBackbone | None] = None,
+    backbone: SkipValidation[str | Path | GatedBackbone | None] = None,
     backbone_weights: str | Path | None = None,
     trust_code: bool = False,
     exits: bool = True,
@@ -188,7 +188,7 @@ def _custom_backbone(
 
 def _resolve_backbone(
     backbone: object, device: torch.device, *, exits: bool, cost_model: str | None
-) -> WalkableBackbone:
+) -> GatedBackbone:
     if backbone is None:
         backbone = _default_backbone() if cost_model is None else default_digits()
     elif isinstance(backbone, str | Path):
@@ -199,10 +199,10 @@ def _resolve_backbone(
         backbone = _with_cost_model(backbone, cost_model)
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()
-    if not isinstance(backbone, WalkableBackbone):
+    if not isinstance(backbone, GatedBackbone):
         raise ConfigError(
             f"backbone is a {type(backbone).__name__}; allowed are a folder, module:function, a "
-            "WalkableBackbone, or None for the digits."
+            "GatedBackbone, or None for the digits."
         )
     if isinstance(backbone, nn.Module):
         backbone.to(device)
@@ -224,7 +224,7 @@ def _with_cost_model(backbone: object, cost_model: str) -> object:
 
 def _without_exits(backbone: object) -> object:
     """Return a copy of a backbone without exits; the argument keeps its own."""
-    if not isinstance(backbone, WalkableBackbone) or not backbone.costs.exits:
+    if not isinstance(backbone, GatedBackbone) or not backbone.costs.exits:
         return backbone
     if not isinstance(backbone, Backbone):
         raise ConfigError(
@@ -255,7 +255,7 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
 
 # Cached, because a vector of n single environments loads the defaults n times.
 @cache
-def _default_backbone() -> WalkableBackbone:
+def _default_backbone() -> GatedBackbone:
     return default_digits().to_inference()
 
 

@@ -18,14 +18,14 @@ from torch.nn import functional
 from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
 from dfs_rl.agents.supervised.estimators import reinforce_loss, sampled_choice
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.gating.execution import ExecutionState, run_stem, run_to_head
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
 
-def decide_at_once(gate: LearnedGate, backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
+def decide_at_once(gate: LearnedGate, backbone: GatedBackbone, state: ExecutionState) -> Tensor:
     """Return the gate's logits at all layers, float32 ``[batch, layers, choices]``."""
     with torch.no_grad():
         seen = observe(backbone, state, budget=None)
@@ -47,7 +47,7 @@ def bounded_probabilities(logits: Tensor, bound: float) -> Tensor:
 
 
 @torch.no_grad()
-def run_options(backbone: WalkableBackbone, state: ExecutionState, options: Tensor) -> Tensor:
+def run_options(backbone: GatedBackbone, state: ExecutionState, options: Tensor) -> Tensor:
     """Run the remaining layers at ``options``, int64 ``[batch, layers]``, and return logits."""
     return run_to_head(backbone, state, lambda at: options[:, at.layer])
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
@@ -67,8 +67,8 @@ class StraightThroughRollout(NamedTuple):
 
 
 def straight_through_rollout(
-    backbone: WalkableBackbone,
-    frozen: WalkableBackbone,
+    backbone: GatedBackbone,
+    frozen: GatedBackbone,
     gate: LearnedGate,
     images: Tensor,
     choose: Estimator,
@@ -102,7 +102,7 @@ def straight_through_rollout(
 
 
 def _straight_through_step(
-    backbone: WalkableBackbone, frozen: WalkableBackbone, state: ExecutionState, choice: Choice
+    backbone: GatedBackbone, frozen: GatedBackbone, state: ExecutionState, choice: Choice
 ) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all options.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.agents.validation import ValidationState
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
@@ -69,8 +69,8 @@ class GateTask:
         ConfigError: If ``target`` is not positive.
     """
 
-    backbone: WalkableBackbone
-    frozen: WalkableBackbone
+    backbone: GatedBackbone
+    frozen: GatedBackbone
     gate: LearnedGate
     images: ImageSet
     target: Callable[[Tensor], Tensor]

@@ -5,7 +5,7 @@ from pathlib import Path
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.conversion.backbone import Fractionalized
 from dfs_rl.backbones.conversion.convert import fractionalize
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.backbones.mobilenet import AdaptiveMobileNet, AdaptiveMobileNetConfig
 from dfs_rl.backbones.network import Network, NetworkConfig
 from dfs_rl.backbones.registry import register_backbone
@@ -47,6 +47,7 @@ __all__ = [
     "Backbone",
     "BackboneInfo",
     "Fractionalized",
+    "GatedBackbone",
     "InferenceBackbone",
     "Network",
     "NetworkConfig",
@@ -55,7 +56,6 @@ __all__ = [
     "StoredBackbone",
     "VisionTransformer",
     "VisionTransformerConfig",
-    "WalkableBackbone",
     "default_digits",
     "fractionalize",
     "load_backbone",

@@ -313,7 +313,7 @@ class Backbone(nn.Module, ABC):
 
 
 class InferenceBackbone(nn.Module):
-    """The inference form of a backbone, without gradients; satisfies ``WalkableBackbone`` too.
+    """The inference form of a backbone, without gradients; satisfies ``GatedBackbone`` too.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import SKIP
 
 _TEMPORARIES = 8
@@ -12,7 +12,7 @@ _TEMPORARIES = 8
 
 
 @torch.inference_mode()
-def forward_bytes(backbone: WalkableBackbone) -> int:
+def forward_bytes(backbone: GatedBackbone) -> int:
     """Return the approximate bytes of one image in the inference form."""
     image = _images(backbone, 1)
     hidden = backbone.stem(image)
@@ -48,6 +48,6 @@ def _kept(backbone: Backbone, bits: int, n: int) -> int:
     return kept
 
 
-def _images(backbone: WalkableBackbone, n: int) -> Tensor:
+def _images(backbone: GatedBackbone, n: int) -> Tensor:
     place = backbone.feature_mean.device
     return torch.zeros(n, *backbone.image_shape, dtype=torch.uint8, device=place)

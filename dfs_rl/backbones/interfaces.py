@@ -34,7 +34,7 @@ def confidence_sizes(feature_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 @runtime_checkable
-class WalkableBackbone(Protocol):
+class GatedBackbone(Protocol):
     """A stem, an ordered list of gated layers and a head, with features for gates in between.
 
     Attributes:
@@ -93,7 +93,7 @@ class WalkableBackbone(Protocol):
 
 
 def activations(
-    backbone: WalkableBackbone, hidden: Tensor, bits: int | Sequence[int]
+    backbone: GatedBackbone, hidden: Tensor, bits: int | Sequence[int]
 ) -> Iterator[Tensor]:
     """Run all gated layers; yield ``hidden`` and the output of every layer.
 
@@ -106,7 +106,7 @@ def activations(
         yield hidden
 
 
-def run_layers(backbone: WalkableBackbone, hidden: Tensor, bits: int | Sequence[int]) -> Tensor:
+def run_layers(backbone: GatedBackbone, hidden: Tensor, bits: int | Sequence[int]) -> Tensor:
     """Run all gated layers as ``activations`` does, and return the last activation."""
     for output in activations(backbone, hidden, bits):
         hidden = output

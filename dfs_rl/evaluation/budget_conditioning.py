@@ -8,7 +8,7 @@ import torch
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate
@@ -62,7 +62,7 @@ def estimate_curve_points(
 
 
 def calibrate_budget_conditioning(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: LearnedGate,
     images: ImageSet,
     *,

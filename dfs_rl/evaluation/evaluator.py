@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
@@ -23,7 +23,7 @@ BATCH_SIZE = 256
 
 
 def evaluate_gate(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: Gate,
     image_set: ImageSet,
     *,
@@ -61,7 +61,7 @@ def evaluate_gate(
 
 
 def evaluate_draws(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     image_set: ImageSet,
     draws: Sequence[Tensor],
     *,
@@ -101,7 +101,7 @@ def evaluate_draws(
     return tuple(concatenate(part) for part in parts)
 
 
-def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Tensor:
+def _run_tree(backbone: GatedBackbone, images: Tensor, options: Tensor) -> Tensor:
     """Return the logits of each pass, ``[passes, classes]``; common prefixes of an image run once.
 
     Pass ``i`` runs image ``i`` modulo the batch size at row ``i`` of the canonical ``options``.
@@ -137,7 +137,7 @@ def _run_tree(backbone: WalkableBackbone, images: Tensor, options: Tensor) -> Te
 
 
 def evaluate_static_table(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     image_set: ImageSet,
     table: Sequence[int],
     *,

@@ -16,8 +16,8 @@ import pandas as pd
 
 from dfs_rl.backbones import (
     BackboneInfo,
+    GatedBackbone,
     StoredBackbone,
-    WalkableBackbone,
     load_stored_backbone,
 )
 from dfs_rl.backbones.footprint import forward_bytes
@@ -125,10 +125,10 @@ class Evaluation:
 class _Loaded(NamedTuple):
     """Models of a run; without a gate ``model`` is None, without co-training ``before``."""
 
-    backbone: WalkableBackbone
+    backbone: GatedBackbone
     model: GatedModel | None
     info: BackboneInfo
-    before: WalkableBackbone | None
+    before: GatedBackbone | None
 
 
 def run(invocation: Invocation[EvaluateConfig]) -> None:
@@ -324,7 +324,7 @@ def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
     return found if summary.identity == identity and found.results_path.is_file() else None
 
 
-def _check_memory(backbone: WalkableBackbone, data: Dataset, config: EvaluateConfig) -> None:
+def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything runs."""
     search, splits = config.search, (config.split, _SELECTION)
     batch = min(config.batch_size, max(len(data.split(name)) for name in splits))

@@ -26,7 +26,7 @@ from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
@@ -303,7 +303,7 @@ def _hidden(config: TrainAgentConfig, initial: LearnedGate | None) -> int | None
 
 
 def make_gate(
-    config: TrainAgentConfig, backbone: WalkableBackbone, *, initial: LearnedGate | None = None
+    config: TrainAgentConfig, backbone: GatedBackbone, *, initial: LearnedGate | None = None
 ) -> LearnedGate:
     """Return the untrained gate of a configuration, as wide as ``initial`` by default."""
     cost_weight_range = cost_weight_range_of(config)

@@ -18,7 +18,7 @@ from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedSt
 from dfs_rl.agents.validation import Validator, rewards_of
 from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.backbones.footprint import backward_bytes
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
@@ -58,7 +58,7 @@ def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> t
     return -(-own // size), size
 
 
-def build_gate(config: TrainGumbelConfig, backbone: WalkableBackbone) -> LearnedGate:
+def build_gate(config: TrainGumbelConfig, backbone: GatedBackbone) -> LearnedGate:
     """Build the untrained gate; the same seed gives the same weights.
 
     Raises:

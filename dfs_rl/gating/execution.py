@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import (
+    GatedBackbone,
     GatedLayer,
-    WalkableBackbone,
     WithExits,
     runs_when_skipped,
 )
@@ -59,7 +59,7 @@ def gather_state(state: ExecutionState, samples: Tensor) -> ExecutionState:
     )
 
 
-def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
+def run_stem(backbone: GatedBackbone, images: Tensor) -> ExecutionState:
     """Run the stem on images, uint8 ``[batch, c, h, w]`` or float in [0, 1].
 
     The returned state shares no memory with ``images``.
@@ -77,7 +77,7 @@ def run_stem(backbone: WalkableBackbone, images: Tensor) -> ExecutionState:
 
 
 def run_layer(
-    backbone: WalkableBackbone, state: ExecutionState, options: Tensor, *, reuse: bool = False
+    backbone: GatedBackbone, state: ExecutionState, options: Tensor, *, reuse: bool = False
 ) -> ExecutionState:
     """Run the next layer, every sample at its own option, int64 ``[batch]``.
 
@@ -98,13 +98,13 @@ def run_layer(
     return ExecutionState(hidden, layer + 1, chosen, state.spent + costs[options], state.rows)
 
 
-def run_head(backbone: WalkableBackbone, state: ExecutionState) -> Tensor:
+def run_head(backbone: GatedBackbone, state: ExecutionState) -> Tensor:
     """Return the logits after the last layer, float32 ``[batch, classes]``."""
     return backbone.head(state.hidden)
 
 
 def run_to_head(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     state: ExecutionState,
     choose: Callable[[ExecutionState], Tensor],
 ) -> Tensor:
@@ -115,7 +115,7 @@ def run_to_head(
 
 
 def advance(
-    backbone: WalkableBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
+    backbone: GatedBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
 ) -> tuple[ExecutionState, Finished | None]:
     """Run the next layer, or take the exit before it, for each sample.
 
@@ -145,7 +145,7 @@ def advance(
     return run_layer(backbone, rest, actions[remaining], reuse=reuse), exited
 
 
-def _take_exit(backbone: WalkableBackbone, state: ExecutionState) -> Finished:
+def _take_exit(backbone: GatedBackbone, state: ExecutionState) -> Finished:
     assert isinstance(backbone, WithExits), "a backbone with exits in its costs has exit heads"
     costs, layer = backbone.costs, state.layer
     state.options[:, layer:] = costs.exit_action

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES
-from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, WalkableBackbone, confidence_sizes
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone, confidence_sizes
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
@@ -65,7 +65,7 @@ class GatedModel(nn.Module):
 
     def __init__(
         self,
-        backbone: WalkableBackbone,
+        backbone: GatedBackbone,
         gate: Gate,
         *,
         budget: float | None = None,
@@ -171,7 +171,7 @@ def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
     return torch.full_like(n_layers_run, gate.macs, dtype=torch.float64)
 
 
-def check_compatible(backbone: WalkableBackbone, gate: Gate) -> None:
+def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
     """Raise a ``CheckpointError`` if a gate does not fit a backbone."""
     costs, name = backbone.costs, gate.name
     options = getattr(gate, "options", None)
@@ -269,9 +269,9 @@ def add_gate(
     """
     _check_folder(folder)
     trained, info, gate = stored.backbone, stored.info, load_gate(folder)
-    walkable: WalkableBackbone = trained if dtype is None else trained.to_inference(dtype)
+    backbone: GatedBackbone = trained if dtype is None else trained.to_inference(dtype)
     model = GatedModel(
-        walkable, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
+        backbone, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
     )
     if budget is not None:
         model.set_budget(budget)

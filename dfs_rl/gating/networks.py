@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.costs import BitOptions
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
@@ -31,7 +31,7 @@ class ExitInfo:
     layer_feature_macs: tuple[NonNegativeFloat, ...]
 
 
-def exit_info(backbone: WalkableBackbone) -> ExitInfo | None:
+def exit_info(backbone: GatedBackbone) -> ExitInfo | None:
     """Return the exits of a backbone, ``None`` if it has none."""
     if not backbone.costs.exits:
         return None
@@ -49,7 +49,7 @@ class LearnedGate(nn.Module, ABC):
     Args:
         feature_sizes: Number of features that the gate reads before each gated layer.
         options: Bit options of the backbone.
-        feature_macs: MACs of these features, see ``WalkableBackbone``; 0 or more.
+        feature_macs: MACs of these features, see ``GatedBackbone``; 0 or more.
         hidden: Width of the hidden layers, at least 1.
         budget: Per-input budget of the training in percent.
         budget_conditioning: Measured costs of a gate for all budgets; ``None`` for a gate that was

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.execution import ExecutionState
 
@@ -33,7 +33,7 @@ class Observation(NamedTuple):
     context: Tensor
 
 
-def observation_width(backbone: WalkableBackbone) -> int:
+def observation_width(backbone: GatedBackbone) -> int:
     """Return the number of features in an observation: the maximum over the layers."""
     return max(backbone.feature_sizes)
 
@@ -54,7 +54,7 @@ def cost_scale(fraction: Tensor) -> Tensor:
 
 
 def observe(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     state: ExecutionState,
     *,
     budget: float | None,

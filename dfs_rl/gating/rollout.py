@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks, clamp_options
 from dfs_rl.gating.base import Gate, TableGate
@@ -32,7 +32,7 @@ class RolloutResult(NamedTuple):
 
 @torch.no_grad()
 def rollout(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: Gate,
     images: Tensor,
     *,
@@ -67,7 +67,7 @@ def rollout(
     return _run_pass(backbone, gate, images, budget=budget, preferences=preferences)
 
 
-def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
+def _run_cascade(backbone: GatedBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
     """Run all images once, and those below the confidence threshold again."""
     logits, first, _ = _run_pass(backbone, gate.first, images)
     again = gate.should_escalate(logits)
@@ -81,7 +81,7 @@ def _run_cascade(backbone: WalkableBackbone, gate: CascadeGate, images: Tensor) 
 
 
 def _run_pass(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: Gate,
     images: Tensor,
     *,
@@ -117,7 +117,7 @@ def _run_pass(
 
 
 def _choose(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     gate: Gate,
     state: ExecutionState,
     seen: Observation,

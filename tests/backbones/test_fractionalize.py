@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dfs_rl import fractionalize
-from dfs_rl.backbones import Fractionalized, WalkableBackbone
+from dfs_rl.backbones import Fractionalized, GatedBackbone
 from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.gating.execution import run_head, run_layer, run_stem
@@ -38,7 +38,7 @@ def gated(name: str, **settings: object) -> Fractionalized:
     return copy.deepcopy(_made(name, **settings))
 
 
-def at(net: WalkableBackbone, images: torch.Tensor, bits: int | list[int]) -> torch.Tensor:
+def at(net: GatedBackbone, images: torch.Tensor, bits: int | list[int]) -> torch.Tensor:
     mix = [bits] * len(net.layers) if isinstance(bits, int) else bits
     return net.head(run_layers(net, net.stem(images), mix))
 
@@ -68,7 +68,7 @@ def test_full_precision_is_the_model(name):
 @torch.no_grad()
 def test_each_image_runs_at_its_own_options(name):
     frozen = gated(name).to_inference()
-    assert isinstance(frozen, WalkableBackbone)
+    assert isinstance(frozen, GatedBackbone)
     n, n_layers, n_options = 16, len(frozen.layers), len(frozen.options)
     options = torch.randint(n_options, (n, n_layers), generator=torch.Generator().manual_seed(3))
     state = run_stem(frozen, pictures(n))

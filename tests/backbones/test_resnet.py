@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from dfs_rl.backbones import ResNet, ResNetConfig, WalkableBackbone
+from dfs_rl.backbones import GatedBackbone, ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError, DataError
 from tests.helpers.networks import network, pictures_for, run
@@ -70,8 +70,8 @@ def test_frozen_form_is_a_copy_without_gradients():
     assert torch.equal(frozen.feature_mean, statistics)
     assert torch.equal(run(frozen, pictures(), [4, 4, 4]), before)
     assert not before.requires_grad
-    assert isinstance(frozen, WalkableBackbone)
-    assert isinstance(net, WalkableBackbone)
+    assert isinstance(frozen, GatedBackbone)
+    assert isinstance(net, GatedBackbone)
 
 
 def test_a_skipped_block_leaves_only_its_shortcut():

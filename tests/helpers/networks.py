@@ -13,12 +13,12 @@ from dfs_rl.backbones import (
     AdaptiveVisionTransformer,
     AdaptiveVisionTransformerConfig,
     Backbone,
+    GatedBackbone,
     NetworkConfig,
     ResNet,
     ResNetConfig,
     VisionTransformer,
     VisionTransformerConfig,
-    WalkableBackbone,
 )
 from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.data import ChannelStatistics
@@ -73,6 +73,6 @@ def network(kind: type[Backbone], **changes: object) -> Backbone:
     return net.eval()
 
 
-def run(net: WalkableBackbone, images: Tensor, mix: tuple[int, ...]) -> Tensor:
+def run(net: GatedBackbone, images: Tensor, mix: tuple[int, ...]) -> Tensor:
     """Return the logits at one option per layer, in training or inference form."""
     return net.head(run_layers(net, net.stem(images), mix))

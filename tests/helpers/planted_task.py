@@ -14,7 +14,7 @@ from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import AlgorithmConfig
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer
 from dfs_rl.agents.validation import rewards_of
-from dfs_rl.backbones.interfaces import GatedLayer, WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone, GatedLayer
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
@@ -97,7 +97,7 @@ def images_of(*channels: Tensor) -> ImageSet:
 
 
 def make_task(
-    backbone: WalkableBackbone | None = None, images: ImageSet | None = None, **settings: Any
+    backbone: GatedBackbone | None = None, images: ImageSet | None = None, **settings: Any
 ) -> Task:
     """Return the task of an agent; without a budget and with ``WEIGHTS`` unless given."""
     return Task(
@@ -149,7 +149,7 @@ def gate_of(model: BaseAlgorithm, config: AlgorithmConfig, **settings: Any) -> L
 
 def make_gate(
     kind: str = "ff",
-    backbone: WalkableBackbone | None = None,
+    backbone: GatedBackbone | None = None,
     *,
     hidden: int = 16,
     **settings: Any,
@@ -162,7 +162,7 @@ def make_gate(
 
 
 def mean_reward(
-    records: GateRecords, backbone: WalkableBackbone, weights: RewardWeights = WEIGHTS
+    records: GateRecords, backbone: GatedBackbone, weights: RewardWeights = WEIGHTS
 ) -> float:
     return float(rewards_of(records, backbone.costs, weights, budget=None).mean())
 

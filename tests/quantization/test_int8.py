@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from dfs_rl import calibrate, fractionalize
-from dfs_rl.backbones import Fractionalized, ResNet, ResNetConfig, WalkableBackbone
+from dfs_rl.backbones import Fractionalized, GatedBackbone, ResNet, ResNetConfig
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.quantization import int8
 from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
@@ -76,7 +76,7 @@ def _calibrated() -> Fractionalized:
     return backbone
 
 
-def logits_of(net: WalkableBackbone, images: torch.Tensor, bits: int = 8) -> torch.Tensor:
+def logits_of(net: GatedBackbone, images: torch.Tensor, bits: int = 8) -> torch.Tensor:
     with torch.inference_mode():
         return run(net, images, (bits,) * len(net.layers))
 

@@ -95,7 +95,7 @@ def test_norms_of_all_options_start_from_the_largest(net):
     )
 
 
-def test_feature_statistics_equal_a_second_walk(net):
+def test_feature_statistics_equal_a_second_pass(net):
     net.eval()
     seen = [ImageSet(images, torch.arange(len(images)) % net.n_classes) for images in batches(3)]
     measure_features(net, seen, torch_generator("mix"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits, activations
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits, activations
 from dfs_rl.costs import CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
@@ -64,7 +64,7 @@ class ExitRule(NamedTuple):
 
 
 def run_exit_outputs(
-    backbone: WalkableBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
+    backbone: GatedBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
 ) -> list[ExitOutputs]:
     """Run each option at all layers of a backbone with exits, and evaluate all exits."""
     assert isinstance(backbone, WithExits), "a backbone whose costs have exits"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import FULL, SKIP, CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
@@ -222,7 +222,7 @@ def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
 
 
 def uniform_baselines(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     reported: ImageSet,
     *,
     selection: ImageSet | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
@@ -45,7 +45,7 @@ class MethodResult:
 class EvaluationSetup:
     """Backbone, images and gate that all baselines of an evaluation share."""
 
-    backbone: WalkableBackbone  # on the device of both splits
+    backbone: GatedBackbone  # on the device of both splits
     gate: GateRecords  # on the reported split
     gate_selection: GateRecords  # on the selection split
     uniform: Sequence[MethodResult]  # results of ``uniform_baselines`` on both splits
@@ -53,7 +53,7 @@ class EvaluationSetup:
     selection: ImageSet  # split that parameters are chosen on
     reported_name: str = "test"
     selection_name: str = "val"
-    before_cotraining: WalkableBackbone | None = None
+    before_cotraining: GatedBackbone | None = None
     """Backbone before it was trained with the gate, None if it was not. Co-training makes a
     backbone worse at options that the gate does not choose, so baselines run on the earlier one
     too."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
@@ -121,7 +121,7 @@ def evenly_spaced_subset(image_set: ImageSet, n: int) -> ImageSet:
 
 
 def score_static_tables(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     image_set: ImageSet,
     tables: Sequence[StaticTable],
     *,
@@ -172,7 +172,7 @@ class StaticTableScorer:
 
     def __init__(
         self,
-        backbone: WalkableBackbone,
+        backbone: GatedBackbone,
         image_set: ImageSet,
         *,
         cached_scores: dict[StaticTable, StaticTableScore] | None = None,

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
@@ -54,7 +54,7 @@ class SearchSummary:
 
 
 def search_static_table(
-    backbone: WalkableBackbone,
+    backbone: GatedBackbone,
     image_set: ImageSet,
     budget: float,
     *,
