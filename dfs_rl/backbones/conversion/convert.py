@@ -125,12 +125,8 @@ def construct(
 ) -> Backbone:
     """Make a backbone by a user's constructor, which returns a model or a finished backbone.
 
-    The settings of ``fractionalize`` are for a model.
-
-    Args:
-        name: ``module:function``, see ``trust_constructor``.
-        example_input: Images normalised by ``statistics``, float ``[batch, c, h, w]``.
-        weights: A safetensors file or state dict for the model.
+    ``example_input`` is normalised by ``statistics``. A model loads ``weights``, a safetensors file
+    or state dict, and is converted, see ``fractionalize``.
 
     Raises:
         ConfigError: If the constructor cannot be imported, or its result cannot be used.
