@@ -5,12 +5,13 @@ the user must have allowed.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.registry import FAMILIES
@@ -142,6 +143,7 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
         _set_exits(backbone, exits, path)
         backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)))
     shared = shared_names(backbone)
+    weights = with_shared_names(backbone, weights, folder / WEIGHTS_FILE)
     try:
         backbone.load_state_dict(
             {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, assign=True
@@ -150,8 +152,11 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
         ) from error
-    for names in shared:
-        _share(backbone, names, folder / WEIGHTS_FILE)
+    for names in shared:  # which were loaded one by one
+        parted = [name.rpartition(".") for name in names]
+        first, *others = [(backbone.get_submodule(module), leaf) for module, _, leaf in parted]
+        for module, leaf in others:
+            setattr(module, leaf, getattr(*first))
     check_finite(backbone, folder / WEIGHTS_FILE)
     _, *sides = backbone.image_shape
     if info.image_size is not None and sides != [info.image_size] * 2:
@@ -191,19 +196,28 @@ def load_backbone(folder: str | Path, *, trust_code: bool = False) -> Backbone:
     return load_stored_backbone(folder, trust_code=trust_code).backbone
 
 
-def _share(backbone: Backbone, names: Sequence[str], path: Path) -> None:
-    """Make the tensors of these names, which were loaded one by one, the same tensor again."""
-    parted = [name.rpartition(".") for name in names]
-    places = [(backbone.get_submodule(module), leaf) for module, _, leaf in parted]
-    first, *others = (getattr(module, leaf) for module, leaf in places)
-    for name, other in zip(names[1:], others, strict=True):
-        if not torch.equal(first, other):
-            raise CheckpointError(
-                f"{path} has {names[0]} and {name} with different values, but the network shares "
-                "them; train it again."
-            )
-    for module, leaf in places:
-        setattr(module, leaf, first)
+def with_shared_names(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Return tensors of a file with every name of those that a network shares.
+
+    ``safetensors.torch.save_model`` and transformers store each of them once, and
+    ``safetensors.torch.load_model`` refuses a shared batch norm.
+
+    Raises:
+        CheckpointError: If they differ in the file.
+    """
+    whole = dict(tensors)
+    for names in shared_names(module):
+        given = [name for name in names if name in tensors]
+        for name in given[1:]:
+            if not torch.equal(tensors[name], tensors[given[0]]):
+                raise CheckpointError(
+                    f"{path} has {given[0]} and {name} with different values, but the network "
+                    "shares them."
+                )
+        whole |= {name: tensors[given[0]] for name in names if given}
+    return whole
 
 
 def _part(record: Mapping[str, object], name: str, kind: type[T], path: Path) -> T:

@@ -19,10 +19,11 @@ from dfs_rl.backbones.conversion.selection import (
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
 from dfs_rl.backbones.registry import Family, register_family
+from dfs_rl.backbones.storage import with_shared_names
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.utils.checkpoint import check_finite, load_tensors, shared_names
+from dfs_rl.utils.checkpoint import check_finite, load_tensors
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 
 _IMAGE_RANK = 4
@@ -208,7 +209,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = state["state_dict"]
     try:
         if isinstance(state, Mapping):
-            state = _with_shared(model, state, path)
+            state = with_shared_names(model, state, path)
         model.load_state_dict(cast("Mapping[str, Tensor]", state))
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = str(error).splitlines()[1:] or [str(error)]
@@ -217,25 +218,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"the weights in {path} do not fit the model: {' '.join(reasons[:_MOST_SHOWN])}"
         ) from error
     check_finite(model, path)
-
-
-def _with_shared(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Return weights with every name of the tensors that the model shares.
-
-    ``safetensors.torch.save_model`` and transformers store each of them once, and
-    ``safetensors.torch.load_model`` refuses a shared batch norm.
-    """
-    whole = dict(state)
-    for names in shared_names(model):
-        given = [name for name in names if name in state]
-        for name in given[1:]:
-            if not torch.equal(state[name], state[given[0]]):
-                raise CheckpointError(
-                    f"the weights in {path} do not fit the model: {given[0]} and {name} differ, "
-                    "but the model shares them."
-                )
-        whole |= {name: state[given[0]] for name in names if given}
-    return whole
 
 
 def _made_by(name: str) -> nn.Module:
