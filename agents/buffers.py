@@ -81,14 +81,13 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     Args:
         args: Arguments of Stable-Baselines3's buffers. ``group_size`` must divide ``n_envs``;
             ``gae_lambda`` is unused if ``group_size`` is above 1.
-        group_size: Rollouts per input, in consecutive environments, at least 2; with
-            ``sync_episodes`` also 1, for Stable-Baselines3's advantages.
+        group_size: Rollouts per input, in consecutive environments; 1 for Stable-Baselines3's
+            advantages.
         sync_episodes: True if episodes may end before the rollout does.
         kwargs: Keyword arguments of Stable-Baselines3's buffers.
 
     Raises:
-        ConfigError: If ``group_size`` does not divide the number of environments, or is 1 without
-            ``sync_episodes``.
+        ConfigError: If ``group_size`` does not divide the number of environments.
     """
 
     def __init__(
@@ -103,11 +102,6 @@ class GroupRolloutBuffer(DictRolloutBuffer):
             raise ConfigError(
                 f"num_envs is {self.n_envs} and group_size is {group_size}; group_size must be at "
                 "least 1 and divide num_envs."
-            )
-        if group_size == 1 and not sync_episodes:
-            raise ConfigError(
-                "group_size is 1, which leaves no other rollout to compare with; "
-                "use a plain rollout buffer."
             )
         self.group_size = group_size
         self.sync_episodes = sync_episodes

@@ -127,11 +127,10 @@ class UpdateCallback(BaseCallback):
         env = self.model.get_env()
         assert isinstance(env, SB3GatingVecEnv)
         stats = env.pop_stats()
-        self.logger.record("rollout/reward", stats.mean_return)
-        self.logger.record("rollout/accuracy", 100.0 * stats.accuracy)
-        self.logger.record("rollout/computation", stats.computation)
+        for name, value in stats.items():
+            self.logger.record(f"rollout/{name}", value)
         if self._bar is not None:
-            self._bar.update(self.model.num_timesteps, reward=f"{stats.mean_return:.3f}")
+            self._bar.update(self.model.num_timesteps, reward=f"{stats['reward']:.3f}")
 
     def _on_training_end(self) -> None:
         if not self._stop_granted:

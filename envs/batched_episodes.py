@@ -95,20 +95,15 @@ class BatchedEpisodes:
         index: object = None,
         cost_weight: object = None,
     ) -> dict[str, NDArray[Any]]:
-        """Start episodes on random images, or on given ones, at random or given cost weights.
+        """Start episodes on random or given images, at random or given cost weights.
 
         Args:
-            which: Indices of the episodes that start, int64 ``[started]``; ``None`` for all. Groups
-                start together.
+            which: Indices of the episodes that start, in whole groups; ``None`` for all.
             index: Image of the split, or one for each of the ``n`` episodes; ``None`` draws.
             cost_weight: Cost weight, likewise.
 
         Returns:
             Entries of ``info``, batched: ``index`` and, with budget conditioning, ``cost_weight``.
-
-        Raises:
-            ConfigError: If an index or a cost weight is out of range or of a wrong type, or a cost
-                weight is given without budget conditioning.
         """
         streams = ALL if which is None else which
         if index is None:
@@ -139,17 +134,9 @@ class BatchedEpisodes:
         preferences: NDArray[np.float64] | None = None,
         which: NDArray[np.int64] | None = None,
     ) -> None:
-        """Start episodes on images of the split and run the stem.
+        """Start episodes ``which``, ended or not, ``None`` for all, and run the stem.
 
-        Args:
-            indices: Image of each episode that starts, int64 ``[started]``.
-            preferences: Preference of each of them, float64 ``[started]``; ``None`` without budget
-                conditioning.
-            which: Indices of the episodes that start, ended or not, int64 ``[started]``; ``None``
-                for all.
-
-        Raises:
-            ConfigError: If the number of indices is wrong, or an index is out of range.
+        ``indices`` and ``preferences`` are those of the episodes that start.
         """
         images, n_started = self.task.images, self.n if which is None else len(which)
         if indices.shape != (n_started,) or indices.min() < 0 or indices.max() >= len(images):
@@ -192,11 +179,8 @@ class BatchedEpisodes:
     ) -> tuple[NDArray[np.float64], EpisodeResult | None]:
         """Apply ``actions[i]`` to episode ``i``: run the next layer, or take the exit.
 
-        Ended episodes stay unchanged.
-
-        Returns:
-            Rewards, float64 ``[n]``, zero for ended episodes, and the results of the episodes that
-            ended in this step, ``None`` if none did.
+        Ended episodes stay unchanged, with a reward of 0. The results are those of the episodes
+        that ended in this step, ``None`` if none did.
         """
         backbone, chosen = self.task.backbone, self._checked(actions)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
@@ -227,31 +211,20 @@ class BatchedEpisodes:
         self.ended[which] = True
         self.predictions[which] = -1
 
-    @torch.inference_mode()
     def replay(
         self,
         indices: NDArray[np.int64],
         options: NDArray[np.int64],
         preferences: NDArray[np.float64] | None = None,
     ) -> None:
-        """Start all episodes and replay their options, to restore them without rewards.
-
-        Args:
-            indices: Image of each episode, int64 ``[n]``.
-            options: Options so far, int64 ``[n, steps]``.
-            preferences: Preference of each episode, float64 ``[n]``; ``None`` without budget
-                conditioning.
-        """
+        """Start all episodes and replay their options so far, int64 ``[n, steps]``."""
         self.reset(indices, preferences)
         for actions in options.T:
             self.advance(actions)
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return the masks of ``gating.action_masks``, bool ``[n, actions]``.
-
-        In an ended episode all actions are allowed, because none has an effect.
-        """
+        """Return the masks of ``gating.action_masks``, ``[n, actions]``; all true once ended."""
         self.require_reset()
         task, costs = self.task, self.task.backbone.costs
         masks = torch.ones(self.n, costs.n_actions, dtype=torch.bool, device=self._device)

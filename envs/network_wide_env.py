@@ -199,11 +199,10 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
 
 @torch.inference_mode()
 def layer_descriptors(backbone: GatedBackbone) -> NDArray[np.float32]:
-    """Return descriptors of every gated layer, float32 ``[layers, 8]``; see ``NetworkWideEnv``.
+    """Return HAQ's descriptors of every gated layer, float32 ``[layers, 8]``.
 
-    They follow HAQ. Shapes come from a forward pass of one empty image, so a network needs to
-    declare nothing. For convolutions whose outputs all have the size of the layer's output, as in a
-    residual block, MACs divided by output positions are the number of weights.
+    Where all convolutions of a layer have the size of its output, as in a residual block, MACs over
+    output positions are the number of weights.
     """
     costs = backbone.costs
     shapes = _shapes(backbone)
@@ -226,14 +225,7 @@ def layer_descriptors(backbone: GatedBackbone) -> NDArray[np.float32]:
 def observe_layer(
     fixed: NDArray[np.float32], layer: int, *, previous: float, spent: float
 ) -> NDArray[np.float32]:
-    """Return the observation before a layer's choice, float32 ``[10]`` in [0, 1].
-
-    Args:
-        fixed: Result of ``layer_descriptors``.
-        layer: Index of the layer; indices after the last layer give the last one.
-        previous: Previous action, in [0, 1]; 0 at the first layer.
-        spent: Cost of the options so far, as a fraction of running every gated layer at 32 bit.
-    """
+    """Return the observation before a layer's choice; after the last one, that of the last."""
     scaled = float(cost_scale(torch.tensor(spent, dtype=torch.float64)))
     row = fixed[min(layer, len(fixed) - 1)]
     return np.append(row, np.array([previous, scaled], dtype=np.float32))
@@ -245,7 +237,7 @@ def round_to_option(action: float, n_options: int) -> int:
 
 
 def _shapes(backbone: GatedBackbone) -> list[tuple[int, ...]]:
-    """Return the activation shapes before each gated layer and after the last, without batch."""
+    """Run an empty image; return the shapes before each gated layer and after the last."""
     device = backbone.feature_mean.device
     hidden = backbone.stem(torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device))
     shapes = [tuple(hidden.shape[1:])]
@@ -256,5 +248,4 @@ def _shapes(backbone: GatedBackbone) -> list[tuple[int, ...]]:
 
 
 def _relative(values: Sequence[float]) -> NDArray[np.float64]:
-    """Return values relative to the largest."""
     return np.array(values, dtype=np.float64) / max(values)

@@ -41,8 +41,8 @@ def draw_episode(
         image: uint8 ``[h, w, channels]`` with 1 to 4 channels.
         bits: Bit widths of the layers that have run.
         n_layers: Number of gated layers.
-        computation: Percent spent so far.
-        budget: Budget in percent; ``None`` for no budget.
+        computation: Spent so far, in percent, like the budget.
+        budget: Budget; ``None`` for none.
         label: Name of the image's class.
         answer: Name and probability of the predicted class; ``None`` until the end.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,25 +26,6 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.config import NonNegativeInt
 
 
-class EpisodeStats(NamedTuple):
-    """Means over the episodes that ended since the last call of ``pop_stats``.
-
-    Attributes:
-        episodes: Number of episodes; all other fields are zero if there are none.
-        mean_return: Undiscounted return.
-        accuracy: Share of correct predictions.
-        computation: Percent, never-gated parts included, without the gate.
-        option_shares: Share of each action at each layer, layers after an exit counted under the
-            exit action, float64 ``[layers, actions]``.
-    """
-
-    episodes: int
-    mean_return: float
-    accuracy: float
-    computation: float
-    option_shares: NDArray[np.float64]
-
-
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
     """State of the random streams, see ``ImageSampler.get_state``."""
@@ -55,15 +36,7 @@ class StreamState:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvState:
-    """State of the environments, see ``SB3GatingVecEnv.get_state``.
-
-    Attributes:
-        streams: State of the groups' random streams.
-        indices: Image of each environment.
-        options: Options so far, of each environment.
-        returns: Return so far, of each environment.
-        preferences: Preference of each environment; ``None`` without budget conditioning.
-    """
+    """State of the groups' random streams, and of each environment's episode."""
 
     streams: StreamState
     indices: list[NonNegativeInt]
@@ -195,14 +168,15 @@ class SB3GatingVecEnv(VecEnv):
         started = int(self._episodes.sampler.episodes.sum()) * self.group_size
         return started - self.num_envs
 
-    def pop_stats(self) -> EpisodeStats:
-        """Return the means over the episodes since the last call, and clear them."""
-        n = max(self._n_ended, 1)
-        correct, computation, returns = (self._sums / n).tolist()
-        shares = self._option_counts / n
-        stats = EpisodeStats(self._n_ended, returns, correct, computation, shares)
+    def pop_stats(self) -> dict[str, float]:
+        """Return means over the episodes that ended since the last call, zeros without any.
+
+        They are the undiscounted return, ``reward``, and in percent ``accuracy`` and
+        ``computation``, never-gated parts included, without the gate.
+        """
+        correct, computation, returns = (self._sums / max(self._n_ended, 1)).tolist()
         self._clear_stats()
-        return stats
+        return {"reward": returns, "accuracy": 100.0 * correct, "computation": computation}
 
     def set_backbone(self, backbone: GatedBackbone) -> ObservationBatch:
         """Replace the backbone, replay all episodes and return their current observations."""
@@ -214,10 +188,7 @@ class SB3GatingVecEnv(VecEnv):
         return self._set_padded_layers()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state of random streams and episodes as JSON values, see ``EnvState``.
-
-        The statistics of ``pop_stats`` are not included.
-        """
+        """Return the state as JSON values, see ``EnvState``, without that of ``pop_stats``."""
         episodes = self._episodes
         episodes.require_reset()
         preferences = episodes.preferences
@@ -230,10 +201,7 @@ class SB3GatingVecEnv(VecEnv):
         }
 
     def set_state(self, state: dict[str, Any]) -> ObservationBatch:
-        """Restore a state that ``get_state`` returned, by a replay of the episodes.
-
-        Returns:
-            The current observations of the restored state.
+        """Restore a state by a replay of its episodes, and return the current observations.
 
         Raises:
             CheckpointError: If the numbers of environments, groups or images do not match.
@@ -349,15 +317,10 @@ class SB3GatingVecEnv(VecEnv):
             info["episode"] = {"r": total, "l": length}
 
     def _clear_stats(self) -> None:
-        costs = self.task.backbone.costs
         self._n_ended = 0
         self._sums: NDArray[np.float64] = np.zeros(3)  # correct, computation, returns
-        self._option_counts: NDArray[np.float64] = np.zeros((costs.n_layers, costs.n_actions))
 
     def _add_stats(self, result: EpisodeResult) -> None:
         self._n_ended += len(result.episodes)
         values = result.info["correct"], result.info["computation"], self._returns[result.episodes]
         self._sums += [float(each.sum()) for each in values]
-        n_actions = self._option_counts.shape[1]
-        for layer, options in enumerate(result.options.T):
-            self._option_counts[layer] += np.bincount(options, minlength=n_actions)

@@ -74,12 +74,7 @@ def observation_arrays(observation: Observation) -> ObservationBatch:
 def merge_observations(
     parts: list[tuple[torch.Tensor | None, Observation]], n: int
 ) -> ObservationBatch:
-    """Return the observation of ``n`` episodes from those of some rows; zeros for the others.
-
-    Args:
-        parts: Indices of the episodes, int64, ``None`` for all, and their observation.
-        n: Number of episodes.
-    """
+    """Return the observation of ``n`` episodes from those of rows, ``None`` for all; else 0."""
     if parts[0][0] is None:
         return observation_arrays(parts[0][1])
     merged: ObservationBatch = {}
@@ -117,11 +112,7 @@ def action_space(backbone: GatedBackbone) -> spaces.Discrete:
 
 
 def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
-    """Validate and return the options of ``reset``; empty for ``None``.
-
-    Raises:
-        ConfigError: If the options are not a mapping, or one of them is not allowed.
-    """
+    """Validate and return the options of ``reset``; empty for ``None``."""
     options = {} if options is None else options
     names = f"allowed are {', '.join(allowed)}" if allowed else "this environment has none"
     if not isinstance(options, Mapping):
@@ -133,17 +124,7 @@ def check_options(options: object, *allowed: str) -> Mapping[str, Any]:
 
 
 def per_environment(name: str, value: object, n: int, dtype: type[NumberT]) -> NDArray[NumberT]:
-    """Return the values of a ``reset`` option for ``n`` environments, ``[n]``.
-
-    Args:
-        name: Name of the option.
-        value: A number, or one for each environment.
-        n: Number of environments.
-        dtype: Type of the numbers; an integer type requires integers.
-
-    Raises:
-        ConfigError: If the type or the length is wrong.
-    """
+    """Return a ``reset`` option, one number or one for each of ``n`` environments, ``[n]``."""
     try:
         values = np.asarray(value)
     except ValueError:  # lists of different lengths

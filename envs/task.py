@@ -39,11 +39,7 @@ _Pair = Annotated[
 
 
 def check_types(function: Callable[P, R]) -> Callable[P, R]:
-    """Validate a function's arguments against its annotations before each call.
-
-    The decorated function raises ``ConfigError`` for an argument of a wrong type or out of range,
-    and for a number that is not finite.
-    """
+    """Make a function raise ``ConfigError`` for arguments that do not fit its annotations."""
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     checked: Callable[..., R] = validate_call(config=strict)(function)
     signature = inspect.signature(function)
@@ -136,13 +132,7 @@ def make_task(  # noqa: PLR0913
     cost_model: str | None = None,
     device: SkipValidation[str | torch.device] = "cpu",
 ) -> Task:
-    """Build a task from the keywords of an environment, see ``FractionalSkippingEnv``.
-
-    Raises:
-        ConfigError: If a value is invalid.
-        DataError: If the data is missing or does not fit the backbone.
-        CheckpointError: If the backbone cannot be read.
-    """
+    """Build a task from the keywords of ``FractionalSkippingEnv``, which names the errors too."""
     weights, place = reward_weights(reward), resolve_device(device)
     data = _resolve_dataset(dataset, backbone)
     if is_constructor(backbone):
@@ -193,10 +183,15 @@ def _resolve_backbone(
         backbone = _default_backbone() if cost_model is None else default_digits()
     elif isinstance(backbone, str | Path):
         backbone = load_backbone(Path(backbone))
-    if not exits:
-        backbone = _without_exits(backbone)
+    if not exits and isinstance(backbone, GatedBackbone) and backbone.costs.exits:
+        changed = _own_copy(backbone, "exits is False, but the exits")
+        changed.set_exits(())
+        backbone = changed
     if cost_model is not None:
-        backbone = _with_cost_model(backbone, cost_model)
+        check_cost_model(cost_model)
+        changed = _own_copy(backbone, f"cost_model is {cost_model!r}, but the costs")
+        changed.set_cost_model(cost_model)
+        backbone = changed
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()
     if not isinstance(backbone, GatedBackbone):
@@ -209,32 +204,14 @@ def _resolve_backbone(
     return backbone
 
 
-def _with_cost_model(backbone: object, cost_model: str) -> object:
-    """Return a copy of a backbone with another cost model; the argument keeps its own."""
-    check_cost_model(cost_model)
+def _own_copy(backbone: object, problem: str) -> Backbone:
+    """Return a copy that may change, or raise ``ConfigError``; the argument stays as it is."""
     if not isinstance(backbone, Backbone):
         raise ConfigError(
-            f"cost_model is {cost_model!r}, but the costs of a {type(backbone).__name__} cannot be "
-            "replaced; give its training form, or a folder."
-        )
-    changed = copy.deepcopy(backbone)
-    changed.set_cost_model(cost_model)
-    return changed
-
-
-def _without_exits(backbone: object) -> object:
-    """Return a copy of a backbone without exits; the argument keeps its own."""
-    if not isinstance(backbone, GatedBackbone) or not backbone.costs.exits:
-        return backbone
-    if not isinstance(backbone, Backbone):
-        raise ConfigError(
-            f"exits is False, but the exits of a {type(backbone).__name__} after "
-            f"{list(backbone.costs.exits_after)} layers cannot be removed; give its training form, "
+            f"{problem} of a {type(backbone).__name__} cannot be changed; give its training form, "
             "or a folder."
         )
-    changed = copy.deepcopy(backbone)
-    changed.set_exits(())
-    return changed
+    return copy.deepcopy(backbone)
 
 
 def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:

@@ -141,7 +141,6 @@ def test_policy_gradient_is_unbiased_in_a_bandit() -> None:
         (6, 4, "num_envs is 6 and group_size is 4"),
         (4, 0, "num_envs is 4 and group_size is 0"),
         (4, 8, "num_envs is 4 and group_size is 8"),
-        (4, 1, "plain rollout buffer"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(envs: int, group: int, sentence: str) -> None:
