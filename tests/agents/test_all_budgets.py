@@ -23,7 +23,6 @@ from dfs_rl.gating.budget_conditioning import (
     CostWeightRange,
     low_discrepancy_preferences,
 )
-from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from tests.helpers.planted_task import (
     WEIGHTS,
@@ -47,14 +46,14 @@ BUDGETS = BudgetRange(lowest=10.0, highest=42.0)
 PREFERENCES = (0.0, 0.5, 1.0)
 
 
-def accuracy_and_cost(gate: LearnedGate, preference: float) -> tuple[float, float]:
+def accuracy_and_cost(gate, preference):
     images = planted_images()
     preferences = torch.full((len(images),), preference)
     records = evaluate_gate(BACKBONE, gate, images, preferences=preferences)
     return records.accuracy / 100, float(BACKBONE.costs.fractions(records.options).mean())
 
 
-def regret(gate: LearnedGate, preference: float) -> float:
+def regret(gate, preference):
     """Return the best reward, which meets the needs that are worth it, minus the gate's."""
     accuracy, spent = accuracy_and_cost(gate, preference)
     cost_weight = float(COST_WEIGHTS.at(torch.tensor(preference)))
@@ -63,7 +62,7 @@ def regret(gate: LearnedGate, preference: float) -> float:
     return best - (accuracy - cost_weight * spent)
 
 
-def test_agent_learns_every_cost_weight() -> None:
+def test_agent_learns_every_cost_weight():
     weights = RewardWeights(accuracy=1.0, log_likelihood=0.0)
     task = make_task(BACKBONE, reward=weights, cost_weight_range=COST_WEIGHTS)
     config = PPOConfig(batch_size=10**6, learning_rate=0.01)
@@ -74,7 +73,7 @@ def test_agent_learns_every_cost_weight() -> None:
     assert accuracy_and_cost(gate, 1.0)[1] > accuracy_and_cost(gate, 0.0)[1] + 0.3
 
 
-def test_gumbel_gate_keeps_every_budget() -> None:
+def test_gumbel_gate_keeps_every_budget():
     gate = make_gate(budget_conditioning=BudgetConditioning())
     assert regret(gate, 1.0) > 0.2
     assert accuracy_and_cost(gate, 1.0)[0] < 0.5
@@ -96,7 +95,7 @@ def test_gumbel_gate_keeps_every_budget() -> None:
     assert accuracies[-1] >= 0.9  # its budget suffices for all needs; a table reaches 4 of 9
 
 
-def test_calibration_covers_both_ends() -> None:
+def test_calibration_covers_both_ends():
     gate = make_gate(budget_conditioning=BudgetConditioning())
     measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images())[0]
     assert len(measured.computations) >= N_PREFERENCES
@@ -107,7 +106,7 @@ def test_calibration_covers_both_ends() -> None:
         assert measured.computations[end] == pytest.approx(own)
 
 
-def test_no_budget_falls_into_a_jump() -> None:
+def test_no_budget_falls_into_a_jump():
     gate = make_gate(hidden=1, budget_conditioning=BudgetConditioning())
     jump = 0.6180339887
     with torch.no_grad():
@@ -129,7 +128,7 @@ def test_no_budget_falls_into_a_jump() -> None:
         assert float(records.computation(BACKBONE.costs).mean()) == pytest.approx(low)
 
 
-def test_validation_has_a_cost_weight_per_image() -> None:
+def test_validation_has_a_cost_weight_per_image():
     records = evaluate_static_table(BACKBONE, planted_images(), (1, 2), name="table")
     rewards = rewards_of(
         records, BACKBONE.costs, WEIGHTS, budget=None, cost_weight_range=COST_WEIGHTS
@@ -140,7 +139,7 @@ def test_validation_has_a_cost_weight_per_image() -> None:
         assert float(rewards[i]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_bin_of_budgets_bounds_its_mean() -> None:
+def test_each_bin_of_budgets_bounds_its_mean():
     # 64 images, all right and at one table of 62.5 % computation, and budgets from 40 to 160 %.
     images = ImageSet(torch.zeros(64, 3, 4, 4, dtype=torch.uint8), torch.zeros(64).long())
     records = evaluate_static_table(BACKBONE, images, (1, 2), name="table")
@@ -166,7 +165,7 @@ def test_each_bin_of_budgets_bounds_its_mean() -> None:
         ((0, 2, 4, 32), 9.0, (0.0039, 0.09)),  # extended to its own budget
     ],
 )
-def test_default_budgets_start_at_the_lowest_bits(bits, budget, expected) -> None:
+def test_default_budgets_start_at_the_lowest_bits(bits, budget, expected):
     costs = CostTable(options=BitOptions(bits), layer_macs=(300, 100))
     config = TrainGumbelConfig(budget=budget)
     found = budgets_of(config, costs, gate_macs=0.0)
@@ -177,7 +176,7 @@ def test_default_budgets_start_at_the_lowest_bits(bits, budget, expected) -> Non
     assert float(spend) == pytest.approx(found.lowest / 100)
 
 
-def test_one_budget_has_one_target() -> None:
+def test_one_budget_has_one_target():
     costs = CostTable(options=BitOptions((0, 2, 32)), layer_macs=(300, 100))
     config = TrainGumbelConfig(fixed_budget=True, budget=3.0)
     assert budgets_of(config, costs, gate_macs=0.0) is None
@@ -185,7 +184,7 @@ def test_one_budget_has_one_target() -> None:
     assert spend.tolist() == pytest.approx([0.02, 0.02])
 
 
-def test_budgets_below_the_cheapest_are_refused() -> None:
+def test_budgets_below_the_cheapest_are_refused():
     costs = CostTable(options=BitOptions((2, 32)), layer_macs=(300, 100))
     config = TrainGumbelConfig(budget=1.0, budgets=(0.1, 3.0))
     with pytest.raises(ConfigError, match=r"budget 0.1 % is not enough"):

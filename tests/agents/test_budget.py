@@ -6,13 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.hyperparameters import AlgorithmConfig, MaskablePPOConfig, PPOConfig
+from dfs_rl.agents.hyperparameters import MaskablePPOConfig, PPOConfig
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
-from dfs_rl.gating.base import Gate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.reward import RewardWeights
@@ -54,25 +52,23 @@ class PlantedWithStem(PlantedBackbone):
 class Spending(BaseCallback):
     """Records the computation of every episode in percent, without the gate."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.spent: list[float] = []
 
-    def _on_step(self) -> bool:
+    def _on_step(self):
         self.spent += [info["computation"] for info in self.locals["infos"] if info]
         return True
 
 
-def train(
-    config: AlgorithmConfig, steps: int, *, group: int = 8
-) -> tuple[BaseAlgorithm, MLPGate, list[float]]:
+def train(config, steps, *, group=8):
     task = make_task(PlantedWithStem(), reward=WEIGHTS, budget=BUDGET, gate_macs=72.0)
     model, spending = make_agent(config, task, group=group, hidden=HIDDEN), Spending()
     learn(model, config, steps, spending)
     return model, gate_of(model, config, budget=BUDGET), spending.spent
 
 
-def outcomes(gate: Gate, *, budget: float | None = BUDGET) -> tuple[float, float]:
+def outcomes(gate, *, budget=BUDGET):
     """Return the highest computation, everything included, and the mean reward."""
     images = planted_images()
     logits, trace = GatedModel(PlantedWithStem(), gate, budget=budget)(images.images)
@@ -81,7 +77,7 @@ def outcomes(gate: Gate, *, budget: float | None = BUDGET) -> tuple[float, float
     return float(trace.computation.max()), float((right - WEIGHTS.cost * spent).mean())
 
 
-def test_masked_ppo_learns_within_the_budget() -> None:
+def test_masked_ppo_learns_within_the_budget():
     _, untrained, _ = train(MaskablePPOConfig(**ONE_BATCH), 0)
     assert outcomes(untrained)[1] == pytest.approx(UNTRAINED_REWARD)
     _, masked, spent = train(MaskablePPOConfig(**ONE_BATCH), 12_000)
@@ -96,7 +92,7 @@ def test_masked_ppo_learns_within_the_budget() -> None:
     assert outcomes(free, budget=None)[0] > BUDGET
 
 
-def test_best_table_within_the_budget_is_as_stated() -> None:
+def test_best_table_within_the_budget_is_as_stated():
     needs = planted_images().images[:, 1:, 0, 0].long()  # [18, layers]
     costs = (0.0, 0.125, 0.5)
     rewards = [
@@ -118,7 +114,7 @@ class Watching(MLPGate):
         return super().decide(features, layer, context, allowed)
 
 
-def test_gate_observes_its_budget() -> None:
+def test_gate_observes_its_budget():
     model, gate, _ = train(MaskablePPOConfig(), 0)
     env = model.get_env()
     seen = env.reset()["context"][:, 1]
@@ -132,7 +128,7 @@ def test_gate_observes_its_budget() -> None:
 
 
 @pytest.mark.parametrize("group", [8, 1])
-def test_deployed_decisions_are_the_masked_policys(group: int) -> None:
+def test_deployed_decisions_are_the_masked_policys(group):
     config = MaskablePPOConfig()
     model, _, _ = train(config, 1_000, group=group)
     with torch.no_grad():  # it prefers what is masked: full precision in both layers

@@ -37,9 +37,7 @@ MASKS = np.array([[1, 0], [1, 1], [1, 0], [1, 1]])
 MEMORY = torch.arange(12.0).view(1, 4, 3)
 
 
-def fill(
-    rewards: np.ndarray, starts: np.ndarray, *, group: int, kind: str = "plain", **settings: Any
-) -> Any:
+def fill(rewards, starts, *, group, kind="plain", **settings):
     """Return a buffer filled step by step; features are ``env + 100 * step``."""
     steps, envs = rewards.shape
     memory = torch.zeros(1, envs, 3) if envs != 4 else MEMORY
@@ -61,7 +59,7 @@ def fill(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_episode_by_hand(kind: str) -> None:
+def test_one_episode_by_hand(kind):
     buffer = fill(REWARDS, STARTS, group=2, kind=kind)
     np.testing.assert_array_equal(buffer.returns, RETURNS)
     np.testing.assert_array_equal(buffer.advantages, ADVANTAGES)
@@ -79,7 +77,7 @@ def test_one_episode_by_hand(kind: str) -> None:
         ([1.0, 2.0], [1, 0], 8.0, 0.0, 0.5, [1.0 + 0.5 * (2.0 + 0.5 * 8.0), 2.0 + 0.5 * 8.0]),
     ],
 )
-def test_returns_of_two_episodes(rewards, starts, last, done, gamma, expected) -> None:
+def test_returns_of_two_episodes(rewards, starts, last, done, gamma, expected):
     def column(values):
         return np.array(values, np.float32).reshape(-1, 1)
 
@@ -95,9 +93,7 @@ def test_returns_of_two_episodes(rewards, starts, last, done, gamma, expected) -
     episodes=st.integers(1, 3),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_buffer_equals_a_loop(
-    group: int, images: int, layers: int, episodes: int, seed: int
-) -> None:
+def test_buffer_equals_a_loop(group, images, layers, episodes, seed):
     steps, envs = layers * episodes, group * images
     rewards = np.random.default_rng(seed).normal(size=(steps, envs)).astype(np.float32)
     starts = np.zeros_like(rewards)
@@ -113,13 +109,13 @@ def test_buffer_equals_a_loop(
         assert buffer.advantages[step, env] == pytest.approx(own - others, abs=1e-4)
 
 
-def test_advantages_of_a_group_sum_to_zero() -> None:
+def test_advantages_of_a_group_sum_to_zero():
     returns = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     advantages = returns - leave_one_out_baseline(returns, 4)
     np.testing.assert_allclose(advantages.reshape(3, 2, 4).sum(axis=2), 0.0, atol=1e-5)
 
 
-def test_policy_gradient_is_unbiased_in_a_bandit() -> None:
+def test_policy_gradient_is_unbiased_in_a_bandit():
     # Three actions, two rollouts per image: the exact expectation over all nine pairs.
     reward = torch.tensor([1.0, -0.5, 3.0])
     logits = torch.tensor([0.3, -0.2, 0.1], requires_grad=True)
@@ -143,7 +139,7 @@ def test_policy_gradient_is_unbiased_in_a_bandit() -> None:
         (4, 8, "num_envs is 4 and group_size is 8"),
     ],
 )
-def test_groups_that_do_not_fit_are_refused(envs: int, group: int, sentence: str) -> None:
+def test_groups_that_do_not_fit_are_refused(envs, group, sentence):
     with pytest.raises(ConfigError, match=sentence):
         GroupRolloutBuffer(2, SPACE, spaces.Discrete(2), n_envs=envs, group_size=group)
 
@@ -151,7 +147,7 @@ def test_groups_that_do_not_fit_are_refused(envs: int, group: int, sentence: str
 # --- episodes of different lengths
 
 
-def episodes_of(seed: int, layers: int, group: int, n_images: int):
+def episodes_of(seed, layers, group, n_images):
     """Return rewards and starts of whole episodes, some of which end early, and their lengths."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, layers + 1, size=group * n_images)
@@ -170,7 +166,7 @@ def episodes_of(seed: int, layers: int, group: int, n_images: int):
     group=st.integers(2, 4),
     n_images=st.integers(1, 3),
 )
-def test_baselines_equal_a_loop_over_episodes(seed, layers, group, n_images) -> None:
+def test_baselines_equal_a_loop_over_episodes(seed, layers, group, n_images):
     rewards, starts, lengths = episodes_of(seed, layers, group, n_images)
     buffer = fill(rewards, starts, group=group, sync_episodes=True)
     for env, length in enumerate(lengths):
@@ -190,7 +186,7 @@ def test_baselines_equal_a_loop_over_episodes(seed, layers, group, n_images) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [None, 1, 4, 7])
-def test_minibatches_leave_out_padding(kind: str, batch: int | None) -> None:
+def test_minibatches_leave_out_padding(kind, batch):
     rewards, starts, lengths = episodes_of(3, 4, 2, 3)
     seen = []
     for samples in fill(rewards, starts, group=2, kind=kind, sync_episodes=True).get(batch):
@@ -200,7 +196,7 @@ def test_minibatches_leave_out_padding(kind: str, batch: int | None) -> None:
     assert sorted(seen) == sorted(expected)
 
 
-def test_single_episodes_have_upstream_advantages() -> None:
+def test_single_episodes_have_upstream_advantages():
     rewards, starts, lengths = episodes_of(5, 4, 1, 6)
     buffer = fill(rewards, starts, group=1, sync_episodes=True, gae_lambda=1.0)
     for env, steps in enumerate(lengths):

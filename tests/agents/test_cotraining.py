@@ -15,11 +15,11 @@ BITS = (0, 2, 8, 32)
 
 
 @pytest.fixture
-def dataset() -> Dataset:
+def dataset():
     """Two classes that differ in brightness."""
     generator = torch.Generator().manual_seed(0)
 
-    def images(n: int) -> ImageSet:
+    def images(n):
         labels = torch.arange(n) % 2
         noise = torch.randint(100, (n, 1, 8, 8), generator=generator)
         pixels = noise + 150 * labels[:, None, None, None]
@@ -30,7 +30,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture
-def backbone(dataset: Dataset) -> ResNet:
+def backbone(dataset):
     torch.manual_seed(0)
     config = ResNetConfig(
         depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=BITS
@@ -40,7 +40,7 @@ def backbone(dataset: Dataset) -> ResNet:
     return backbone
 
 
-def gate_for(backbone: ResNet, option: int, preference: float = 100.0) -> MLPGate:
+def gate_for(backbone, option, preference=100.0):
     """Return a gate that prefers one option."""
     gate = MLPGate(backbone.feature_sizes, backbone.options, hidden=4)
     with torch.no_grad():
@@ -51,24 +51,24 @@ def gate_for(backbone: ResNet, option: int, preference: float = 100.0) -> MLPGat
     return gate
 
 
-def cotrainer(backbone: ResNet, dataset: Dataset, **settings: float) -> CoTrainer:
+def cotrainer(backbone, dataset, **settings):
     config = CoTrainConfig(**({"batch_size": 8} | settings))
     return CoTrainer(config, backbone, dataset, seed=0, budget=None)
 
 
-def norm_biases(backbone: ResNet) -> torch.Tensor:
+def norm_biases(backbone):
     """Return the norm biases of 2, 8 and 32 bit in the first convolution."""
     return backbone.layers[0].conv1.norm.norm_bias.detach().clone()
 
 
 @pytest.mark.parametrize("option", [0, 1, 3])
-def test_rollout_of_a_constant_gate(backbone: ResNet, dataset: Dataset, option: int) -> None:
+def test_rollout_of_a_constant_gate(backbone, dataset, option):
     images, gate = dataset.train.images[:6], gate_for(backbone, option)
     logits = gated_rollout(backbone, gate, images, torch.Generator(), budget=None)
     torch.testing.assert_close(logits, backbone(images, BITS[option]))
 
 
-def test_options_above_the_budget_are_masked(backbone: ResNet, dataset: Dataset) -> None:
+def test_options_above_the_budget_are_masked(backbone, dataset):
     gate = gate_for(backbone, 3)  # it prefers full precision
     skipped = torch.zeros(1, backbone.costs.n_layers, dtype=torch.int64)
     budget = float(backbone.costs.computation(skipped, gate_macs=gate.macs)) + 1e-6
@@ -77,10 +77,10 @@ def test_options_above_the_budget_are_masked(backbone: ResNet, dataset: Dataset)
     torch.testing.assert_close(logits, backbone(images, 0))
 
 
-def test_greedy_rollouts_do_not_sample(backbone: ResNet, dataset: Dataset) -> None:
+def test_greedy_rollouts_do_not_sample(backbone, dataset):
     gate, images = gate_for(backbone, 2, preference=0.1), dataset.train.images[:6]
 
-    def run(*, greedy: bool) -> torch.Tensor:
+    def run(*, greedy):
         generator = torch.Generator().manual_seed(0)
         return gated_rollout(backbone, gate, images, generator, budget=None, greedy=greedy)
 
@@ -95,9 +95,7 @@ def test_greedy_rollouts_do_not_sample(backbone: ResNet, dataset: Dataset) -> No
         ({"distillation": 0.0, "full_precision": 0.0}, [True, False, False]),
     ],
 )
-def test_only_chosen_bits_and_full_precision_learn(
-    backbone: ResNet, dataset: Dataset, weights: dict[str, float], changed: list[bool]
-) -> None:
+def test_only_chosen_bits_and_full_precision_learn(backbone, dataset, weights, changed):
     gate, trainer = gate_for(backbone, 1), cotrainer(backbone, dataset, **weights)
     before = norm_biases(backbone)
     statistics = backbone.layers[0].conv1.norm.running_mean.clone()
@@ -108,7 +106,7 @@ def test_only_chosen_bits_and_full_precision_learn(
     assert all(parameter.grad is None for parameter in gate.parameters())
 
 
-def test_frozen_weights_have_no_gradients(backbone: ResNet, dataset: Dataset) -> None:
+def test_frozen_weights_have_no_gradients(backbone, dataset):
     trainer = cotrainer(backbone, dataset)
     with trainer.frozen_weights():
         assert not backbone(dataset.train.images[:2], 8).requires_grad
@@ -116,7 +114,7 @@ def test_frozen_weights_have_no_gradients(backbone: ResNet, dataset: Dataset) ->
     assert not any(p.requires_grad for p in backbone.probes.parameters())
 
 
-def test_equal_passes_have_equal_losses(backbone: ResNet, dataset: Dataset) -> None:
+def test_equal_passes_have_equal_losses(backbone, dataset):
     trainer = cotrainer(backbone, dataset)
     losses = trainer.step(gate_for(backbone, 3))  # the gate chooses full precision
     assert losses["divergence"] == pytest.approx(0.0, abs=1e-5)
@@ -124,7 +122,7 @@ def test_equal_passes_have_equal_losses(backbone: ResNet, dataset: Dataset) -> N
     assert trainer.images_seen == 8
 
 
-def test_steps_lower_the_gated_loss(backbone: ResNet, dataset: Dataset) -> None:
+def test_steps_lower_the_gated_loss(backbone, dataset):
     trainer = cotrainer(backbone, dataset, batch_size=32, learning_rate=1e-2)
     gate = gate_for(backbone, 2)
     losses = [trainer.step(gate)["gated"] for _ in range(30)]
@@ -132,7 +130,7 @@ def test_steps_lower_the_gated_loss(backbone: ResNet, dataset: Dataset) -> None:
     assert sum(losses[-5:]) / 5 < 0.2
 
 
-def test_steps_repeat_and_resume(backbone: ResNet, dataset: Dataset) -> None:
+def test_steps_repeat_and_resume(backbone, dataset):
     gate = gate_for(backbone, 1)
     start = {name: value.clone() for name, value in backbone.state_dict().items()}
     trainer = cotrainer(backbone, dataset)
@@ -148,7 +146,7 @@ def test_steps_repeat_and_resume(backbone: ResNet, dataset: Dataset) -> None:
     assert all(torch.equal(value, end[name]) for name, value in backbone.state_dict().items())
 
 
-def test_loss_that_is_not_finite_stops(backbone: ResNet, dataset: Dataset) -> None:
+def test_loss_that_is_not_finite_stops(backbone, dataset):
     with torch.no_grad():
         backbone.classifier.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match="co-training stopped at backbone step 0"):

@@ -1,21 +1,15 @@
 """Learning when to exit, on a planted task and by command."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
 
 import dfs_rl
 from dfs_rl import train_agent, train_gumbel, train_static
 from dfs_rl.agents.callbacks import SyncEpisodes
 from dfs_rl.agents.hyperparameters import (
-    AlgorithmConfig,
     MaskablePPOConfig,
     PPOConfig,
     RecurrentPPOConfig,
@@ -23,9 +17,8 @@ from dfs_rl.agents.hyperparameters import (
 )
 from dfs_rl.agents.pretraining import pretraining_images
 from dfs_rl.backbones import load_backbone
-from dfs_rl.backbones.interfaces import GatedLayer
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
-from dfs_rl.data import ImageSet, load_dataset
+from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments import gate_run
 from dfs_rl.experiments.agent_training import TrainAgentConfig
@@ -60,7 +53,7 @@ ONE_BATCH = {"batch_size": 10**6}
 class DiggingLayer:
     """Lowers an image's depth by one at 32 bit; spoils the image at 16 bit."""
 
-    def __call__(self, hidden: Tensor, bits: int) -> Tensor:
+    def __call__(self, hidden, bits):
         hidden = hidden.clone()
         hidden[:, 1] += -1.0 if bits == OPTIONS[1] else 10.0
         return hidden
@@ -85,19 +78,19 @@ class DeepBackbone(PlantedBackbone):
     feature_std = torch.tensor([[0.5, 1.0]] * LAYERS)
 
     @property
-    def layers(self) -> Sequence[GatedLayer]:
+    def layers(self):
         return [DiggingLayer() for _ in range(LAYERS)]
 
-    def answer(self, hidden: Tensor, layer: int) -> Tensor:
+    def answer(self, hidden, layer):
         return self.head(hidden)
 
 
-def deep_images() -> ImageSet:
+def deep_images():
     """Every label with every depth, 6 images."""
     return images_of(torch.arange(2), torch.arange(1, 4))
 
 
-def make_model(config: AlgorithmConfig, *, group: int = 8) -> BaseAlgorithm:
+def make_model(config, *, group=8):
     return make_agent(
         config, make_task(DeepBackbone(), deep_images()), group=group, sync_episodes=True
     )
@@ -115,7 +108,7 @@ def make_model(config: AlgorithmConfig, *, group: int = 8) -> BaseAlgorithm:
     ],
     ids=["ppo-groups", "ppo-critic", "trpo"],
 )
-def test_images_learn_where_to_exit(config: AlgorithmConfig, group: int, steps: int) -> None:
+def test_images_learn_where_to_exit(config, group, steps):
     model = make_model(config, group=group)
     untrained = evaluate_gate(DeepBackbone(), gate_of(model, config), deep_images())
     assert mean_reward(untrained, DeepBackbone()) == pytest.approx(UNTRAINED_REWARD)
@@ -125,7 +118,7 @@ def test_images_learn_where_to_exit(config: AlgorithmConfig, group: int, steps: 
     assert len(DeepBackbone.costs.n_layers_run(records.options).unique()) > 1
 
 
-def test_no_table_solves_the_task() -> None:
+def test_no_table_solves_the_task():
     costs = DeepBackbone.costs
     tables = torch.cartesian_prod(*[torch.arange(EXIT + 1)] * LAYERS)
     rewards = [
@@ -140,11 +133,11 @@ def test_no_table_solves_the_task() -> None:
 class Counting(BaseCallback):
     """Counts decisions of ended episodes; checks that each rollout starts without memory."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.decisions = self.ends = self.dones = 0
 
-    def _on_step(self) -> bool:
+    def _on_step(self):
         episodes = [info["episode"]["l"] for info in self.locals["infos"] if "episode" in info]
         self.decisions += sum(episodes)
         self.ends += len(episodes)
@@ -164,7 +157,7 @@ class Counting(BaseCallback):
     ],
     ids=lambda config: config.label,
 )
-def test_timesteps_count_decisions_that_were_made(config: AlgorithmConfig) -> None:
+def test_timesteps_count_decisions_that_were_made(config):
     model, counting = make_model(config), Counting()
     model.learn(1_500, [SyncEpisodes(), counting], log_interval=10**9)
     assert model.num_timesteps == counting.decisions >= 1_500
@@ -173,7 +166,7 @@ def test_timesteps_count_decisions_that_were_made(config: AlgorithmConfig) -> No
     assert counting.ends > counting.decisions / LAYERS  # some exited early
 
 
-def test_deployed_gate_decides_as_the_policy() -> None:
+def test_deployed_gate_decides_as_the_policy():
     config = PPOConfig(**ONE_BATCH)
     model = make_model(config)
     with torch.no_grad():
@@ -193,13 +186,13 @@ TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precisio
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def backbone(tmp_path_factory):
     path = tmp_path_factory.mktemp("exits") / "backbone"
     assert train_exits(["--after", "1", "3", "--run-dir", str(path)]) == 0
     return path
 
 
-def test_a_run_learns_to_exit_and_its_gate_ships(backbone: Path, tmp_path: Path) -> None:
+def test_a_run_learns_to_exit_and_its_gate_ships(backbone, tmp_path):
     run = tmp_path / "run"
     flags = ["--algo", "recurrent_ppo", "--backbone", str(backbone), "--run-dir", str(run)]
     assert train_agent.main([*TINY, *flags]) == 0
@@ -222,12 +215,7 @@ def test_a_run_learns_to_exit_and_its_gate_ships(backbone: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "config", [TrainAgentConfig(exits=False), TrainGumbelConfig(), TrainAgentConfig()]
 )
-def test_only_agents_keep_the_exits(
-    config: TrainAgentConfig | TrainGumbelConfig,
-    backbone: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_only_agents_keep_the_exits(config, backbone, tmp_path, capsys):
     dataset = load_dataset("digits")
     run = RunFolder.create(
         tmp_path / "run", kind="train", name="run", config=config, command=(), fingerprint="0"
@@ -242,9 +230,7 @@ def test_only_agents_keep_the_exits(
 
 
 @pytest.mark.parametrize("command", [train_gumbel, train_static])
-def test_notice_of_exits_precedes_the_refusal(
-    command: ModuleType, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_notice_of_exits_precedes_the_refusal(command, backbone, tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--backbone", str(backbone), "--budget", "0.05", "--run-dir", str(run)]
     assert command.main(flags) == 2
@@ -255,7 +241,7 @@ def test_notice_of_exits_precedes_the_refusal(
 
 
 @pytest.mark.parametrize("flags", [["--algo", "dqn"], ["--backbone-mode", "co-train"]])
-def test_settings_that_cannot_exit_are_refused(flags, backbone: Path, refusal) -> None:
+def test_settings_that_cannot_exit_are_refused(flags, backbone, refusal):
     assert "give --no-exits" in refusal(
         train_agent.main, [*TINY, *flags, "--backbone", str(backbone)]
     )

@@ -1,27 +1,23 @@
 """The deployed gate has the policy's logits and choices, and nothing of the critic."""
 
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.gate_export import deploy
 from dfs_rl.agents.hyperparameters import (
-    AlgorithmConfig,
     DQNConfig,
     PPOConfig,
     QRDQNConfig,
     RecurrentPPOConfig,
 )
 from dfs_rl.costs import BitOptions
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
 
 CHANNELS = (3, 7, 5)
@@ -40,7 +36,7 @@ class SpacesOnly(gymnasium.Env):
     action_space = spaces.Discrete(4)
 
 
-def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
+def make_model(config):
     env = DummyVecEnv([SpacesOnly])
     model = build_algorithm(config, env, feature_sizes=CHANNELS, hidden=6, timesteps=1000)
     with torch.no_grad():  # a policy in training
@@ -49,7 +45,7 @@ def make_model(config: AlgorithmConfig) -> BaseAlgorithm:
     return model
 
 
-def export(model: BaseAlgorithm, kind: type[LearnedGate] = MLPGate, **settings) -> LearnedGate:
+def export(model, kind=MLPGate, **settings):
     template = kind(CHANNELS, OPTIONS, hidden=6, feature_macs=7.0, name="gate", **settings)
     return deploy(model, template)
 
@@ -68,7 +64,7 @@ def observations():
 @pytest.mark.parametrize(
     "config", [PPO, DQNConfig(), QRDQNConfig(n_quantiles=5)], ids=["ppo", "dqn", "qrdqn"]
 )
-def test_logits_and_choices_equal_the_policys(config: AlgorithmConfig) -> None:
+def test_logits_and_choices_equal_the_policys(config):
     model = make_model(config)
     gate = export(model)
     for layer, seen, arrays in observations():
@@ -86,7 +82,7 @@ def test_logits_and_choices_equal_the_policys(config: AlgorithmConfig) -> None:
         np.testing.assert_array_equal(decided.numpy(), chosen)
 
 
-def test_an_lstm_ships_with_its_memory() -> None:
+def test_an_lstm_ships_with_its_memory():
     model = make_model(RecurrentPPOConfig(batch_size=10**6))
     with torch.no_grad():  # saturated and biased, it would choose the same for all
         for parameter in model.policy.parameters():
@@ -106,7 +102,7 @@ def test_an_lstm_ships_with_its_memory() -> None:
         assert len(np.unique(chosen)) > 1
 
 
-def test_gate_is_a_copy_of_the_actor_alone(tmp_path: Path) -> None:
+def test_gate_is_a_copy_of_the_actor_alone(tmp_path):
     model = make_model(PPO)
     gate = export(model, budget=1.5)
     assert gate.macs == 7.0 + sum((c + 3) * 6 + 6 * 4 for c in CHANNELS)

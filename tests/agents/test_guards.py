@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dfs_rl.agents.callbacks import UpdateCallback, learn
 from dfs_rl.agents.gate_export import gate_shape
-from dfs_rl.agents.hyperparameters import FeatureChoice, PPOConfig, TRPOConfig
+from dfs_rl.agents.hyperparameters import PPOConfig, TRPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import TrainingError
@@ -20,31 +20,31 @@ from tests.helpers.planted_task import PlantedBackbone, make_agent, make_task
 class Poison(BaseCallback):
     """Spoils advantages or weights before the second update."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what):
         super().__init__()
         self.what = what
 
-    def _on_step(self) -> bool:
+    def _on_step(self):
         return True
 
-    def _on_rollout_end(self) -> None:
+    def _on_rollout_end(self):
         if self.what == "advantage" and self.model.num_timesteps == 256:
             self.model.rollout_buffer.advantages[0, 0] = np.nan
 
-    def _on_rollout_start(self) -> None:
+    def _on_rollout_start(self):
         if self.what == "weight" and self.model.num_timesteps == 128:
             with torch.no_grad():
                 self.model.policy.value_net.bias.fill_(np.inf)
 
 
 @pytest.mark.parametrize(("what", "steps"), [("advantage", 256), ("weight", 128)])
-def test_weights_that_are_not_finite_stop(what: str, steps: int) -> None:
+def test_weights_that_are_not_finite_stop(what, steps):
     model = make_agent(PPOConfig(batch_size=64))
     with pytest.raises(TrainingError, match=f"after {steps} steps: the policy's weights are no"):
         learn(model, 1280, [Poison(what), UpdateCallback()], fresh=True)
 
 
-def test_rewards_that_are_not_finite_stop() -> None:
+def test_rewards_that_are_not_finite_stop():
     broken = copy.copy(PlantedBackbone())
     broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
     model = make_agent(PPOConfig(), make_task(broken, reward=RewardWeights()))
@@ -52,7 +52,7 @@ def test_rewards_that_are_not_finite_stop() -> None:
         learn(model, 640, [UpdateCallback()], fresh=True)
 
 
-def test_trpo_skips_updates_with_equal_advantages() -> None:
+def test_trpo_skips_updates_with_equal_advantages():
     nothing = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=0.0)
     model = make_agent(TRPOConfig(), make_task(reward=nothing))
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
@@ -61,7 +61,7 @@ def test_trpo_skips_updates_with_equal_advantages() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def resnet(depth: int, width: int) -> ResNet:
+def resnet(depth, width):
     statistics = ChannelStatistics(mean=(0.5,) * 3, std=(0.5,) * 3)
     return ResNet(ResNetConfig(depth=depth, width=width, in_channels=3), statistics)
 
@@ -76,16 +76,14 @@ def resnet(depth: int, width: int) -> ResNet:
         (20, 16, "all", 32),
     ],
 )
-def test_default_width_follows_the_macs(
-    depth: int, width: int, features: FeatureChoice, expected: int
-) -> None:
+def test_default_width_follows_the_macs(depth, width, features, expected):
     backbone = resnet(depth, width)
     shape = gate_shape(backbone, features=features, hidden=None, budget_conditioning=False)
     assert shape[1] == expected
 
 
 @pytest.mark.parametrize("features", ["confidence", "all"])
-def test_gate_of_resnet20_costs_little(features: FeatureChoice) -> None:
+def test_gate_of_resnet20_costs_little(features):
     backbone = resnet(20, 16)
     sizes, width = gate_shape(backbone, features=features, hidden=None, budget_conditioning=False)
     per_layer = sum((size + 3) * width + width * 6 for size in sizes)
@@ -93,8 +91,8 @@ def test_gate_of_resnet20_costs_little(features: FeatureChoice) -> None:
     assert macs / backbone.costs.total_macs <= 0.0005
 
 
-def test_gate_reads_the_chosen_features() -> None:
-    def shape(features: FeatureChoice, hidden: int | None):
+def test_gate_reads_the_chosen_features():
+    def shape(features, hidden):
         return gate_shape(
             default_digits(), features=features, hidden=hidden, budget_conditioning=False
         )

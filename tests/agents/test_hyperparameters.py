@@ -38,7 +38,7 @@ UPDATE = RolloutSize(n_envs=64, n_layers=2, observation_bytes=100)
         (DQNConfig(), "indifferent", 300_000, (0.003, 0.00015, None)),
     ],
 )
-def test_defaults_follow_start_and_length(config, start, timesteps, expected) -> None:
+def test_defaults_follow_start_and_length(config, start, timesteps, expected):
     resolved = config.resolve(UPDATE, timesteps=timesteps, start=start)
     found = (resolved.learning_rate, resolved.final_learning_rate)
     assert found == pytest.approx(expected[:2])
@@ -57,16 +57,16 @@ def test_defaults_follow_start_and_length(config, start, timesteps, expected) ->
         ("qrdqn", 1, "indifferent", 1),
     ],
 )
-def test_default_group_size(algo: str, asked: int | None, start, expected: int) -> None:
+def test_default_group_size(algo, asked, start, expected):
     assert resolved_group_size(ALGORITHM_CONFIGS[algo](), asked, start=start) == expected
 
 
-def test_groups_of_q_learning_are_refused() -> None:
+def test_groups_of_q_learning_are_refused():
     with pytest.raises(ConfigError, match="group_size is 8, but DQN learns from single"):
         make_agent(DQNConfig(), group=8)
 
 
-def test_minibatches_must_divide_an_update() -> None:
+def test_minibatches_must_divide_an_update():
     assert PPOConfig().resolve(UPDATE, timesteps=1, start="uniform").batch_size == 32
     for config in (PPOConfig(batch_size=3), TRPOConfig(batch_size=3)):
         with pytest.raises(ConfigError, match=r"batch_size is 3; it must divide the 128 decisions"):
@@ -102,12 +102,12 @@ def test_minibatches_must_divide_an_update() -> None:
         (BlockDropConfig, "bound", math.nan, ""),
     ],
 )
-def test_impossible_values_are_refused(config, setting: str, value: float, sentence: str) -> None:
+def test_impossible_values_are_refused(config, setting, value, sentence):
     with pytest.raises(ConfigError, match=rf"{setting} is {value}.*{sentence}"):
         config(**{setting: value})
 
 
-def test_methods_of_all_kinds_have_different_names() -> None:
+def test_methods_of_all_kinds_have_different_names():
     with pytest.raises(ConfigError, match="method 'gumbel' is already registered"):
         register_method("gumbel")(PPOConfig)
     assert "gumbel" not in ALGORITHM_CONFIGS

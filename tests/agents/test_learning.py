@@ -9,7 +9,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from dfs_rl.agents.buffers import GroupRolloutBuffer
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
-    AlgorithmConfig,
     DQNConfig,
     MaskablePPOConfig,
     PPOConfig,
@@ -52,16 +51,14 @@ ONE_BATCH = {"batch_size": 10**6}
     ],
     ids=lambda value: getattr(value, "label", str(value)),
 )
-def test_algorithms_solve_the_planted_task(
-    config: AlgorithmConfig, group: int, steps: int, solved: float
-) -> None:
+def test_algorithms_solve_the_planted_task(config, group, steps, solved):
     model = make_agent(config, group=group)
     assert reward_of(model, config) == pytest.approx(UNTRAINED_REWARD)
     learn(model, config, steps)
     assert BEST_TABLE_REWARD + 0.15 < solved <= reward_of(model, config) <= BEST_REWARD + 1e-9
 
 
-def test_best_table_is_as_stated() -> None:
+def test_best_table_is_as_stated():
     backbone = PlantedBackbone()
     rewards = [
         mean_reward(evaluate_static_table(backbone, planted_images(), table, name="t"), backbone)
@@ -71,7 +68,7 @@ def test_best_table_is_as_stated() -> None:
     assert rewards[0] == pytest.approx(UNTRAINED_REWARD)
 
 
-def test_weights_follow_from_the_seed() -> None:
+def test_weights_follow_from_the_seed():
     policies = []
     for seed in (3, 3, 4):
         model = make_agent(PPOConfig(), seed=seed)
@@ -81,7 +78,7 @@ def test_weights_follow_from_the_seed() -> None:
     assert not torch.equal(policies[0], policies[2])
 
 
-def test_policy_has_no_head_and_nothing_shared() -> None:
+def test_policy_has_no_head_and_nothing_shared():
     policy = make_agent(PPOConfig()).policy
     assert not list(policy.action_net.parameters())
     learned = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
@@ -94,21 +91,21 @@ def test_policy_has_no_head_and_nothing_shared() -> None:
 @pytest.mark.parametrize(
     "config", [PPOConfig(), A2CConfig(), MaskablePPOConfig(), TRPOConfig(), RecurrentPPOConfig()]
 )
-def test_group_buffer_needs_groups(config: AlgorithmConfig) -> None:
+def test_group_buffer_needs_groups(config):
     assert isinstance(make_agent(config, group=8).rollout_buffer, GroupRolloutBuffer)
     assert not isinstance(make_agent(config, group=1).rollout_buffer, GroupRolloutBuffer)
 
 
-def test_learning_rate_and_entropy_bonus_fall_linearly() -> None:
+def test_learning_rate_and_entropy_bonus_fall_linearly():
     class Watch(BaseCallback):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.seen: list[float] = []
 
-        def _on_step(self) -> bool:
+        def _on_step(self):
             return True
 
-        def _on_rollout_end(self) -> None:
+        def _on_rollout_end(self):
             self.seen.append(self.model.ent_coef)
 
     config, watch = PPOConfig(learning_rate=1e-2, final_learning_rate=1e-3, ent_coef=0.02), Watch()

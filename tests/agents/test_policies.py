@@ -5,7 +5,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
-from torch import Tensor
 
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
 
@@ -19,7 +18,7 @@ SPACE = spaces.Dict(
 )
 
 
-def make_extractor() -> PerLayerExtractor:
+def make_extractor():
     torch.manual_seed(0)
     extractor = PerLayerExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     assert extractor.features_dim == 6
@@ -29,7 +28,7 @@ def make_extractor() -> PerLayerExtractor:
     return extractor
 
 
-def make_embedding() -> PerLayerEmbedding:
+def make_embedding():
     torch.manual_seed(0)
     embedding = PerLayerEmbedding(SPACE, feature_sizes=CHANNELS, outputs=4)
     with torch.no_grad():
@@ -37,7 +36,7 @@ def make_embedding() -> PerLayerEmbedding:
     return embedding
 
 
-def observe(layers: list[int]) -> dict[str, Tensor]:
+def observe(layers):
     """Return observations as SB3 passes them; missing channels are zero."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(len(layers), 5, generator=generator)
@@ -53,7 +52,7 @@ def observe(layers: list[int]) -> dict[str, Tensor]:
     return encoded
 
 
-def by_hand(extractor: PerLayerEmbedding, seen: dict[str, Tensor], row: int, layer: int) -> Tensor:
+def by_hand(extractor, seen, row, layer):
     inputs = torch.cat([seen["features"][row], seen["context"][row]])
     hidden = inputs @ extractor.inner[layer] + extractor.inner_bias[layer]
     if isinstance(extractor, PerLayerExtractor):
@@ -63,13 +62,13 @@ def by_hand(extractor: PerLayerEmbedding, seen: dict[str, Tensor], row: int, lay
 
 @pytest.mark.parametrize("make", [make_extractor, make_embedding])
 @pytest.mark.parametrize("layers", [[0, 2, 1, 1, 0, 2, 2], [1, 1, 1], [2, 0], [0]])
-def test_each_sample_uses_its_layers_network(make, layers: list[int]) -> None:
+def test_each_sample_uses_its_layers_network(make, layers):
     extractor, seen = make(), observe(layers)
     expected = [by_hand(extractor, seen, row, layer) for row, layer in enumerate(layers)]
     torch.testing.assert_close(extractor(seen), torch.stack(expected))
 
 
-def test_gradients_equal_those_of_plain_networks() -> None:
+def test_gradients_equal_those_of_plain_networks():
     extractor = make_extractor()
     layers = [2, 0, 2, 0]
     seen = observe(layers)
@@ -84,7 +83,7 @@ def test_gradients_equal_those_of_plain_networks() -> None:
         torch.testing.assert_close(ours, reference.grad)
 
 
-def test_untrained_extractor_has_equal_scores() -> None:
+def test_untrained_extractor_has_equal_scores():
     torch.manual_seed(0)
     extractor = PerLayerExtractor(SPACE, feature_sizes=CHANNELS, hidden=4, outputs=6)
     scores = extractor(observe([0, 1, 2]))

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +15,7 @@ from dfs_rl.agents.pretraining import (
     target_probabilities,
 )
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
-from dfs_rl.envs.task import Task
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
-from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.train_agent import main
@@ -34,17 +31,17 @@ SPENT = [(bits / 32) ** 2 for bits in OPTIONS]
 PREFERENCES = torch.linspace(0.0, 1.0, 101)
 
 
-def clone(gate: LearnedGate, task: Task, *, seed: int) -> None:
+def clone(gate, task, *, seed):
     cost_weights = task.cost_weight_range
 
-    def choose(uniform: UniformOptionRewards, preferences: torch.Tensor) -> torch.Tensor:
+    def choose(uniform, preferences):
         fixed = torch.tensor([task.reward.cost], dtype=torch.float64)
         return uniform.best_at(fixed if cost_weights is None else cost_weights.at(preferences))
 
     behavior_cloning(gate, task.backbone, task.images, task.reward, choose, seed=seed)
 
 
-def untrained(kind: str, *, all_budgets: bool) -> LearnedGate:
+def untrained(kind, *, all_budgets):
     torch.manual_seed(0)
     conditioning = BudgetConditioning() if all_budgets else None
     return untrained_gate(
@@ -52,7 +49,7 @@ def untrained(kind: str, *, all_budgets: bool) -> LearnedGate:
     )
 
 
-def share_of(gate: LearnedGate, options: torch.Tensor) -> float:
+def share_of(gate, options):
     """Return the share of choices that are the option of each preference, or the single option."""
     right, images = [], planted_images().images
     expected = options.expand(len(PREFERENCES)).tolist()
@@ -66,7 +63,7 @@ def share_of(gate: LearnedGate, options: torch.Tensor) -> float:
 # --- rewards of uniform options
 
 
-def test_rewards_are_those_counted_by_hand() -> None:
+def test_rewards_are_those_counted_by_hand():
     uniform = evaluate_uniform_options(PlantedBackbone(), planted_images(), WEIGHTS)
     assert uniform.rewards.tolist() == pytest.approx(FREE)
     assert uniform.spent.tolist() == pytest.approx(SPENT)
@@ -79,7 +76,7 @@ def test_rewards_are_those_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("limits", "best"), [((None, 0.0), 2), ((60.0, 0.0), 1), ((60.0, 80.0), 0)]
 )
-def test_options_above_the_budget_are_not_best(limits, best: int) -> None:
+def test_options_above_the_budget_are_not_best(limits, best):
     budget, gate_macs = limits
     uniform = evaluate_uniform_options(
         PlantedBackbone(), planted_images(), WEIGHTS, budget=budget, gate_macs=gate_macs
@@ -87,7 +84,7 @@ def test_options_above_the_budget_are_not_best(limits, best: int) -> None:
     assert uniform.best_at(torch.zeros(1, dtype=torch.float64)).tolist() == [best]
 
 
-def test_best_option_within_a_target() -> None:
+def test_best_option_within_a_target():
     # The most expensive option earns less than the one before it.
     uniform = UniformOptionRewards(
         torch.tensor([-2.3, -0.9, -0.4, -0.5], dtype=torch.float64),
@@ -100,7 +97,7 @@ def test_best_option_within_a_target() -> None:
     assert equal.best_at(0.0 * one).tolist() == equal.best_within(one).tolist() == [0]
 
 
-def test_odds_fall_with_the_squared_distance() -> None:
+def test_odds_fall_with_the_squared_distance():
     options = BitOptions((0, 2, 4, 32))
     plain = CostTable(options=options, layer_macs=(100, 100))
     exits = (ExitCost(after=1, macs=5, bits=32),)
@@ -121,7 +118,7 @@ def test_odds_fall_with_the_squared_distance() -> None:
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
 @pytest.mark.parametrize("all_budgets", [True, False])
-def test_gate_starts_at_the_best_option(kind: str, all_budgets: bool) -> None:
+def test_gate_starts_at_the_best_option(kind, all_budgets):
     cost_weights = CostWeightRange(lowest=0.5, highest=8.0) if all_budgets else None
     task = make_task(reward=WEIGHTS, cost_weight_range=cost_weights)
     gate = untrained(kind, all_budgets=all_budgets)
@@ -135,7 +132,7 @@ def test_gate_starts_at_the_best_option(kind: str, all_budgets: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
-def test_gate_starts_within_its_budget(kind: str) -> None:
+def test_gate_starts_within_its_budget(kind):
     gate = untrained(kind, all_budgets=True)
     # Uniform options cost 0, 0.25 and 1; a third of the preferences affords the last one.
     likelihood = RewardWeights(accuracy=0.0, log_likelihood=1.0)
@@ -150,8 +147,8 @@ def test_gate_starts_within_its_budget(kind: str) -> None:
     assert share_of(gate, torch.where(PREFERENCES < 2 / 3, 1, 2)) > 0.95
 
 
-def test_start_follows_from_the_seed() -> None:
-    def weights(seed: int) -> torch.Tensor:
+def test_start_follows_from_the_seed():
+    def weights(seed):
         gate = untrained("ff", all_budgets=False)
         clone(gate, make_task(reward=WEIGHTS), seed=seed)
         return torch.cat([p.detach().flatten() for p in gate.parameters()])
@@ -171,7 +168,7 @@ COSTS = CostTable(options=BitOptions((0, 2, 3, 4, 8, 32)), layer_macs=(1,))
     [(main, TINY), (train_gumbel, ["--timesteps", "768", "--eval-every", "768"])],
     ids=["agent", "gumbel"],
 )
-def test_first_validation_follows_the_start(tmp_path: Path, command, flags: list[str]) -> None:
+def test_first_validation_follows_the_start(tmp_path, command, flags):
     first = {}
     for start in ("uniform", "indifferent"):
         run = tmp_path / start
@@ -197,5 +194,5 @@ def test_first_validation_follows_the_start(tmp_path: Path, command, flags: list
         (main, ["--init-gate", "elsewhere"]),
     ],
 )
-def test_uniform_start_is_refused(command, flags: list[str], refusal) -> None:
+def test_uniform_start_is_refused(command, flags, refusal):
     assert "start is 'uniform'" in refusal(command, ["--start", "uniform", *flags])

@@ -14,12 +14,12 @@ RECORD = {"accuracy": 91.25, "computation": 1.2345, "reward": 0.5, "patterns": 7
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
-def test_progress_is_shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
+def test_progress_is_shown(monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
     lines: list[str] = []
     bar = ProgressBar(256, print_status=lines.append)

@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from dfs_rl.agents.hyperparameters import DQNConfig, QLearningConfig, QRDQNConfig, RolloutSize
+from dfs_rl.agents.hyperparameters import DQNConfig, QRDQNConfig, RolloutSize
 from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.envs.spaces import observation_bytes
 from dfs_rl.errors import ConfigError
@@ -24,7 +24,7 @@ BYTES = 2 * (8 * 4 + 8) + 8 + 12
 
 
 @pytest.mark.parametrize("config", [DQNConfig(), QRDQNConfig()], ids=["dqn", "qrdqn"])
-def test_each_environment_explores_on_schedule(config: QLearningConfig) -> None:
+def test_each_environment_explores_on_schedule(config):
     model = make_agent(config, group=1)
     features = np.zeros((30_000, 3), np.float32)
     observation = {
@@ -42,10 +42,10 @@ def test_each_environment_explores_on_schedule(config: QLearningConfig) -> None:
     assert not model.predict(observation, deterministic=True)[0].any()
 
 
-def test_size_of_the_replay_buffer() -> None:
+def test_size_of_the_replay_buffer():
     seen = observation_bytes(SPACE)
 
-    def size(config: DQNConfig, n_envs: int) -> int | None:
+    def size(config, n_envs):
         update = RolloutSize(n_envs, 3, seen)
         return config.resolve(update, timesteps=1000, start="indifferent").buffer_size
 
@@ -62,11 +62,11 @@ def test_size_of_the_replay_buffer() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 10, 17])
-def test_replay_buffer_is_restored(steps: int) -> None:
-    def make() -> DictReplayBuffer:
+def test_replay_buffer_is_restored(steps):
+    def make():
         return DictReplayBuffer(40, SPACE, spaces.Discrete(4), "cpu", n_envs=4)
 
-    def add(buffer: DictReplayBuffer, rng: np.random.Generator) -> None:
+    def add(buffer, rng):
         before, after = (
             {
                 "features": rng.normal(size=(4, 5)).astype(np.float32),

@@ -16,9 +16,7 @@ from tests.helpers.planted_task import PlantedBackbone, make_task, planted_image
 
 @pytest.mark.parametrize(("budget", "gate_macs"), [(None, 0.0), (40.0, 0.0), (40.0, 20.0)])
 @pytest.mark.parametrize("timing", ["step", "terminal"])
-def test_rewards_equal_those_of_the_environment(
-    budget: float | None, gate_macs: float, timing: str
-) -> None:
+def test_rewards_equal_those_of_the_environment(budget, gate_macs, timing):
     reward = RewardWeights(accuracy=0.7, cost=0.4, overshoot=0.9, cost_timing=timing)
     table, n = (1, 2), len(planted_images())  # 62.5 %, above a budget of 40 %
     records = evaluate_gate(PlantedBackbone(), TableGate(table), planted_images())
@@ -31,7 +29,7 @@ def test_rewards_equal_those_of_the_environment(
     np.testing.assert_allclose(ours.numpy(), paid, atol=1e-6)
 
 
-def test_later_gate_may_be_worse_by_one_standard_error() -> None:
+def test_later_gate_may_be_worse_by_one_standard_error():
     highest = torch.zeros(100, dtype=torch.float64)
     change = torch.tensor([1.0, -1.0] * 50, dtype=torch.float64)
     error = float(change.std()) / 10.0  # of the mean of 100

@@ -1,8 +1,6 @@
 """Reinforcement learning from an initial gate: same policy, and refusal of what does not fit."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from dfs_rl import train_agent, train_gumbel
 from dfs_rl.agents.gate_export import check_initial_gate, load_gate_into_policy
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
-    AlgorithmConfig,
     MaskablePPOConfig,
     PPOConfig,
     RecurrentPPOConfig,
@@ -24,7 +21,7 @@ from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import save_gate
 from tests.helpers.planted_task import PlantedBackbone, gate_of, make_agent, make_gate, make_task
 
@@ -32,9 +29,7 @@ OPTIONS = PlantedBackbone.options
 CONDITIONED = {True: BudgetConditioning(), False: None}
 
 
-def through_a_policy(
-    config: AlgorithmConfig, gate: LearnedGate, *, all_budgets: bool
-) -> LearnedGate:
+def through_a_policy(config, gate, *, all_budgets):
     """Load a gate into a policy, and return the policy's gate."""
     cost_weights = CostWeightRange(lowest=1.0, highest=10.0) if all_budgets else None
     model = make_agent(config, make_task(cost_weight_range=cost_weights), n_envs=32)
@@ -42,7 +37,7 @@ def through_a_policy(
     return gate_of(model, config, budget_conditioning=CONDITIONED[all_budgets])
 
 
-def logits(gate: LearnedGate, context: torch.Tensor) -> torch.Tensor:
+def logits(gate, context):
     features = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
     gate.reset(9)
     return torch.stack([gate(features, layer, context) for layer in range(2)])
@@ -54,21 +49,21 @@ def logits(gate: LearnedGate, context: torch.Tensor) -> torch.Tensor:
     [PPOConfig(), A2CConfig(), MaskablePPOConfig(), TRPOConfig(), RecurrentPPOConfig()],
     ids=lambda config: config.label,
 )
-def test_policy_starts_as_the_gate(config: AlgorithmConfig, all_budgets: bool) -> None:
+def test_policy_starts_as_the_gate(config, all_budgets):
     gate = make_gate(config.gate, budget_conditioning=CONDITIONED[all_budgets])
     again = through_a_policy(config, gate, all_budgets=all_budgets)
     context = torch.rand(9, 3 + all_budgets, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(logits(again, context), logits(gate, context))
 
 
-def test_gate_for_one_budget_has_no_preference() -> None:
+def test_gate_for_one_budget_has_no_preference():
     gate = make_gate()
     again = through_a_policy(PPOConfig(), gate, all_budgets=True)
     context = torch.rand(9, 4)
     torch.testing.assert_close(logits(again, context), logits(gate, context[:, :3]))
 
 
-def test_gate_for_all_budgets_starts_at_its_preference() -> None:
+def test_gate_for_all_budgets_starts_at_its_preference():
     gate = make_gate(budget_conditioning=BudgetConditioning(), preference=0.7)
     again = through_a_policy(PPOConfig(), gate, all_budgets=False)
     context = torch.rand(9, 3)
@@ -86,7 +81,7 @@ def test_gate_for_all_budgets_starts_at_its_preference() -> None:
         (MLPGate((3, 3), OPTIONS, hidden=7), "hidden width 7.* has 16"),
     ],
 )
-def test_gates_that_do_not_fit_are_refused(other: LearnedGate, sentence: str) -> None:
+def test_gates_that_do_not_fit_are_refused(other, sentence):
     with pytest.raises(ConfigError, match=f"init_gate is runs/other, .* the {sentence}"):
         check_initial_gate(other, make_gate(), "runs/other")
 
@@ -97,7 +92,7 @@ TINY = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precisio
 
 
 @pytest.fixture(scope="module")
-def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def supervised(tmp_path_factory):
     path = tmp_path_factory.mktemp("init") / "gumbel"
     flags = ["--timesteps", "2000", "--training.batch-size", "32", "--device", "cpu"]
     flags += ["--budget", "5", "--hidden", "9", "--run-dir", str(path)]
@@ -105,7 +100,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_copies_its_initial_gate(tmp_path: Path, supervised: Path) -> None:
+def test_a_run_copies_its_initial_gate(tmp_path, supervised):
     source, path = tmp_path / "source", tmp_path / "run"
     shutil.copytree(supervised, source)
     flags = ["--algorithm.learning-rate", "1e-9", "--init-gate", str(source)]
@@ -133,16 +128,12 @@ def test_a_run_copies_its_initial_gate(tmp_path: Path, supervised: Path) -> None
         (["--init-gate", "{0}", "--algo", "dqn"], "algo"),
     ],
 )
-def test_initial_gates_that_do_not_fit_are_refused(
-    refusal: Callable[..., str], supervised: Path, flags: list[str], words: str
-) -> None:
+def test_initial_gates_that_do_not_fit_are_refused(refusal, supervised, flags, words):
     flags = [flag.format(supervised) for flag in flags]
     assert words in refusal(train_agent.main, [*TINY, *flags])
 
 
-def test_other_backbones_and_tables_are_refused(
-    refusal: Callable[..., str], tmp_path: Path, supervised: Path
-) -> None:
+def test_other_backbones_and_tables_are_refused(refusal, tmp_path, supervised):
     stored = load_stored_backbone(PRETRAINED_DIGITS)
     table, other = tmp_path / "table", tmp_path / "other"
     save_backbone(stored.backbone, stored.info, table / "backbone")

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from dfs_rl.agents.supervised.blockdrop import (
     BlockDropTrainer,
@@ -17,7 +16,6 @@ from dfs_rl.agents.supervised.blockdrop import (
 )
 from dfs_rl.agents.supervised.config import BlockDropConfig, BlockDropMethod
 from dfs_rl.agents.supervised.estimators import reinforce_loss
-from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.execution import run_stem
 from dfs_rl.gating.networks import OneShotGate
@@ -32,14 +30,12 @@ from tests.helpers.planted_task import (
 BACKBONE = PlantedBackbone()
 
 
-def make_gate() -> OneShotGate:
+def make_gate():
     torch.manual_seed(0)
     return OneShotGate((3, 3), PlantedBackbone.options, hidden=16)
 
 
-def make_trainer(
-    gate: OneShotGate, *, repeats: int = 1, steps: int = 600, **changes: float
-) -> BlockDropTrainer:
+def make_trainer(gate, *, repeats=1, steps=600, **changes):
     images = planted_images().subset(torch.arange(18).repeat(repeats))
     return BlockDropTrainer(
         BlockDropMethod(batch_size=144, learning_rate=0.03),
@@ -48,34 +44,34 @@ def make_trainer(
     )
 
 
-def is_solved(gate: OneShotGate) -> bool:
+def is_solved(gate):
     """Return whether the gate is far above every table, within 1.2 times the budget."""
     records = evaluate_gate(BACKBONE, gate.eval(), planted_images())
     spent = float(records.computation(BACKBONE.costs, "dfs").mean())
     return records.accuracy > BEST_TABLE_ACCURACY + 30 and spent <= 100 * BUDGET * 1.2
 
 
-def test_it_learns_what_no_table_can() -> None:
+def test_it_learns_what_no_table_can():
     gate = make_gate()
     assert not is_solved(gate)
     assert is_solved(run_steps(make_trainer(gate, repeats=8), 600))
 
 
-def gradient_of(loss: Tensor, gate: OneShotGate) -> Tensor:
+def gradient_of(loss, gate):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(gate.parameters()))])
 
 
 @pytest.mark.parametrize("baseline", [0.0, 1.7])
-def test_gradient_is_unbiased(baseline: float) -> None:
+def test_gradient_is_unbiased(baseline):
     """The exact gradient sums over all option patterns; a baseline does not change the mean."""
     gate, images = make_gate(), planted_images()
 
-    def rewards(images: ImageSet, options: Tensor) -> Tensor:
+    def rewards(images, options):
         answers = run_options(BACKBONE, run_stem(BACKBONE, images.images), options)
         paid = 0.8 * BACKBONE.costs.fractions(options)
         return episode_rewards(answers.argmax(dim=1) == images.labels, paid, penalty=0.5)
 
-    def probabilities_of(images: ImageSet) -> Tensor:
+    def probabilities_of(images):
         logits = decide_at_once(gate, BACKBONE, run_stem(BACKBONE, images.images))
         return bounded_probabilities(logits, 0.8)
 
@@ -103,7 +99,7 @@ def test_gradient_is_unbiased(baseline: float) -> None:
     assert float((found.mean(dim=0) - exact).norm() / exact.norm()) < 0.15
 
 
-def test_probabilities_are_the_papers_and_bounded() -> None:
+def test_probabilities_are_the_papers_and_bounded():
     logits = torch.tensor([[50.0, 0.0], [0.3, -0.2], [-50.0, 0.0]])
     chosen = logits.softmax(dim=1)
     paper = 0.8 * chosen + 0.2 * (1 - chosen)
@@ -115,12 +111,12 @@ def test_probabilities_are_the_papers_and_bounded() -> None:
     assert bounded_probabilities(torch.zeros(3, 1), 0.8).tolist() == [[1.0]] * 3
 
 
-def test_layers_open_one_after_the_other() -> None:
+def test_layers_open_one_after_the_other():
     opened = [open_layers(4, progress / 20, curriculum=0.5) for progress in range(20)]
     assert opened == [1, 1, 1, 2, 2, 3, 3, 3, 4, 4, *[4] * 10]
 
 
-def test_closed_layers_run_at_their_largest_option() -> None:
+def test_closed_layers_run_at_their_largest_option():
     gate = make_gate()
     with torch.no_grad():  # it skips everything
         gate.network[2].bias.copy_(torch.tensor([40.0, 0.0, 0.0] * 2))
@@ -131,7 +127,7 @@ def test_closed_layers_run_at_their_largest_option() -> None:
     assert [loss.spent for loss in losses] == [0.0] * 8
 
 
-def test_closed_layers_do_not_learn() -> None:
+def test_closed_layers_do_not_learn():
     gate = make_gate()
     before = gate.network[2].weight.detach().clone()
     run_steps(make_trainer(gate, steps=100, curriculum=1.0), 10)
@@ -140,7 +136,7 @@ def test_closed_layers_do_not_learn() -> None:
     assert not torch.equal(before[3:], after[3:])
 
 
-def test_multiplier_follows_the_likeliest_options() -> None:
+def test_multiplier_follows_the_likeliest_options():
     trainer, expected = make_trainer(make_gate()), 0.1
     for _ in range(10):
         losses = trainer.step()

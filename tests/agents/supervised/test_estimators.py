@@ -7,34 +7,33 @@ import torch
 from torch.nn import functional
 
 from dfs_rl.agents.supervised.estimators import (
-    Estimator,
     argmax_choice,
     gumbel_choice,
     straight_through_rollout,
 )
-from dfs_rl.backbones import ResNet, default_digits
-from dfs_rl.data import ImageSet, load_dataset
+from dfs_rl.backbones import default_digits
+from dfs_rl.data import load_dataset
 from dfs_rl.gating.execution import run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate
 from dfs_rl.gating.observation import observe
 
 
-def drawn(seed: int) -> Estimator:
+def drawn(seed):
     return partial(gumbel_choice, temperature=0.7, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
-def backbone() -> ResNet:
+def backbone():
     return default_digits().eval().requires_grad_(requires_grad=False)
 
 
 @pytest.fixture(scope="module")
-def batch() -> ImageSet:
+def batch():
     return load_dataset("digits").agent.subset(torch.arange(24))
 
 
 @pytest.fixture(params=[MLPGate, LSTMGate], ids=["ff", "lstm"])
-def gate(request: pytest.FixtureRequest, backbone: ResNet) -> LearnedGate:
+def gate(request, backbone):
     torch.manual_seed(2)
     made: LearnedGate = request.param(backbone.feature_sizes, backbone.options, hidden=5)
     with torch.no_grad():
@@ -44,9 +43,7 @@ def gate(request: pytest.FixtureRequest, backbone: ResNet) -> LearnedGate:
     return made
 
 
-def naive_gradients(
-    backbone: ResNet, gate: LearnedGate, batch: ImageSet, choose: Estimator
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def naive_gradients(backbone, gate, batch, choose):
     """Run every option of every layer with gradients, and mix the outputs by one-hot weights."""
     costs = backbone.costs.option_costs()
     gate.reset(len(batch))
@@ -69,10 +66,8 @@ def naive_gradients(
 
 
 @pytest.mark.parametrize("how", ["gumbel", "argmax"])
-def test_gradients_equal_the_naive_ones(
-    backbone: ResNet, gate: LearnedGate, batch: ImageSet, how: str
-) -> None:
-    def estimator() -> Estimator:
+def test_gradients_equal_the_naive_ones(backbone, gate, batch, how):
+    def estimator():
         return drawn(3) if how == "gumbel" else argmax_choice
 
     rollout = straight_through_rollout(backbone, backbone, gate, batch.images, estimator())
@@ -86,9 +81,7 @@ def test_gradients_equal_the_naive_ones(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_inference_form_gives_the_same_gradients(
-    backbone: ResNet, gate: LearnedGate, batch: ImageSet
-) -> None:
+def test_inference_form_gives_the_same_gradients(backbone, gate, batch):
     gradients = []
     for frozen in (backbone, backbone.to_inference()):
         rollout = straight_through_rollout(backbone, frozen, gate, batch.images, drawn(3))
@@ -100,9 +93,7 @@ def test_inference_form_gives_the_same_gradients(
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.02
 
 
-def test_values_are_those_of_hard_choices(
-    backbone: ResNet, gate: LearnedGate, batch: ImageSet
-) -> None:
+def test_values_are_those_of_hard_choices(backbone, gate, batch):
     images = batch.images
     rollout = straight_through_rollout(backbone, backbone.to_inference(), gate, images, drawn(4))
     state = run_stem(backbone, images)
@@ -113,7 +104,7 @@ def test_values_are_those_of_hard_choices(
     torch.testing.assert_close(rollout.spent, backbone.costs.fractions(rollout.options))
 
 
-def test_gumbel_samples_follow_the_softmax() -> None:
+def test_gumbel_samples_follow_the_softmax():
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
     generator = torch.Generator().manual_seed(0)
     choice = gumbel_choice(logits.expand(40_000, -1), temperature=1.0, generator=generator)
@@ -123,7 +114,7 @@ def test_gumbel_samples_follow_the_softmax() -> None:
     assert torch.equal(choice.probabilities.argmax(dim=1), choice.options)
 
 
-def test_gumbel_gradient_is_that_of_the_expectation() -> None:
+def test_gumbel_gradient_is_that_of_the_expectation():
     """For a value that is linear in the choice, the exact gradient is p_o (v_o - E[v])."""
     logits = torch.tensor([0.5, -0.3, 0.2], requires_grad=True)
     values = torch.tensor([1.0, -2.0, 0.5])
@@ -135,7 +126,7 @@ def test_gumbel_gradient_is_that_of_the_expectation() -> None:
     torch.testing.assert_close(estimate, exact, atol=0.03, rtol=0)
 
 
-def test_argmax_has_the_gradient_of_the_softmax() -> None:
+def test_argmax_has_the_gradient_of_the_softmax():
     logits = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 1.0]], requires_grad=True)
     choice = argmax_choice(logits)
     assert choice.options.tolist() == [1, 0]

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments import gumbel_training
 from dfs_rl.experiments.gumbel_training import budgeted_rewards
-from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
 from tests.helpers.pictures import no_pictures
@@ -43,14 +40,12 @@ BEST_TABLE_ACCURACY = 100 * 4 / 9
 TRAINERS: dict[str, type[GumbelTrainer]] = {"gumbel": GumbelTrainer, "dfs": DFSTrainer}
 
 
-def make_trainer(
-    gate: LearnedGate, *, method: str = "gumbel", task: Any = None, **changes: float
-) -> GumbelTrainer:
+def make_trainer(gate, *, method="gumbel", task=None, **changes):
     config = SUPERVISED_METHODS[method](**({"batch_size": 18, "learning_rate": 0.03} | changes))
     return TRAINERS[method](config, task or make_gate_task(gate, budget=BUDGET))
 
 
-def is_solved(gate: LearnedGate) -> bool:
+def is_solved(gate):
     """Return whether the gate is far above every table, within 1.1 times the budget."""
     accuracy, spent = accuracy_and_spent(gate)
     return accuracy > BEST_TABLE_ACCURACY + 30 and spent <= 100 * BUDGET * 1.1
@@ -58,17 +53,17 @@ def is_solved(gate: LearnedGate) -> bool:
 
 @pytest.mark.parametrize("method", ["gumbel", "dfs"])
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
-def test_gates_learn_what_no_table_can(method: str, kind: str) -> None:
+def test_gates_learn_what_no_table_can(method, kind):
     gate = make_gate(kind)
     assert not is_solved(gate)
     assert is_solved(run_steps(make_trainer(gate, method=method), 600))
 
 
-def test_best_table_is_as_stated() -> None:
+def test_best_table_is_as_stated():
     assert best_table_accuracy(range(3), BUDGET) == pytest.approx(BEST_TABLE_ACCURACY)
 
 
-def test_multiplier_follows_the_cost() -> None:
+def test_multiplier_follows_the_cost():
     trainer, expected = make_trainer(make_gate(), multiplier=0.1, multiplier_lr=0.02), 0.1
     for _ in range(5):
         losses = trainer.step()
@@ -76,7 +71,7 @@ def test_multiplier_follows_the_cost() -> None:
         expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
 
 
-def test_multiplier_stays_within_its_bounds() -> None:
+def test_multiplier_stays_within_its_bounds():
     trainer = make_trainer(make_gate(), multiplier=1e-6, multiplier_lr=1.0)
     with torch.no_grad():
         for network in trainer.gate.networks:
@@ -84,7 +79,7 @@ def test_multiplier_stays_within_its_bounds() -> None:
     assert [trainer.step().multiplier for _ in range(3)] == pytest.approx([1e-6] * 3)
 
 
-def test_dfs_executes_everything_first() -> None:
+def test_dfs_executes_everything_first():
     trainer = make_trainer(make_gate(), method="dfs", multiplier=0.3)
     history = [trainer.step() for _ in range(400)]
     full = next(i for i, losses in enumerate(history) if losses.spent * BUDGET >= 0.95)
@@ -94,7 +89,7 @@ def test_dfs_executes_everything_first() -> None:
     assert {round(losses.multiplier, 9) for losses in history[full + 1 :]} == {0.3, -0.3}
 
 
-def test_dfs_first_phase_ends_below_full_precision() -> None:
+def test_dfs_first_phase_ends_below_full_precision():
     backbone = SmoothPlantedBackbone()
     backbone.options = BitOptions((0, 16))
     backbone.costs = CostTable(options=backbone.options, layer_macs=(100, 100))
@@ -104,10 +99,10 @@ def test_dfs_first_phase_ends_below_full_precision() -> None:
     assert {round(trainer.step().multiplier, 9) for _ in range(300)} == {-0.3, 0.3}
 
 
-def test_cost_above_the_budget_lowers_all_rewards() -> None:
+def test_cost_above_the_budget_lowers_all_rewards():
     backbone = SmoothPlantedBackbone()
 
-    def rewards(option: int, budget: float) -> torch.Tensor:
+    def rewards(option, budget):
         records = evaluate_static_table(backbone, planted_images(), (option,) * 2, name="t")
         return budgeted_rewards(records, backbone.costs, budget=budget)
 
@@ -116,7 +111,7 @@ def test_cost_above_the_budget_lowers_all_rewards() -> None:
     torch.testing.assert_close(over, torch.full_like(over, 50.0 * 0.7))
 
 
-def test_loss_that_is_not_finite_stops() -> None:
+def test_loss_that_is_not_finite_stops():
     gate = make_gate()
     with torch.no_grad():
         next(gate.parameters()).fill_(math.nan)
@@ -124,7 +119,7 @@ def test_loss_that_is_not_finite_stops() -> None:
         make_trainer(gate).step()
 
 
-def test_budget_must_leave_something() -> None:
+def test_budget_must_leave_something():
     with pytest.raises(ConfigError, match="leaves nothing for the gated layers"):
         make_gate_task(make_gate(), budget=0.0)
 
@@ -135,11 +130,11 @@ def test_budget_must_leave_something() -> None:
 class SignalAt(ProgressBar):
     """Sends this process Ctrl-C after so many timesteps."""
 
-    def __init__(self, timesteps: int | None) -> None:
+    def __init__(self, timesteps):
         super().__init__(0, print_status=lambda _: None)
         self.at = timesteps
 
-    def update(self, timesteps: int, **figures: str) -> None:
+    def update(self, timesteps, **figures):
         if timesteps == self.at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -147,7 +142,7 @@ class SignalAt(ProgressBar):
 PER_STEP = 8 * 3
 
 
-def make_config(**changes: Any) -> TrainGumbelConfig:
+def make_config(**changes):
     method = SUPERVISED_METHODS[changes.get("method", "gumbel")]
     settings: dict[str, Any] = {
         "gate": "lstm",
@@ -165,23 +160,19 @@ def make_config(**changes: Any) -> TrainGumbelConfig:
     return TrainGumbelConfig(**(settings | changes))
 
 
-def train(
-    run: RunFolder, config: TrainGumbelConfig, *, stop_at: int | None = None
-) -> TrainingRecord:
+def train(run, config, *, stop_at=None):
     dataset = make_dataset()
     stored = make_stored(dataset)
     return gumbel_training.train(config, dataset, run, stored, bar=SignalAt(stop_at))
 
 
-def new_run(path: Path) -> RunFolder:
+def new_run(path):
     return RunFolder.create(
         path, kind="test", name="test", config=GumbelConfig(), command=("test",)
     )
 
 
-def assert_resumes(
-    path: Path, config: TrainGumbelConfig, *, killed: bool = False
-) -> TrainingRecord:
+def assert_resumes(path, config, *, killed=False):
     """Check that a run stopped after six steps ends as an uninterrupted one."""
     whole, parts = new_run(path / "whole"), new_run(path / "parts")
     result = train(whole, config)
@@ -208,11 +199,11 @@ def assert_resumes(
     ],
     ids=["gumbel-lstm", "dfs-ff", "gumbel-lstm-all", "skipnet-lstm", "skipnet-ff", "blockdrop"],
 )
-def test_ctrl_c_saves_and_the_run_resumes(tmp_path: Path, config: TrainGumbelConfig) -> None:
+def test_ctrl_c_saves_and_the_run_resumes(tmp_path, config):
     assert_resumes(tmp_path, config, killed=config == make_config())
 
 
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     run = new_run(tmp_path / "foreign")
     run.save_checkpoint(LAST_CHECKPOINT, {"weight": torch.zeros(1)}, {"timesteps": 3, "metrics": 0})
     with pytest.raises(CheckpointError, match="of something else: timesteps"):
@@ -223,6 +214,6 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         train(run, make_config(timesteps=2 * PER_STEP, hidden=5))
 
 
-def test_budget_must_suffice(tmp_path: Path) -> None:
+def test_budget_must_suffice(tmp_path):
     with pytest.raises(ConfigError, match=r"budget 0.001 % is not enough"):
         train(new_run(tmp_path / "run"), make_config(budget=0.001))

@@ -1,24 +1,19 @@
 """Joint training of gate and backbone: one backward pass, separate images, exact resumption."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
 from dfs_rl.agents.cotraining_config import CoTrainConfig, LabelCoTrainConfig
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig
-from dfs_rl.agents.supervised.gumbel import GumbelTrainer
 from dfs_rl.agents.supervised.trainer import GateTask
-from dfs_rl.backbones import ResNet, load_backbone
+from dfs_rl.backbones import load_backbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.calibration import calibrate_scales
@@ -41,11 +36,11 @@ BOTH_LOSSES = LabelCoTrainConfig(batch_size=8, distillation=1.0, full_precision=
 
 
 @pytest.fixture
-def dataset() -> Dataset:
+def dataset():
     """Three classes that differ in brightness."""
     generator = torch.Generator().manual_seed(0)
 
-    def images(n: int) -> ImageSet:
+    def images(n):
         labels = torch.arange(n) % 3
         noise = torch.randint(50, (n, 1, 8, 8), generator=generator)
         return ImageSet((noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels)
@@ -54,13 +49,7 @@ def dataset() -> Dataset:
     return Dataset(name="brightness", class_names=("a", "b", "c"), flip=True, **splits)
 
 
-def make_trainer(
-    dataset: Dataset,
-    *,
-    cotrain: CoTrainConfig | None,
-    method: str = "gumbel",
-    **changes: float,
-) -> tuple[GumbelTrainer, ResNet]:
+def make_trainer(dataset, *, cotrain, method="gumbel", **changes):
     """Return the trainer of a gate on an untrained backbone, and the backbone."""
     backbone = make_stored(dataset).backbone
     calibrate_scales(backbone, dataset.train.images, parts=[backbone])
@@ -83,11 +72,11 @@ def make_trainer(
     return TRAINERS[method](config, task, cotrainer), backbone
 
 
-def are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+def are_equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_gate_learns_as_on_a_frozen_backbone(dataset: Dataset) -> None:
+def test_gate_learns_as_on_a_frozen_backbone(dataset):
     alone, _ = make_trainer(dataset, cotrain=None)
     together, _ = make_trainer(dataset, cotrain=CoTrainConfig(batch_size=8))
     before = copy.deepcopy(alone.gate.state_dict())
@@ -98,7 +87,7 @@ def test_gate_learns_as_on_a_frozen_backbone(dataset: Dataset) -> None:
     assert losses[1].backbone is not None
 
 
-def test_backbone_learns_from_its_own_images_alone(dataset: Dataset) -> None:
+def test_backbone_learns_from_its_own_images_alone(dataset):
     trainer, backbone = make_trainer(dataset, cotrain=LABELS_ALONE)
     other, gate = copy.deepcopy(backbone), copy.deepcopy(trainer.gate)
     trainer.step()
@@ -115,7 +104,7 @@ def test_backbone_learns_from_its_own_images_alone(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("method", ["gumbel", "dfs"])
-def test_inference_form_follows_the_weights(dataset: Dataset, method: str) -> None:
+def test_inference_form_follows_the_weights(dataset, method):
     trainer, backbone = make_trainer(
         dataset, cotrain=LABELS_ALONE, method=method, learning_rate=0.3
     )
@@ -130,7 +119,7 @@ def test_inference_form_follows_the_weights(dataset: Dataset, method: str) -> No
     assert not torch.equal(now, before)
 
 
-def test_untrained_backbone_learns_with_its_gate(dataset: Dataset) -> None:
+def test_untrained_backbone_learns_with_its_gate(dataset):
     accuracies = []
     for cotrain in (None, CoTrainConfig(batch_size=36, learning_rate=0.02, distillation=0.0)):
         trainer, _ = make_trainer(dataset, cotrain=cotrain, method="dfs", learning_rate=0.1)
@@ -145,7 +134,7 @@ def test_untrained_backbone_learns_with_its_gate(dataset: Dataset) -> None:
 # --- runs
 
 
-def joint_config(**changes) -> TrainGumbelConfig:
+def joint_config(**changes):
     """Return a configuration whose gate has as many steps as with a frozen backbone."""
     method = SUPERVISED_METHODS[changes.get("method", "gumbel")]
     # At this learning rate the gate of DFS executes everything after two or three steps.
@@ -167,7 +156,7 @@ def joint_config(**changes) -> TrainGumbelConfig:
     ],
     ids=["dfs", "gumbel-all"],
 )
-def test_ctrl_c_saves_and_the_run_resumes(tmp_path: Path, config: TrainGumbelConfig) -> None:
+def test_ctrl_c_saves_and_the_run_resumes(tmp_path, config):
     result = assert_resumes(tmp_path, config)
     folders = [tmp_path / name / "backbone" for name in ("whole", "parts")]
     assert are_equal(*(load_backbone(folder).state_dict() for folder in folders))
@@ -175,7 +164,7 @@ def test_ctrl_c_saves_and_the_run_resumes(tmp_path: Path, config: TrainGumbelCon
 
 
 @pytest.mark.parametrize("method", ["dfs", "gumbel"])
-def test_best_gate_is_kept_with_its_backbone(tmp_path: Path, method: str) -> None:
+def test_best_gate_is_kept_with_its_backbone(tmp_path, method):
     cotrain = replace(BOTH_LOSSES, learning_rate=0.05)  # the weights of no two steps are alike
     run = new_run(tmp_path / "run")
     best = train(run, joint_config(method=method, gate="ff", cotrain=cotrain)).best

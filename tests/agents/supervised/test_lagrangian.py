@@ -11,7 +11,7 @@ from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.errors import CheckpointError
 
 
-def test_interpolation_is_geometric() -> None:
+def test_interpolation_is_geometric():
     multipliers = LagrangeMultipliers(3, 1.0)
     multipliers.restore([1.0, 4.0, 64.0])
     found = multipliers.at(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
@@ -19,7 +19,7 @@ def test_interpolation_is_geometric() -> None:
 
 
 @given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=6), st.floats(0.01, 1.0))
-def test_images_at_a_knot_move_it_alone(spent, rate) -> None:
+def test_images_at_a_knot_move_it_alone(spent, rate):
     relative = torch.tensor(spent, dtype=torch.float64)
     multipliers = LagrangeMultipliers(5, 0.1)
     multipliers.update(torch.full((len(spent),), 0.75), relative, rate=rate)
@@ -31,19 +31,19 @@ def test_images_at_a_knot_move_it_alone(spent, rate) -> None:
     assert single.values.tolist() == pytest.approx([expected])
 
 
-def test_images_between_two_knots_move_both() -> None:
+def test_images_between_two_knots_move_both():
     multipliers = LagrangeMultipliers(2, 1.0)
     multipliers.update(torch.tensor([0.25, 0.25]), torch.tensor([1.5, 1.5]), rate=0.1)
     assert multipliers.values.tolist() == pytest.approx([math.exp(0.05)] * 2)
 
 
-def test_multipliers_stay_within_bounds() -> None:
+def test_multipliers_stay_within_bounds():
     multipliers = LagrangeMultipliers(2, 1.0)
     for _ in range(100):
         multipliers.update(torch.tensor([0.0, 1.0]), torch.tensor([9.0, 0.0]), rate=1.0)
     assert multipliers.values.tolist() == pytest.approx([1e6, 1e-6])
 
 
-def test_another_number_of_multipliers_is_refused() -> None:
+def test_another_number_of_multipliers_is_refused():
     with pytest.raises(CheckpointError, match="has 1 Lagrange multipliers, but this run has 9"):
         LagrangeMultipliers(9, 1.0).restore([0.3])

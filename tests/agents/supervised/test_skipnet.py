@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SkipNetConfig, SkipNetMethod
@@ -23,7 +22,6 @@ from dfs_rl.agents.supervised.skipnet import (
 )
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.networks import LearnedGate
 from tests.helpers.planted_task import (
     SmoothPlantedBackbone,
     accuracy_and_spent,
@@ -42,9 +40,7 @@ BUDGET = 0.7
 BEST_TABLE_ACCURACY = 100 / 3
 
 
-def make_trainer(
-    gate: LearnedGate, *, steps: int = 500, pretraining: float = 0.25
-) -> SkipNetTrainer:
+def make_trainer(gate, *, steps=500, pretraining=0.25):
     return SkipNetTrainer(
         SkipNetMethod(batch_size=18, learning_rate=0.03),
         make_gate_task(gate, budget=BUDGET, steps=steps),
@@ -52,20 +48,20 @@ def make_trainer(
     )
 
 
-def is_solved(gate: LearnedGate) -> bool:
+def is_solved(gate):
     """Return whether the gate is far above every table, within 1.1 times the budget."""
     accuracy, spent = accuracy_and_spent(gate)
     return accuracy > BEST_TABLE_ACCURACY + 40 and spent <= 100 * BUDGET * 1.1
 
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
-def test_it_learns_what_no_table_can(kind: str) -> None:
+def test_it_learns_what_no_table_can(kind):
     gate = make_gate(kind, choices=CHOICES)
     assert not is_solved(gate)
     assert is_solved(run_steps(make_trainer(gate), 500))
 
 
-def test_best_table_is_as_stated() -> None:
+def test_best_table_is_as_stated():
     assert best_table_accuracy(CHOICES, BUDGET) == pytest.approx(BEST_TABLE_ACCURACY)
 
 
@@ -73,7 +69,7 @@ PENALTIES = torch.tensor([[0.0, 0.1, 0.9], [0.0, 0.1, 0.6]], dtype=torch.float64
 """A skip earns 0.9 at layer 0 and 0.6 at layer 1."""
 
 
-def gradient_of(loss: Tensor, gate: LearnedGate) -> Tensor:
+def gradient_of(loss, gate):
     parameters = list(gate.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return torch.cat(
@@ -84,13 +80,13 @@ def gradient_of(loss: Tensor, gate: LearnedGate) -> Tensor:
     )
 
 
-def exact_gradient(gate: LearnedGate) -> Tensor:
+def exact_gradient(gate):
     """Return the gradient of minus the expected reward, by a sum over all patterns."""
     images, expected = planted_images(), torch.zeros(())
     for pattern in itertools.product(CHOICES, repeat=2):
         forced = iter(pattern)
 
-        def choose(logits: Tensor) -> Choice:
+        def choose(logits):
             option = torch.full((len(logits),), next(forced))  # noqa: B023 - called in this pass
             return Choice(option, logits.softmax(dim=1))
 
@@ -103,7 +99,7 @@ def exact_gradient(gate: LearnedGate) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
-def test_gradient_is_unbiased(kind: str) -> None:
+def test_gradient_is_unbiased(kind):
     gate = make_gate(kind, choices=CHOICES)
     images = planted_images().subset(torch.arange(18).repeat(200))
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +123,7 @@ def test_gradient_is_unbiased(kind: str) -> None:
     assert float((found.mean(dim=0) - exact).norm() / exact.norm()) < 0.1
 
 
-def test_reinforce_uses_returns_to_go() -> None:
+def test_reinforce_uses_returns_to_go():
     """Two images, two layers: the loss by hand, from rewards after each decision."""
     logits = torch.zeros(2, 2)  # equal classes: a cross-entropy of log 2 for both
     options = torch.tensor([[0, 2], [2, 2]])
@@ -144,7 +140,7 @@ def test_reinforce_uses_returns_to_go() -> None:
     assert leave_one_out_advantages(returns[:1]).tolist() == returns[:1].tolist()
 
 
-def test_multiplier_rests_in_pretraining() -> None:
+def test_multiplier_rests_in_pretraining():
     gate = make_gate(choices=CHOICES)
     trainer, expected = make_trainer(gate, steps=20, pretraining=0.5), 0.1
     for step in range(20):
@@ -155,13 +151,13 @@ def test_multiplier_rests_in_pretraining() -> None:
 
 
 @pytest.mark.parametrize(("bits", "missing"), [((0, 2, 8), 32), ((2, 8, 32), 0)])
-def test_bit_options_without_skip_or_run(bits: tuple[int, ...], missing: int) -> None:
+def test_bit_options_without_skip_or_run(bits, missing):
     with pytest.raises(ConfigError, match=rf"bit options \[.*\] lack {missing} bit"):
         SkipNetMethod.choices(BitOptions(bits))
     assert SkipNetMethod.choices(BitOptions((0, 2, 32))) == (0, 2)
 
 
-def test_entropy_has_finite_gradients() -> None:
+def test_entropy_has_finite_gradients():
     logits = torch.tensor([[[0.0, -torch.inf, 0.0], [0.0, -torch.inf, 1.0]]], requires_grad=True)
     bonus = entropy(logits.softmax(dim=2), CHOICES)
     chance = 1 / (1 + math.e)
