@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import dfs_rl
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.pretraining import (
     UniformOptionRewards,
@@ -159,26 +160,25 @@ def test_start_follows_from_the_seed():
 
 # --- commands
 
-TINY = ["--timesteps", "768", "--num-envs", "64", "--eval-every", "384"]
 COSTS = CostTable(options=BitOptions((0, 2, 3, 4, 8, 32)), layer_macs=(1,))
 
 
 @pytest.mark.parametrize(
-    ("command", "flags"),
-    [(main, TINY), (train_gumbel, ["--timesteps", "768", "--eval-every", "768"])],
-    ids=["agent", "gumbel"],
+    ("method", "settings"),
+    [("ppo", {"num_envs": 64, "eval_every": 384}), ("gumbel", {"eval_every": 768})],
 )
-def test_first_validation_follows_the_start(tmp_path, command, flags):
+def test_first_validation_follows_the_start(tmp_path, method, settings):
     first = {}
     for start in ("uniform", "indifferent"):
-        run = tmp_path / start
-        assert command([*flags, "--start", start, "--run-dir", str(run)]) == 0
-        first[start] = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        records, run = [], tmp_path / start
+        settings |= {"start": start, "run_dir": run, "callback": records.append}
+        dfs_rl.train_gate(None, "digits", method=method, timesteps=768, threads=1, **settings)
+        first[start] = records[0]
         seen = json.loads((run / "training.json").read_text())["images_seen"]["gate"]
         assert seen == 128 + (pretraining_images(COSTS) if start == "uniform" else 0)
         assert first[start]["timesteps"] == 0
     assert first["uniform"]["accuracy"] > 85.0
-    if command is main:
+    if method == "ppo":
         assert first["indifferent"]["accuracy"] < 30.0
     else:
         assert first["uniform"]["computation"] < 5.0 < first["indifferent"]["computation"]

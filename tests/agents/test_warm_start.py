@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl import train_agent, train_gumbel
+from dfs_rl import train_agent
 from dfs_rl.agents.gate_export import check_initial_gate, load_gate_into_policy
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
@@ -94,17 +94,17 @@ TINY = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precisio
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory):
     path = tmp_path_factory.mktemp("init") / "gumbel"
-    flags = ["--timesteps", "2000", "--training.batch-size", "32", "--device", "cpu"]
-    flags += ["--budget", "5", "--hidden", "9", "--run-dir", str(path)]
-    assert train_gumbel.main(flags) == 0
-    return path
+    settings = {"timesteps": 2000, "training": {"batch_size": 32}, "budget": 5.0, "hidden": 9}
+    settings |= {"run_dir": path, "device": "cpu", "threads": 1}
+    return dfs_rl.train_gate(None, "digits", method="gumbel", **settings).path
 
 
 def test_a_run_copies_its_initial_gate(tmp_path, supervised):
     source, path = tmp_path / "source", tmp_path / "run"
     shutil.copytree(supervised, source)
-    flags = ["--algorithm.learning-rate", "1e-9", "--init-gate", str(source)]
-    assert train_agent.main([*TINY, *flags, "--run-dir", str(path)]) == 0
+    settings = {"timesteps": 400, "num_envs": 32, "learning_rate": 1e-9, "init_gate": str(source)}
+    settings |= {"run_dir": path, "device": "cpu", "precision": "float32", "threads": 1}
+    dfs_rl.train_gate(None, "digits", **settings)
     images = load_dataset("digits").val.images
     bits = []
     for run in (path, source):

@@ -1,6 +1,5 @@
 """Search for a static bit table in a run: its result, and exact resumption."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
@@ -21,6 +19,7 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.experiments.test_resume import make_dataset, make_stored
+from tests.helpers.interrupts import SignalAt
 from tests.helpers.pictures import no_pictures
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
@@ -29,19 +28,6 @@ BUDGET = 10.0
 EPISODES = 30
 LAYERS = 3
 ROOT = Path(__file__).parents[3]
-
-
-class SignalAt(ProgressBar):
-    """Progress bar that sends this process a signal at a number of steps."""
-
-    def __init__(self, timesteps=-1, number=signal.SIGINT):
-        super().__init__(0, print_status=lambda _: None)
-        self.at = timesteps
-        self.number = number
-
-    def update(self, timesteps, **figures):
-        if timesteps == self.at:
-            os.kill(os.getpid(), self.number)
 
 
 def new_run(path):

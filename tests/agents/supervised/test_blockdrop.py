@@ -20,6 +20,7 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.execution import run_stem
 from dfs_rl.gating.networks import OneShotGate
 from tests.agents.supervised.test_gumbel import BEST_TABLE_ACCURACY, BUDGET
+from tests.helpers.gradients import assert_unbiased, gradient_of
 from tests.helpers.planted_task import (
     PlantedBackbone,
     make_gate_task,
@@ -57,10 +58,6 @@ def test_it_learns_what_no_table_can():
     assert is_solved(run_steps(make_trainer(gate, repeats=8), 600))
 
 
-def gradient_of(loss, gate):
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(gate.parameters()))])
-
-
 @pytest.mark.parametrize("baseline", [0.0, 1.7])
 def test_gradient_is_unbiased(baseline):
     """The exact gradient sums over all option patterns; a baseline does not change the mean."""
@@ -91,12 +88,7 @@ def test_gradient_is_unbiased(baseline):
         options = options.view(-1, 2)
         advantages = (rewards(repeated, options) - baseline)[:, None].expand(-1, 2)
         estimates.append(gradient_of(reinforce_loss(probabilities, options, advantages), gate))
-    found = torch.stack(estimates)
-    error = found.std(dim=0) / len(found) ** 0.5
-    assert float(exact.norm()) > 0.05
-    # Five standard errors for each of some hundred weights, and closeness as a whole.
-    assert bool(((found.mean(dim=0) - exact).abs() <= 5 * error + 1e-6).all())
-    assert float((found.mean(dim=0) - exact).norm() / exact.norm()) < 0.15
+    assert_unbiased(estimates, exact, tolerance=0.15)
 
 
 def test_probabilities_are_the_papers_and_bounded():

@@ -1,14 +1,11 @@
 """Supervised gates solve the planted task within their budget, and resume exactly."""
 
 import math
-import os
-import signal
 from typing import Any
 
 import pytest
 import torch
 
-from dfs_rl.agents.logging import ProgressBar
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig, SkipNetConfig
 from dfs_rl.agents.supervised.dfs import DFSTrainer
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
@@ -20,6 +17,7 @@ from dfs_rl.experiments.gumbel_training import budgeted_rewards
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
+from tests.helpers.interrupts import SignalAt
 from tests.helpers.pictures import no_pictures
 from tests.helpers.planted_task import (
     SmoothPlantedBackbone,
@@ -125,18 +123,6 @@ def test_budget_must_leave_something():
 
 
 # --- runs
-
-
-class SignalAt(ProgressBar):
-    """Sends this process Ctrl-C after so many timesteps."""
-
-    def __init__(self, timesteps):
-        super().__init__(0, print_status=lambda _: None)
-        self.at = timesteps
-
-    def update(self, timesteps, **figures):
-        if timesteps == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 PER_STEP = 8 * 3

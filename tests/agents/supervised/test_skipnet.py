@@ -22,6 +22,7 @@ from dfs_rl.agents.supervised.skipnet import (
 )
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
+from tests.helpers.gradients import assert_unbiased, gradient_of
 from tests.helpers.planted_task import (
     SmoothPlantedBackbone,
     accuracy_and_spent,
@@ -69,17 +70,6 @@ PENALTIES = torch.tensor([[0.0, 0.1, 0.9], [0.0, 0.1, 0.6]], dtype=torch.float64
 """A skip earns 0.9 at layer 0 and 0.6 at layer 1."""
 
 
-def gradient_of(loss, gate):
-    parameters = list(gate.parameters())
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [
-            torch.zeros(p.numel()) if g is None else g.flatten()
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-    )
-
-
 def exact_gradient(gate):
     """Return the gradient of minus the expected reward, by a sum over all patterns."""
     images, expected = planted_images(), torch.zeros(())
@@ -115,12 +105,7 @@ def test_gradient_is_unbiased(kind):
         supervised = functional.cross_entropy(rollout.logits, images.labels)
         loss = hybrid_loss(rollout, images.labels, option_penalties=PENALTIES) - supervised
         estimates.append(gradient_of(loss, gate))
-    found, exact = torch.stack(estimates), exact_gradient(gate)
-    error = found.std(dim=0) / len(found) ** 0.5
-    assert float(exact.norm()) > 0.05
-    # Five standard errors for each of some hundred weights, and closeness as a whole.
-    assert bool(((found.mean(dim=0) - exact).abs() <= 5 * error + 1e-6).all())
-    assert float((found.mean(dim=0) - exact).norm() / exact.norm()) < 0.1
+    assert_unbiased(estimates, exact_gradient(gate), tolerance=0.1)
 
 
 def test_reinforce_uses_returns_to_go():
