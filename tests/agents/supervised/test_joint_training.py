@@ -167,7 +167,7 @@ def test_ctrl_c_saves_and_the_run_resumes(tmp_path, config):
 def test_best_gate_is_kept_with_its_backbone(tmp_path, method):
     cotrain = replace(BOTH_LOSSES, learning_rate=0.05)  # the weights of no two steps are alike
     run = new_run(tmp_path / "run")
-    best = train(run, joint_config(method=method, gate="ff", cotrain=cotrain)).best
+    best = train(run, joint_config(method=method, gate="ff", cotrain=cotrain)).best_on_val
     kept = load_backbone(run.path / "backbone").eval()
     records = evaluate_gate(kept.to_inference(), load_gate(run.path / "gate"), make_dataset().val)
     assert records.accuracy == best["accuracy"]
