@@ -243,7 +243,7 @@ class CostTable:
         plain = replace(self, cost_model=COMPUTATION)
         bits = self.fixed[0].bits if self.fixed else FULL
         counted = self.cost(1.0, bits)
-        if counted > 0:
+        if counted > 0:  # a cost model may charge nothing below 32 bit
             gate_macs = gate_macs + feature_macs * (plain.cost(1.0, bits) / counted - 1.0)
         fixed = (plain._fixed_macs + gate_macs) / self.total_macs
         return (plain.fractions(options) + fixed) * self.total_macs * FULL**2
