@@ -105,6 +105,12 @@ def test_preference_for_budget(computations, budget, preference):
     assert conditioning(*computations).preference_for_budget(budget) == pytest.approx(preference)
 
 
+def test_no_preference_inside_a_jump_of_the_cost():
+    preferences = (0.0, 0.5, 0.5 + 2.0**-13, 1.0)
+    conditioned = conditioning(1.0, 2.0, 4.0, 8.0, preferences=preferences)
+    assert [conditioned.preference_for_budget(b) for b in (3.0, 4.0)] == [0.5, preferences[2]]
+
+
 def test_default_preferences_are_evenly_spaced():
     assert preference_grid(5) == (0.0, 0.25, 0.5, 0.75, 1.0)
     assert conditioning(1.0, 2.0, 3.0).preferences == (0.0, 0.5, 1.0)
