@@ -1,5 +1,6 @@
 """Planted task: the channels of an image tell how many bits each layer needs."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,20 +179,17 @@ def make_gate_task(
     gate: LearnedGate,
     *,
     backbone: PlantedBackbone | None = None,
-    images: ImageSet | None = None,
     budget: float = 0.45,
-    steps: int = 600,
+    **settings: Any,
 ) -> GateTask:
-    """Return the task of a supervised trainer."""
+    """Return the task of a supervised trainer; 600 steps on all images unless given."""
     backbone = backbone or SmoothPlantedBackbone()
     return GateTask(
         backbone=backbone,
         frozen=backbone,
         gate=gate,
-        images=images or planted_images(),
         target=lambda preferences: torch.full_like(preferences, budget),
-        steps=steps,
-        seed=0,
+        **({"images": planted_images(), "steps": 600, "seed": 0} | settings),
     )
 
 
@@ -211,12 +209,10 @@ def accuracy_and_spent(gate: LearnedGate) -> tuple[float, float]:
 
 def best_table_accuracy(options: Sequence[int], budget: float) -> float:
     """Return the highest accuracy of a static table within a budget of the gated layers."""
-    backbone, found = SmoothPlantedBackbone(), []
-    for first in options:
-        for second in options:
-            records = evaluate_static_table(
-                backbone, planted_images(), (first, second), name="table"
-            )
-            if float(records.computation(backbone.costs, "dfs").mean()) <= 100 * budget:
-                found.append(records.accuracy)
-    return max(found)
+    backbone, images = SmoothPlantedBackbone(), planted_images()
+    tables = [
+        evaluate_static_table(backbone, images, table, name="table")
+        for table in itertools.product(options, repeat=LAYERS)
+    ]
+    costs = [float(table.computation(backbone.costs, "dfs").mean()) for table in tables]
+    return max(t.accuracy for t, c in zip(tables, costs, strict=True) if c <= 100 * budget)
