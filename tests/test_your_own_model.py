@@ -22,7 +22,7 @@ MAINS = {
     "train_backbone": train_backbone_main,
     "evaluate": evaluate_main,
 }
-SHORTER = {"--timesteps": "2000", "--epochs": "2"}
+SHORTER = {"--timesteps": "600", "--epochs": "1"}
 
 
 def run(command: str) -> int:
