@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import pandas as pd
 
@@ -21,18 +22,12 @@ _MAX_COLUMNS = 4
 """Maximum number of best trials in the printed table."""
 _MAX_LETTERS = 18
 """Maximum number of characters of a printed setting."""
-_STATUSES: dict[TrialStatus, str] = {
-    "finished": "finished",
-    "stopped": "stopped early",
-    "failed": "failed",
-    "unfinished": "unfinished",
-}
 
 
 def summary(record: SweepRecord) -> list[str]:
     """Return at most five sentences: trials, best trials, fresh seeds, importance, hypervolume."""
     counted = Counter(trial.status for trial in record.trials)
-    counts = [f"{counted[status]} {text}" for status, text in _STATUSES.items() if counted[status]]
+    counts = [f"{counted[status]} {status}" for status in get_args(TrialStatus) if counted[status]]
     sentences = [f"Trials in {duration_text(record.seconds)}: {', '.join(counts) or 'none'}."]
     if record.best:
         sentences += [_best(record), _fresh_seeds(record), _importance(record)]
@@ -164,7 +159,7 @@ def trial_table(record: SweepRecord) -> pd.DataFrame:
     rows = [
         {
             "trial": trial.name,
-            "status": _STATUSES[trial.status],
+            "status": trial.status,
             "trained %": f"{100 * trial.progress:.0f}",
             "minutes": f"{trial.seconds / 60:.1f}",
             **_trial_texts(trial, labels),

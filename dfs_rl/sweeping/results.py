@@ -13,10 +13,10 @@ from ray.tune import Result
 from dfs_rl.evaluation.comparison_records import Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.sweeping.objective import is_penalty
-from dfs_rl.sweeping.space import encode_value, optuna_distribution
+from dfs_rl.sweeping.space import encode_value, optuna_distribution, with_settings
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, POINTS, PROGRESS, SEED
-from dfs_rl.utils.config import config_to_dict, usual_settings
+from dfs_rl.utils.config import config_to_dict, flat_settings, usual_settings
 
 DEFAULTS = "defaults"
 """Name of the default settings among the retrained configurations."""
@@ -37,11 +37,10 @@ class TrialRecord:
         status: Final state.
         reason: Reason of the failure; ``None`` otherwise.
         progress: Completed fraction of a training, in [0, 1].
-        values: Final values of the objective by name, each the mean over the last validations;
-            empty without validations.
+        values: Final values of the objective by name; empty without validations.
         history: ``(progress, value)`` of the first objective at every validation.
-        points: Accuracy and computation on val of the final result; several points for a
-            budget-conditioned gate or a supernet.
+        points: Operating points of the final result on val; several for a budget-conditioned gate
+            or a supernet.
         seconds: Training time.
     """
 
@@ -66,7 +65,7 @@ class RetrainedRecord:
         search_values: Values of the objective in the search; empty for the defaults.
         seeds: Fresh seeds, without those that failed.
         values: Values of the objective by name, one for each of ``seeds``.
-        points: Accuracy and computation on val of each training, in the order of ``seeds``.
+        points: Operating points of each training on val, in the order of ``seeds``.
         failed: Reasons of failed trainings by seed.
     """
 
@@ -103,7 +102,7 @@ class SweepRecord:
             by dotted name, in [0, 1]; empty if it cannot be estimated.
         reference_point: Bound of the hypervolume.
         commands: Command lines that train the best configuration and repeat the sweep.
-        seconds: Wall time.
+        seconds: Wall time, all resumptions together.
     """
 
     title: str
@@ -245,7 +244,7 @@ def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ..
 def study_of(
     trials: Sequence[TrialRecord], values: Sequence[float], file: SweepFile, mode: str
 ) -> optuna.Study:
-    """Return trials with these values as a study of Optuna, in the direction ``max`` or ``min``."""
+    """Return trials and their values as a study of Optuna, in the direction ``max`` or ``min``."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
     for trial, value in zip(trials, values, strict=True):
@@ -298,18 +297,10 @@ def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, An
     Seed and run folder are excluded.
     """
     config = file.config(values)
-    chosen = _differing(config_to_dict(config), usual_settings(config))
-    return {name: value for name, value in chosen.items() if name not in ("seed", "run_dir")}
-
-
-def _differing(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of nested settings that differ from ``usual``."""
-    found = {}
-    for name, value in values.items():
-        before = usual.get(name)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            if inside := _differing(value, before):
-                found[name] = inside
-        elif value != before:
-            found[name] = value
-    return found
+    usual = flat_settings(usual_settings(config))
+    chosen = {
+        name: value
+        for name, value in flat_settings(config_to_dict(config)).items()
+        if value != usual.get(name) and name not in ("seed", "run_dir")
+    }
+    return with_settings({}, chosen)

@@ -141,9 +141,6 @@ def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> 
     """Return a copy of nested settings with the values at some dotted names replaced.
 
     A number in a name is an index into a list: ``cost_weight_range.0`` is the first cost weight.
-
-    Raises:
-        ConfigError: If a name leads through a value without entries, or beyond a list's end.
     """
     updated = copy.deepcopy(dict(settings))
     for name, value in values.items():
@@ -159,12 +156,7 @@ def with_settings(settings: Mapping[str, Any], values: Mapping[str, object]) -> 
 
 
 def get_setting(settings: Mapping[str, Any], name: str) -> object:
-    """Return the value at a dotted name, as in ``with_settings``.
-
-    Raises:
-        KeyError: If there is no such setting.
-        ConfigError: As in ``with_settings``.
-    """
+    """Return the value at a dotted name, as in ``with_settings``, or raise KeyError."""
     found: Any = settings
     for part in name.split("."):
         found = found[_key(found, part, name)]

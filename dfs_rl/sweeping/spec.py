@@ -89,12 +89,7 @@ class SchedulerConfig:
 
 @configuration
 class ResourceConfig:
-    """Resources of one trial.
-
-    Attributes:
-        cpus: Number of CPU cores.
-        gpus: Number of GPUs; with a fraction, trials share one.
-    """
+    """CPU cores and GPUs of one trial; with a fraction of a GPU, trials share one."""
 
     cpus: PositiveFloat = 1.0
     gpus: NonNegativeFloat = 0.0
@@ -119,12 +114,7 @@ class StopConfig:
 
 @configuration
 class RetrainConfig:
-    """Retraining of the best configurations and of the defaults.
-
-    Attributes:
-        best: Number of best trials to retrain.
-        seeds: Number of fresh seeds for each; 0 disables retraining.
-    """
+    """Retraining of the ``best`` trials and of the defaults on fresh seeds; 0 disables it."""
 
     best: _Count = 1
     seeds: Annotated[int, Field(ge=0, le=_MOST)] = 3
@@ -187,15 +177,7 @@ class SweepFile:
         }
 
     def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401
-        """Return the command's configuration with the searched settings.
-
-        Args:
-            values: Searched settings by dotted name.
-            overrides: Further settings that the sweep sets.
-
-        Raises:
-            ConfigError: If the configuration is invalid.
-        """
+        """Return the command's configuration with searched settings, and others of the sweep."""
         config_type, source = command_of(self.command).config_type, "a trial"
         # Resolve choices first: each algorithm has different settings in its block.
         choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
@@ -215,16 +197,7 @@ class SweepFile:
 
 
 def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> SweepFile:
-    """Read and validate a sweep.
-
-    Args:
-        path: YAML file of the sweep.
-        changes: Values of the command line that replace those in the file, by dotted name.
-
-    Raises:
-        ConfigError: If a name is unknown, or a value has the wrong type, is out of range or
-            conflicts with another one.
-    """
+    """Read and validate a sweep; values of the command line, by dotted name, replace the file's."""
     given = read_yaml(path)
     if not changes:
         return _validated(given, str(path))
@@ -237,11 +210,7 @@ def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> 
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, object]:
-    """Parse settings in the form NAME=VALUE, with values in YAML syntax.
-
-    Raises:
-        ConfigError: If an entry has another form, or two entries have the same name.
-    """
+    """Parse settings in the form NAME=VALUE, with values in YAML syntax."""
     changes: dict[str, object] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -254,11 +223,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, object]:
 
 
 def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
-    """Validate settings, every choice and both ends of every range against data and backbone.
-
-    Raises:
-        ConfigError: If a value is invalid, with file and line.
-    """
+    """Validate settings, every choice and both ends of every range against data and backbone."""
     command, given = command_of(file.command), read_yaml(path)
     with _located(given, str(path), "settings"):
         command.check(file.config({}), dataset)

@@ -52,7 +52,6 @@ from dfs_rl.utils.trusted_import import trusted_code
 from dfs_rl.utils.yaml_core import dump_yaml
 
 _FILE = "sweep.yaml"
-"""Name of the resolved sweep file in the run folder."""
 _BEST = "best.yaml"
 _BEST_RUNS = "best"
 _RESULTS = "results.csv"
@@ -94,13 +93,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
 
 
 def resolved(config: SweepConfig) -> SweepFile:
-    """Return the sweep of the flags and the file, with absolute paths.
-
-    Paths are absolute because each worker has its own working folder.
-
-    Raises:
-        ConfigError: If the sweep is invalid.
-    """
+    """Return the sweep of flags and file, with absolute paths, since workers have other folders."""
     given = {f"settings.{name}": value for name, value in parse_overrides(config.set).items()}
     flags = {
         "settings.dataset": config.dataset,

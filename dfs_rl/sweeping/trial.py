@@ -25,16 +25,12 @@ from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import trusting
 
-PROGRESS = "progress"
-"""Key of the progress in percent of a training, which schedulers use as time."""
+# Keys of a trial's reports and of its settings for Tune.
+PROGRESS = "progress"  # in percent of a training; schedulers use it as time
 FULL_PROGRESS = 100
-"""Progress at the end, in percent."""
-FAILED = "failed"
-"""Key of the reason of a failure."""
-TRACEBACK = "traceback"
-"""Key of the traceback of an unexpected error."""
-POINTS = "points"
-"""Key of the computation and accuracy on val of each seed, as JSON."""
+FAILED = "failed"  # reason of a failure
+TRACEBACK = "traceback"  # of an unexpected error
+POINTS = "points"  # computation and accuracy on val of each seed, as JSON
 CANDIDATE = "candidate"
 SEED = "seed"
 _VALIDATION = "validation"
@@ -63,10 +59,7 @@ class TrialPlan:
 def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:
     """Train every seed and report to Tune; errors are reported too, and not retried.
 
-    Args:
-        config: Settings that the searcher proposes, or a candidate's number and a fresh seed.
-        plan: Common data of all trials.
-        shared: The data set.
+    ``config`` has settings from the searcher, or the number of a candidate and a fresh seed.
     """
     values: Mapping[str, object]
     seeds: tuple[int, ...]

@@ -57,10 +57,10 @@ _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
 def run_trials(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
-    """Run or resume the search in ``storage``, or train every candidate on every fresh seed.
+    """Run or resume the search or, for a plan with candidates, their training on fresh seeds.
 
     Args:
-        plan: Common data of the trials; with candidates, they are trained instead of a search.
+        plan: Common data of the trials.
         shared: The data set.
         storage: Folder or URI that all nodes can write to.
         log: File for Ray's log.
@@ -317,11 +317,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def check_storage(storage: str) -> None:
-    """Check that Ray can access the storage of trials.
-
-    Raises:
-        ConfigError: If it cannot.
-    """
+    """Check that Ray can access the storage of trials."""
     try:
         with ray_deprecations_ignored():
             tune.Tuner.can_restore(f"{storage}/{_SEARCH}")
@@ -335,9 +331,7 @@ def check_storage(storage: str) -> None:
 def check_resources(resources: ResourceConfig, *, shares_storage: bool) -> None:
     """Check that a node of the cluster has the resources of a trial, which would else wait forever.
 
-    Raises:
-        ConfigError: If no node has these resources, or there are several machines without a shared
-            storage for trials.
+    Several machines need a shared storage for trials.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     for name, key in (("cpus", "CPU"), ("gpus", "GPU")):

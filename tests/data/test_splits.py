@@ -169,25 +169,3 @@ def test_test_images_of_train_are_left_out(image_folder, numbered, caplog, other
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "3 of test" in record.getMessage()
-
-
-def test_repeats_stay_in_the_first_split_only(image_folder, caplog):
-    folder = image_folder({"cat": 40, "dog": 40})
-    for path in list(folder.rglob("*.png")):
-        path.with_name(f"copy{path.name}").write_bytes(path.read_bytes())
-    dataset = load_dataset(str(folder))
-    seen: set[bytes] = set()
-    for name in SPLIT_NAMES:
-        images = {image.numpy().tobytes() for image in dataset.split(name).images}
-        assert not images & seen
-        seen |= images
-    assert len(seen) == 80
-    assert len(caplog.records) == 1
-
-
-def test_class_without_remaining_images_is_named(image_folder):
-    image_folder({"cat": 10, "dog": 10}, under="train")
-    image_folder({"cat": 3}, under="test", first=0)  # all of them train images
-    folder = image_folder({"dog": 3}, under="test", first=30)
-    with pytest.raises(DataError, match="class 'cat' in split 'test' occurs in an earlier split"):
-        load_dataset(str(folder))
