@@ -1,14 +1,12 @@
 """Images checked and made to fit, against Pillow and by hand."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dfs_rl.data import load_dataset
-from dfs_rl.data.decode import EncodedImage, ImageArray, fit_picture
+from dfs_rl.data.decode import fit_picture
 from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import ConfigError, DataError
 
@@ -70,22 +68,6 @@ def test_tensors_are_resized_as_pictures_are(size):
         assert float(fitted.min()) >= -1e-6
         assert float(fitted.max()) <= 1 + 1e-6
         torch.testing.assert_close(fit_images(images / 255, size), fitted, rtol=0, atol=1e-6)
-
-
-def encoded(picture: Image.Image, place: str = "a") -> EncodedImage:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return EncodedImage(0, buffer.getvalue(), place)
-
-
-def test_images_of_many_sizes_become_one():
-    array = ImageArray(len(SIZES), image_size=8)
-    pictures = [noise(*sides) for sides in SIZES]
-    for row, picture in enumerate(pictures):
-        array.put(row, encoded(picture))
-    assert array.pixels.shape == (len(SIZES), 3, 8, 8)
-    for pixels, picture in zip(array.pixels, pictures, strict=True):
-        assert np.array_equal(pixels, channels_first(fit_picture(picture, 8)))
 
 
 @pytest.mark.parametrize("image_size", [3, 0, -8, 8.0, "8", True])

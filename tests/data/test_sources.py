@@ -45,16 +45,6 @@ def test_rows_get_their_labels_and_splits(parquet_folder, numbered):
     assert sorted(parquet_folder.parent.rglob("*")) == before  # nothing is written
 
 
-def test_limit_and_missing_test_split(parquet_folder):
-    def sizes(**options: int) -> list[int]:
-        dataset = load_dataset(str(parquet_folder), **options)
-        return [len(dataset.split(name)) for name in SPLIT_NAMES]
-
-    assert sizes(limit=12) == [4, 4, 4, 10]
-    (parquet_folder / "test.parquet").unlink()
-    assert sizes() == [24, 4, 4, 8]
-
-
 def test_plain_columns_and_no_class_names(tmp_path, numbered, png):
     images = [png(numbered(i)) for i in range(30)]
     table = pa.table({"picture": images, "kind": pa.array([0, 1, 2] * 10, pa.uint8())})
@@ -104,17 +94,39 @@ def test_unclear_columns_are_listed(columns, message):
         find_columns(columns, "here")
 
 
-def test_damaged_rows_are_named(parquet_folder, write_parquet, numbered, png, refusal):
-    path = parquet_folder / "train-1.parquet"
-    images: list[bytes | None] = [png(numbered(i)) for i in range(20)]
-    write_parquet(
-        path, TRAIN, images=[*images[:13], images[13][:60], *images[14:]], class_names=NAMES
-    )
-    assert f"{path} row 13 is not a readable image" in refusal(parquet_folder)
-    write_parquet(path, TRAIN, images=[*images[:7], None, *images[8:]], class_names=NAMES)
-    assert f"{path} row 7 has no image bytes in column 'img'" in refusal(parquet_folder)
-    write_parquet(path, [0, 1, 0, None] * 5, class_names=NAMES)
-    assert f"{path} row 3 has no label in column 'label'" in refusal(parquet_folder)
+CUT = object()
+"""Marks an image that is cut off."""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "images", "message"),
+    [
+        ("train-1", {}, {13: CUT}, "{} row 13 is not a readable image"),
+        ("train-1", {}, {7: None}, "{} row 7 has no image bytes in column 'img'"),
+        ("train-1", {"labels": [0, 1, 0, None] * 5}, {}, "{} row 3 has no label in column 'label'"),
+        ("train-1", {"label_column": "target"}, {}, "{} has no column 'label' of the type"),
+        ("train-1", {"class_names": ["dog", "cat"]}, {}, "{} has no column 'label' of the type"),
+        ("test", {"class_names": ["cat", "cow"]}, {}, "{} has the classes cat, cow"),
+        ("test", {"labels": [0, 1, 2], "class_names": None}, {}, "{} has the classes 0, 1, 2"),
+        ("test", {"labels": [0] * 5}, {}, "split 'test' has no image of class 'dog'"),
+        (
+            "test",
+            {"labels": [-1] * 5},
+            {},
+            "{} has label -1 in row 0, as in a source that",
+        ),
+    ],
+)
+def test_damaged_tables_are_named(
+    parquet_folder, write_parquet, numbered, png, refusal, name, changes, images, message
+):
+    path = parquet_folder / f"{name}.parquet"
+    rows: list[bytes | None] = [png(numbered(i)) for i in range(20)]
+    for row, image in images.items():
+        rows[row] = rows[row][:60] if image is CUT else None
+    options = {"labels": TRAIN, "class_names": NAMES, **changes}
+    write_parquet(path, images=rows[: len(options["labels"])], **options)
+    assert message.format(path) in refusal(parquet_folder)
 
 
 @pytest.mark.parametrize("size", [0, 3, 0.5, 0.99])
@@ -140,26 +152,6 @@ def test_flipped_bytes_raise_only_data_errors(parquet_folder):
         except DataError:
             refused += 1
     assert refused > 15
-
-
-def test_shards_need_the_same_columns(parquet_folder, write_parquet, refusal):
-    path = parquet_folder / "train-1.parquet"
-    write_parquet(path, TRAIN, label_column="target", class_names=NAMES)
-    assert f"{path} has no column 'label' of the type" in refusal(parquet_folder)
-    write_parquet(path, TRAIN, class_names=["dog", "cat"])
-    assert f"{path} has no column 'label' of the type" in refusal(parquet_folder)
-
-
-def test_labels_of_test_must_fit_train(parquet_folder, write_parquet, refusal):
-    path = parquet_folder / "test.parquet"
-    write_parquet(path, [0, 1] * 5, class_names=["cat", "cow"])
-    assert "test.parquet has the classes cat, cow" in refusal(parquet_folder)
-    write_parquet(path, [0, 1, 2] * 5)
-    assert "test.parquet has the classes 0, 1, 2 but" in refusal(parquet_folder)
-    write_parquet(path, [0] * 5)
-    assert "split 'test' has no image of class 'dog'" in refusal(parquet_folder)
-    write_parquet(path, [-1] * 5, class_names=NAMES)
-    assert "withholds its labels" in refusal(parquet_folder)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +202,11 @@ def test_splits_become_sources(pets, numbered, png):
     assert images[0].place == "somebody/pets test row 1"
     assert [image.data for image in images] == [png(numbered(21)), png(numbered(22))]
 
-
-def test_images_in_files_are_given_as_paths(tmp_path):
+    columns = {"image": ["gone.png"], "label": [0]}  # images in files are given as paths
     features = datasets.Features({"image": datasets.Image(), "label": INT})
-    path = str(tmp_path / "gone.png")
-    stored = datasets.Dataset.from_dict({"image": [path], "label": [0]}, features=features)
-    train = sources_of_splits("somebody/files", datasets.DatasetDict(train=stored)).train
-    assert next(train.read(np.ones(1, dtype=bool))).data == Path(path)
+    stored = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features=features))
+    train = sources_of_splits("somebody/files", stored).train
+    assert next(train.read(np.ones(1, dtype=bool))).data == Path("gone.png")
 
 
 def test_splits_are_chosen_by_their_words(pets, caplog):

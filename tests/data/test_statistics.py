@@ -18,12 +18,6 @@ def test_equal_to_numpy_over_several_chunks(channels):
     assert measured.std == pytest.approx(scaled.std(axis=(0, 2, 3)).tolist(), rel=1e-12)
 
 
-def test_half_black_half_white_statistics():
-    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    images[1] = 255
-    assert channel_statistics(images) == ChannelStatistics((0.5,), (0.5,))
-
-
 def test_a_constant_channel_can_be_divided_by_its_std():
     images = torch.full((3, 2, 4, 4), 255, dtype=torch.uint8)
     images[:, 1] = 51

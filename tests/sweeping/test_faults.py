@@ -1,4 +1,4 @@
-"""Killed drivers and workers, and signals: a sweep keeps finished trials and resumes."""
+"""Killed drivers, workers and nodes: a sweep keeps finished trials and resumes."""
 
 import csv
 import json
@@ -7,10 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import ray
+
+from dfs_rl.sweep import main
+from dfs_rl.utils.ray import ray_deprecations_ignored
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -21,6 +26,21 @@ search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 3
 retrain: {seeds: 0}
 """
+
+
+NODE = {"num_cpus": 1, "object_store_memory": 2**27}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def check_all_finished(run):
+    with (run / "results.csv").open() as lines:
+        assert [row["status"] for row in csv.DictReader(lines)] == ["finished"] * 3
 
 
 def start(log, *arguments):
@@ -50,37 +70,7 @@ def ended(run):
     return {path: text for path, text in results.items() if re.search(r'"progress": 100\b', text)}
 
 
-def test_sweep_survives_killed_processes(tmp_path):
-    run, log, file = tmp_path / "run", tmp_path / "log", tmp_path / "sweep.yaml"
-    file.write_text(SWEEP)
-    first = start(log, file, "--run-dir", run, "--cpus", "1")
-    wait_until(lambda: ended(run), first, log)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=120) == 143, log.read_text()
-    assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-    second = start(log, "--resume", run)
-    wait_until(lambda: len(ended(run)) > 1, second, log)
-    os.killpg(second.pid, signal.SIGKILL)
-    second.wait()
-    done = ended(run)
-    assert len(done) == 2
-
-    third = start(log, "--resume", run)
-    wait_until(lambda: _trial_workers(third.pid), third, log)
-    os.kill(_trial_workers(third.pid)[0], signal.SIGKILL)
-    assert third.wait(timeout=400) == 0, log.read_text()
-    with (run / "results.csv").open() as lines:
-        assert [row["status"] for row in csv.DictReader(lines)] == ["finished"] * 3
-    for path, before in done.items():
-        now = path.read_text()
-        assert now.startswith(before)
-        # A finished trial may report its end once more, but trains nothing.
-        assert all(json.loads(line)["progress"] == 100 for line in now[len(before) :].splitlines())
-
-
-def _trial_workers(driver):
+def trial_workers(driver):
     """Return the process ids of a driver's workers that run trials."""
     found, parents = [], {}
     for path in Path("/proc").iterdir():
@@ -100,3 +90,61 @@ def _trial_workers(driver):
         return pid == driver
 
     return [pid for pid in found if belongs(pid)]
+
+
+def test_sweep_survives_killed_processes(file, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    first = start(log, file, "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: ended(run), first, log)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=120) == 143, log.read_text()
+    assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    second = start(log, "--resume", run)
+    wait_until(lambda: len(ended(run)) > 1, second, log)
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    done = ended(run)
+    assert len(done) == 2
+
+    third = start(log, "--resume", run)
+    wait_until(lambda: trial_workers(third.pid), third, log)
+    os.kill(trial_workers(third.pid)[0], signal.SIGKILL)
+    assert third.wait(timeout=400) == 0, log.read_text()
+    check_all_finished(run)
+    for path, before in done.items():
+        now = path.read_text()
+        assert now.startswith(before)
+        # A finished trial may report its end once more, but trains nothing.
+        assert all(json.loads(line)["progress"] == 100 for line in now[len(before) :].splitlines())
+
+
+def test_failed_node_loses_no_trial(file, tmp_path):
+    with ray_deprecations_ignored():
+        from ray.cluster_utils import Cluster
+    assert not ray.is_initialized()
+    run = tmp_path / "run"
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    second = cluster.add_node(**NODE)
+    removed, ended = [], threading.Event()
+
+    def remove_node() -> None:
+        while not ended.wait(0.1):
+            # Both nodes train once two trials have a checkpoint.
+            if len(list(run.glob("tune/search/*/checkpoint_*/seed0/checkpoints"))) > 1:
+                cluster.remove_node(second, allow_graceful=False)
+                removed.append(second)
+                return
+
+    watcher = threading.Thread(target=remove_node)
+    watcher.start()
+    try:
+        code = main([str(file), "--run-dir", str(run), "--address", cluster.address])
+    finally:
+        ended.set()
+        watcher.join()
+        cluster.shutdown()
+    assert removed
+    assert code == 0
+    check_all_finished(run)

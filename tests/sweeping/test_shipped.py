@@ -13,7 +13,7 @@ from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
-NAMES = ("demo", "gates", "network_wide", "pbt_reward_weights", "ppo_reward_weights", "supernet")
+NAMES = sorted(path.stem for path in CONFIGS.iterdir())
 TINY = {
     "train_agent": {"timesteps": 192, "num_envs": 32},
     "train_gumbel": {"timesteps": 96, "training.batch_size": 16},
@@ -25,10 +25,6 @@ TINY = {
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits")
-
-
-def test_all_shipped_sweeps_are_listed():
-    assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
