@@ -36,11 +36,7 @@ _FORMS = (
 def register_dataset(name: str) -> Callable[[LoaderT], LoaderT]:
     """Register a function that returns a ``Dataset``, as a name that ``--dataset`` takes.
 
-    Args:
-        name: Its name: lower-case letters, digits and underscores.
-
-    Raises:
-        ConfigError: If the name is taken or malformed.
+    The name has lower-case letters, digits and underscores, and no other data set has it.
     """
 
     def register(loader: LoaderT) -> LoaderT:

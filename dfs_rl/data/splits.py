@@ -140,8 +140,21 @@ def _check_classes(
         )
 
 
-def find_repeats(pixels: NDArray[np.uint8], lengths: Sequence[int]) -> NDArray[np.bool_]:
-    """Return a mask ``[n]`` of the images that also occur in an earlier split, in any class."""
+def drop_repeats(
+    name: str,
+    class_names: Sequence[str],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    lengths: Sequence[int],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
+    """Return pixels, labels and split lengths without images of an earlier split, in any class.
+
+    The pixels ``[n, c, h, w]``, one split after another, are overwritten if images are dropped, and
+    the number of dropped images is logged.
+
+    Raises:
+        DataError: If no image of a class remains in a split.
+    """
     split = np.repeat(np.arange(len(lengths)), lengths)
     checksums = [zlib.crc32(image) for image in pixels]  # takes a third of the time of SHA-256
     _, value, counts = np.unique(checksums, return_inverse=True, return_counts=True)
@@ -150,30 +163,10 @@ def find_repeats(pixels: NDArray[np.uint8], lengths: Sequence[int]) -> NDArray[n
     for row in np.flatnonzero(counts[value] > 1).tolist():
         digest = hashlib.sha256(pixels[row]).digest()
         repeats[row] = first.setdefault(digest, split[row]) != split[row]
-    return repeats
-
-
-def drop_repeats(
-    name: str,
-    class_names: Sequence[str],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    lengths: Sequence[int],
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[int]]:
-    """Return pixels, labels and split lengths without images that also occur in an earlier split.
-
-    The pixels ``[n, c, h, w]``, one split after another, are overwritten if images are dropped, and
-    the number of dropped images is logged.
-
-    Raises:
-        DataError: If no image of a class remains in a split.
-    """
-    repeats = find_repeats(pixels, lengths)
     if not repeats.any():
         return pixels, labels, list(lengths)
-    split = np.repeat(np.arange(len(lengths)), lengths)
-    counts = np.bincount(split[repeats], minlength=len(lengths)).tolist()
-    dropped = ", ".join(f"{n} of {part}" for n, part in zip(counts, SPLIT_NAMES, strict=True) if n)
+    fewer = np.bincount(split[repeats], minlength=len(lengths)).tolist()
+    dropped = ", ".join(f"{n} of {part}" for n, part in zip(fewer, SPLIT_NAMES, strict=True) if n)
     cells = split * len(class_names) + labels
     if len(lost := np.setdiff1d(cells, cells[~repeats])):
         part, label = divmod(int(lost[0]), len(class_names))
@@ -186,4 +179,4 @@ def drop_repeats(
     rows = np.flatnonzero(~repeats)
     for target, row in enumerate(rows.tolist()):  # in place, since two copies may exceed the memory
         pixels[target] = pixels[row]
-    return pixels[: len(rows)], labels[rows], np.subtract(lengths, counts).tolist()
+    return pixels[: len(rows)], labels[rows], np.subtract(lengths, fewer).tolist()

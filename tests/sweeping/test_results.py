@@ -11,17 +11,11 @@ from pandas import DataFrame
 from ray.tune import Result
 
 from dfs_rl.sweeping.objective import ObjectiveConfig
-from dfs_rl.sweeping.results import (
-    TrialRecord,
-    best_settings,
-    best_trials,
-    importances,
-    trial_record,
-)
+from dfs_rl.sweeping.results import best_settings, best_trials, importances, trial_record
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.sweeping.trial import FAILED, FULL_PROGRESS, POINTS, PROGRESS
-from tests.helpers.fake_sweep import retrained
+from tests.helpers.fake_sweep import fake_trial, retrained
 
 FILE = SweepFile(
     command="train_agent",
@@ -38,18 +32,9 @@ PARETO = SweepFile(
 )
 
 
-def trial(name, values, *, status="finished", settings=None, history=()):
-    return TrialRecord(
-        name=name,
-        settings=settings or {},
-        status=status,
-        reason=None,
-        progress=1.0,
-        values=values,
-        history=tuple(history),
-        points=(),
-        seconds=1.0,
-    )
+def trial(name, values, *, settings=None, history=(), **changes):
+    changes |= {"settings": settings or {}, "history": tuple(history)}
+    return replace(fake_trial(1), name=name, values=values, **changes)
 
 
 def test_best_trial_is_finished():

@@ -5,7 +5,6 @@ import csv
 import gc
 import io
 import json
-import math
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dfs_rl.data import load_dataset
+from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.sweep import main
 from dfs_rl.utils.config import load_config
@@ -63,17 +63,6 @@ def best_row(run):
     return best / "seed0", row
 
 
-def area(points, reference_point):
-    """Sum the area under the best accuracy so far, over log computation, in narrow strips."""
-    total, strips = 0.0, 20_000
-    low = min(cost for cost, _ in points)
-    width = math.log10(reference_point[0] / low) / strips
-    for strip in range(strips):
-        cost = low * 10 ** ((strip + 0.5) * width)
-        total += width * max(0.0, max(a for c, a in points if c <= cost) - reference_point[1])
-    return total
-
-
 # One finished sweep
 
 
@@ -101,8 +90,11 @@ def test_objective_is_the_mean_of_the_last_validations(finished):
     best, row = best_row(finished)
     lines = (best / "metrics.jsonl").read_text().splitlines()
     shown = [r["points"] for r in map(json.loads, lines) if r["kind"] == "validation"]
-    last = [area(points, (20.0, 1.0)) for points in shown[-2:]]
-    assert float(row["hypervolume"]) == pytest.approx(sum(last) / 2, rel=1e-3)
+    last = [
+        hypervolume([CurvePoint(*p) for p in points], reference_point=CurvePoint(20.0, 1.0))
+        for points in shown[-2:]
+    ]
+    assert float(row["hypervolume"]) == pytest.approx(sum(last) / 2)
     values = [float(r["hypervolume"]) for r in table(finished) if r["hypervolume"]]
     assert float(row["hypervolume"]) == max(values)
 
