@@ -39,7 +39,6 @@ def fit_picture(picture: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to ``size`` pixels, antialiased bilinear, and crop the centre.
 
     Pillow resizes in integer arithmetic, so the result is the same on every machine.
-    ``pixels.fit_images`` is the counterpart for tensors.
     """
     if picture.size == (size, size):
         return picture

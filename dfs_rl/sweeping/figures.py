@@ -27,8 +27,6 @@ _PANELS = 4
 _PANEL = (6.4, 3.6)  # twice the width of a panel, and its height
 _LETTERS = 12
 """Maximum number of characters of a choice."""
-
-
 _ABOUT = {
     "Parallel coordinates": "Each line is a trial with a value, the darker the better.",
     "Setting by setting": "A point for each trial, the darker the later. Trials that were stopped "
