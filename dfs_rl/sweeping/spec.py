@@ -159,11 +159,6 @@ class SweepFile:
         return math.prod(len(domain.grid) for domain in self.search.values() if domain.grid)
 
     @property
-    def base(self) -> dict[str, Any]:
-        """All settings of the command without searched values, nested."""
-        return self._whole({})
-
-    @property
     def defaults(self) -> dict[str, Any]:
         """Default values of the searched settings, by dotted name."""
         base = self.base
@@ -181,15 +176,19 @@ class SweepFile:
         config_type, source = command_of(self.command).config_type, "a trial"
         # Resolve choices first: each algorithm has different settings in its block.
         choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
-        base = self._whole({name: values[name] for name in choosing if name in values})
+        base = self._settings_with({name: values[name] for name in choosing if name in values})
         settings = with_settings(base, values) | overrides
         try:
             return config_from_dict(settings, config_type, source)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{source}: ")) from error
 
-    def _whole(self, changes: Mapping[str, object]) -> dict[str, Any]:
-        """Return the shared settings with ``changes`` and all defaults, nested."""
+    @property
+    def base(self) -> dict[str, Any]:
+        """All settings of the command without searched values, nested."""
+        return self._settings_with({})
+
+    def _settings_with(self, changes: Mapping[str, object]) -> dict[str, Any]:
         config_type = command_of(self.command).config_type
         return config_to_dict(
             config_from_dict({**self.settings, **changes}, config_type, "settings")
@@ -201,11 +200,15 @@ def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> 
     given = read_yaml(path)
     if not changes:
         return _validated(given, str(path))
+    source = f"{path} with the given flags"
     try:
-        changed = YamlSettings(with_settings(given, changes), {})
-        return _validated(changed, f"{path} with the given flags")
-    except ConfigError:
-        _validated(given, str(path))  # an error of the file itself has a line
+        return _validated(YamlSettings(with_settings(given, changes), {}), source)
+    except ConfigError as error:
+        try:
+            _validated(given, str(path))
+        except ConfigError as own:
+            if str(own).endswith(str(error).removeprefix(f"{source}: ")):
+                raise own from None  # it has a line
         raise
 
 

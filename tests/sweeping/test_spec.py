@@ -180,6 +180,11 @@ def test_errors_of_flags_and_file_are_told_apart(load, tmp_path):
         load(GOOD, {"settings.timesteps": "x"})
     with pytest.raises(ConfigError, match="yaml, line 10: trials is 'six'; allowed"):
         load(GOOD.replace("6", "six"), {"settings.timesteps": 7})
+    # Without the flags the file has another fault, which they mend.
+    with pytest.raises(ConfigError, match="yaml with the given flags: trials is 0; it must be at"):
+        load(
+            GOOD.replace("timesteps: 1000", "dataset: /x"), {"settings.backbone": "y", "trials": 0}
+        )
 
 
 @pytest.mark.parametrize(
