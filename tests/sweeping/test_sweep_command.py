@@ -150,13 +150,13 @@ def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
     # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
-settings: {{timesteps: 384, num_envs: 32, eval_every: 96}}
+settings: {{timesteps: 768, num_envs: 32, eval_every: 96}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
 objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
-scheduler: {{name: {scheduler}, interval: 0.5}}
+scheduler: {{name: {scheduler}, interval: 0.25}}
 trials: 3
 retrain: {{seeds: 0}}
 """
