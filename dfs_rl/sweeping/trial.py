@@ -6,6 +6,7 @@ by population-based training, as a run resumes with ``--resume``.
 
 import json
 import shutil
+import tempfile
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ POINTS = "points"  # computation and accuracy on val of each seed, as JSON
 CANDIDATE = "candidate"
 SEED = "seed"
 _VALIDATION = "validation"
+_RUNS = "runs-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,11 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
         values, seeds = plan.candidates[config[CANDIDATE]], (config[SEED],)
     else:
         values, seeds = plan.file.decoded(config), plan.seeds
-    folder = Path(tune.get_context().get_trial_dir()) / "runs"
-    shutil.rmtree(folder, ignore_errors=True)  # remains of a killed worker
-    folder.mkdir(parents=True)
+    trial_dir = Path(tune.get_context().get_trial_dir())
+    for left in trial_dir.glob(f"{_RUNS}*"):  # of a killed worker
+        shutil.rmtree(left, ignore_errors=True)
+    # A folder of its own: the worker of a killed driver may end, and clean up, later than this.
+    folder = Path(tempfile.mkdtemp(prefix=_RUNS, dir=trial_dir))
     if (checkpoint := tune.get_checkpoint()) is not None:
         checkpoint.to_directory(str(folder))
     reporter = _TrialReporter(plan, folder, len(seeds))
