@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dfs_rl.gating.networks import LearnedGate as LearnedGate
     from dfs_rl.gating.networks import register_gate as register_gate
     from dfs_rl.gating.reward import register_reward_term as register_reward_term
+    from dfs_rl.runtime.export import export as export
     from dfs_rl.training.ptq import calibrate as calibrate
 
 try:
@@ -44,6 +45,7 @@ _PUBLIC = {
     "calibrate": "training.ptq",
     "compare": "experiments.api",
     "evaluate": "experiments.api",
+    "export": "runtime.export",
     "fractionalize": "backbones",
     "load": "gating.model",
     "load_dataset": "data",

@@ -5,6 +5,8 @@ parts and the gate's MACs (``gate_macs``). A gate has the same cost before and a
 training and deployment use the same masks; an environment without a known gate uses 0 MACs.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ _TOLERANCE = 1e-12
 """Rounding tolerance for sums of the same costs in another order."""
 
 
+@lru_cache(maxsize=64)
 def gated_budget(
     costs: CostTable, budget: float, *, gate_macs: float = 0.0, name: str = "budget"
 ) -> float:
@@ -63,8 +66,8 @@ def action_masks(
     through[~exists] = torch.inf
     left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
-    allowed[:, through.argmin()] = True
-    return allowed
+    cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
+    return allowed | cheapest
 
 
 def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Observations of a gate: features of the backbone, layer, spent cost and budget."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,11 @@ def cost_scale(fraction: Tensor) -> Tensor:
     return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
 
 
+@lru_cache(maxsize=64)
+def _scaled_budget(left: float) -> float:
+    return float(cost_scale(torch.tensor(left)))
+
+
 def observe(
     backbone: GatedBackbone,
     state: ExecutionState,
@@ -86,7 +92,7 @@ def observe(
     context[:, 1] = 1.0
     if budget is not None:
         left = gated_budget(costs, budget, gate_macs=gate_macs)
-        context[:, 1] = float(cost_scale(torch.tensor(left)))
+        context[:, 1] = _scaled_budget(left)
     if state.layer > 0 and len(backbone.options) > 1:
         context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
     if preferences is not None:

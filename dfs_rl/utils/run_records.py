@@ -91,7 +91,7 @@ def new_record(
         device=getattr(config, "device", None),
         versions={
             "python": platform.python_version(),
-            **{name: _version(name) for name in _RECORDED_PACKAGES},
+            **{name: package_version(name) for name in _RECORDED_PACKAGES},
         },
         machine={
             "system": platform.platform(),
@@ -104,7 +104,8 @@ def new_record(
     )
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, else ``None``."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,0 +1,56 @@
+"""Command ``export``: write a trained gate with its network into an ONNX file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.config import PositiveFloat, configuration
+from dfs_rl.utils.logging import print_status
+
+
+@configuration
+class ExportConfig:
+    """Settings of ``export``.
+
+    Attributes:
+        run: Folder of a run that trained a gate.
+        out: File to create or replace.
+        format: "onnx" has a branch for each option of each layer; "onnx-static" has no control
+            flow, and needs a static bit table.
+        budget: Budget on the mean computation in percent that a gate for all budgets is set to.
+    """
+
+    run: tyro.conf.Positional[Path]
+    out: Path = Path("gate.onnx")
+    format: Literal["onnx", "onnx-static"] = "onnx"
+    budget: PositiveFloat | None = None
+
+
+def run(invocation: Invocation[ExportConfig]) -> None:
+    """Export a run."""
+    from dfs_rl.gating.model import load
+    from dfs_rl.runtime.export import export
+
+    config = invocation.config
+    path = export(load(config.run, budget=config.budget), config.out, format=config.format)
+    print_status(f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(
+        run,
+        ExportConfig,
+        prog="python -m dfs_rl.export",
+        description="Write a trained gate with its network into one ONNX file, in which each layer "
+        "branches to the option that the gate chooses. Needs: pip install 'dfs-rl[export]'.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

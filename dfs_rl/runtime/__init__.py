@@ -1,0 +1,3 @@
+"""Execution outside of PyTorch: export to ONNX, and exported networks."""
+
+from dfs_rl.runtime.onnx_model import OnnxModel as OnnxModel

@@ -1,0 +1,188 @@
+"""Graphs with branches, made of the parts of a trace."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from dfs_rl.costs import CostTable
+
+OUTPUTS = ("logits", "options", "computation")
+
+
+class Parts:
+    """Nodes and constants of a trace, found by the values that they make."""
+
+    def __init__(self, nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]) -> None:
+        self.nodes = nodes
+        self.constants = constants
+        self.maker = {name: i for i, node in enumerate(nodes) for name in node.output}
+
+
+class Scope:
+    """A graph under construction, which sees the values of the graphs around it.
+
+    Args:
+        parts: Where its nodes come from.
+        around: The graph around it, or ``None``.
+    """
+
+    def __init__(self, parts: Parts, around: "Scope | None" = None) -> None:
+        self.parts = parts
+        self.around = around
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self.known: set[str] = set() if around is None else set(around.known)
+
+    def require(self, value: str) -> str:
+        """Add all that makes a value of the trace, unless it is there; return its name."""
+        wanted, makers = [value], set()
+        while wanted:
+            name = wanted.pop()
+            if name in self.known or not name:
+                continue
+            self.known.add(name)
+            if name in self.parts.constants:
+                self.constants.append(self.parts.constants[name])
+            elif name in self.parts.maker:
+                makers.add(self.parts.maker[name])
+                node = self.parts.nodes[self.parts.maker[name]]
+                self.known.update(node.output)
+                wanted += node.input
+        self.nodes += [self.parts.nodes[i] for i in sorted(makers)]
+        return value
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, axis: int | None = None) -> str:
+        """Add a node with one output and return the name of the output."""
+        self.nodes.append(helper.make_node(kind, inputs, [output], axis=axis))
+        self.known.add(output)
+        return output
+
+    def constant(self, name: str, value: object) -> str:
+        """Add a constant and return its name."""
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        self.known.add(name)
+        return name
+
+    def branch(
+        self,
+        condition: str,
+        then: Callable[["Scope"], Sequence[str]],
+        otherwise: Callable[["Scope"], Sequence[str]],
+        outputs: Sequence[str],
+    ) -> None:
+        """Add an ``If`` whose branches are filled by functions that return their results."""
+        graphs = {}
+        for name, fill in (("then_branch", then), ("else_branch", otherwise)):
+            inner = Scope(self.parts, self)
+            results = fill(inner)
+            graphs[name] = inner.graph(f"{outputs[0]}.{name}", results)
+        self.nodes.append(helper.make_node("If", [condition], outputs, **graphs))
+        self.known.update(outputs)
+
+    def graph(self, name: str, results: Sequence[str]) -> GraphProto:
+        """Return the graph with these results, which a graph around it may have made."""
+        own = {output for node in self.nodes for output in node.output}
+        named = [
+            result if result in own else self.node("Identity", [result], f"{name}.{i}")
+            for i, result in enumerate(results)
+        ]
+        outputs = [helper.make_empty_tensor_value_info(result) for result in named]
+        return helper.make_graph(self.nodes, name, [], outputs, self.constants)
+
+
+def gated_graph(parts: Parts, costs: CostTable, choices: Sequence[int]) -> Scope:
+    """Return the graph of a network whose gate chooses among ``choices`` at every layer.
+
+    The parts are those of ``tracing.GatedParts``. An exit is a branch too, and all later layers are
+    in the other one.
+    """
+    main = Scope(parts)
+    main.require("hidden_0")
+    logits, options = _run_from(main, 0, costs, choices)
+    main.node("Identity", [options], "options")
+    main.require("computation")
+    main.node("Identity", [logits], "logits")
+    return main
+
+
+def cascade_graph(parts: Parts) -> Scope:
+    """Return the graph of a cascade, whose second pass is a branch; see ``tracing.FixedPasses``."""
+    main = Scope(parts)
+    again = main.require("again")
+
+    def results_of(number: int) -> Callable[[Scope], list[str]]:
+        return lambda inner: [inner.require(f"{name}_{number}") for name in OUTPUTS]
+
+    main.branch(again, results_of(1), results_of(0), OUTPUTS)
+    return main
+
+
+def plain_graph(parts: Parts) -> Scope:
+    """Return a graph without branches."""
+    main = Scope(parts)
+    for name in OUTPUTS:
+        main.require(name)
+    return main
+
+
+def _run_from(
+    scope: Scope, layer: int, costs: CostTable, choices: Sequence[int]
+) -> tuple[str, str]:
+    """Add the layers from ``layer`` on; return the names of logits and options."""
+    if layer == costs.n_layers:
+        return scope.require("head"), _all_options(scope, layer, costs)
+    scope.node("Identity", [scope.require(f"choice_{layer}")], f"options_{layer}")
+    if layer not in costs.exits_after:
+        return _run_layer(scope, layer, costs, choices)
+    action = scope.constant(f"exit_action_{layer}", np.int64(costs.exit_action))
+    leaving = scope.node("Equal", [f"options_{layer}", action], f"leaving_{layer}")
+    results = f"logits_{layer}", f"taken_{layer}"
+    scope.branch(
+        leaving,
+        lambda inner: (inner.require(f"answer_{layer}"), _all_options(inner, layer, costs)),
+        lambda inner: _run_layer(inner, layer, costs, choices),
+        results,
+    )
+    return results
+
+
+def _run_layer(
+    scope: Scope, layer: int, costs: CostTable, choices: Sequence[int]
+) -> tuple[str, str]:
+    """Add a layer and all that follow it; return the names of logits and options."""
+    _branches(scope, layer, choices, f"hidden_{layer + 1}")
+    return _run_from(scope, layer + 1, costs, choices)
+
+
+def _branches(scope: Scope, layer: int, choices: Sequence[int], output: str) -> None:
+    """Add a layer as a binary tree of branches, one leaf for each option."""
+    if len(choices) == 1:
+        scope.node("Identity", [scope.require(f"layer_{layer}_{choices[0]}")], output)
+        return
+    cheap, dear = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+    first = scope.constant(f"{output}.first", np.int64(dear[0]))
+    condition = scope.node("Less", [f"options_{layer}", first], f"{output}.below")
+
+    def fill(some: Sequence[int], name: str) -> Callable[[Scope], list[str]]:
+        def add(inner: Scope) -> list[str]:
+            if len(some) == 1:
+                return [inner.require(f"layer_{layer}_{some[0]}")]
+            _branches(inner, layer, some, name)
+            return [name]
+
+        return add
+
+    scope.branch(condition, fill(cheap, f"{output}.c"), fill(dear, f"{output}.d"), [output])
+
+
+def _all_options(scope: Scope, layer: int, costs: CostTable) -> str:
+    """Add the options of all layers: the first ``layer`` as chosen, the others as exited."""
+    name = f"options_after_{layer}"
+    columns = [f"options_{i}" for i in range(layer)]
+    if layer < costs.n_layers:
+        rest = np.full(costs.n_layers - layer, costs.exit_action)
+        columns.append(scope.constant(f"{name}.rest", rest))
+    joined = scope.node("Concat", columns, f"{name}.joined", axis=0)
+    row = scope.constant(f"{name}.row", np.array([0]))
+    return scope.node("Unsqueeze", [joined, row], name)

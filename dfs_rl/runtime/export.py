@@ -1,0 +1,116 @@
+"""Export of gated networks to ONNX."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from dfs_rl.backbones.base import Backbone
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.utils.io import write_bytes_atomic
+from dfs_rl.utils.run_records import package_version
+
+Format = Literal["onnx", "onnx-static"]
+MAX_BYTES = 2**31
+"""Size that a file of protocol buffers stays below."""
+
+
+def check_extra() -> None:
+    """Check that the packages of the extra ``export`` are installed.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"ONNX needs {', '.join(missing)}; install them with: pip install 'dfs-rl[export]'"
+        )
+
+
+def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> Path:  # noqa: A002
+    """Write a gated network into one ONNX file.
+
+    The graph has an input ``images``, float32 in [0, 1] ``[1, c, h, w]``, and for a gate for all
+    budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are ``logits``,
+    ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between branches,
+    which hold their own weights; exits and the second pass of a cascade are branches too. Quantized
+    layers have our scales. A static bit table needs no branches and takes any batch.
+
+    Args:
+        model: The network, see ``load``.
+        path: File to create or replace.
+        format: ``"onnx"``, or ``"onnx-static"`` for a file without control flow, which needs a
+            static bit table.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: If the extra ``export`` is missing, the gate is of a kind that cannot be
+            exported, the network has an operator that ONNX lacks, or the file would be too large.
+    """
+    if format not in get_args(Format):
+        raise ConfigError(f"format is {format!r}; allowed are {', '.join(get_args(Format))}.")
+    gate = model.gate
+    if not isinstance(gate, LearnedGate | TableGate | CascadeGate):
+        raise ConfigError(
+            f"gate {gate.name!r} is a {type(gate).__name__}; only learned gates, static bit tables "
+            "and cascades can be exported."
+        )
+    if format == "onnx-static" and not isinstance(gate, TableGate):
+        raise ConfigError(
+            f"format is onnx-static, which has no branches, but gate {gate.name!r} decides for "
+            "each image; allowed are static bit tables, see train_static."
+        )
+    check_extra()
+    from dfs_rl.runtime.onnx_file import onnx_model
+
+    content = onnx_model(model, _inference_form(model), metadata=_metadata(model))
+    size = content.ByteSize()
+    if size >= MAX_BYTES:
+        raise ConfigError(
+            f"{path} would have {size / 2**30:.1f} GiB; a file in ONNX's format stays below "
+            f"{MAX_BYTES / 2**30:g} GiB."
+        )
+    write_bytes_atomic(Path(path), content.SerializeToString())
+    return Path(path)
+
+
+def _inference_form(model: GatedModel) -> WalkableBackbone:
+    """Return the network in its inference form, in float32."""
+    backbone = model.backbone
+    if isinstance(backbone, Backbone):
+        backbone = backbone.to_inference()
+    dtype = getattr(backbone, "dtype", torch.float32)
+    if dtype != torch.float32:
+        raise ConfigError(f"the network computes in {dtype}; export needs torch.float32.")
+    return backbone
+
+
+def _metadata(model: GatedModel) -> dict[str, str]:
+    """Return what a file tells about itself, in JSON."""
+    backbone = model.backbone
+    network = getattr(backbone, "network", backbone)
+    statistics = getattr(network, "statistics", None)
+    values = {
+        "dfs_rl_version": package_version("dfs-rl"),
+        "gate": model.gate.name,
+        "classes": list(model.classes),
+        "bits": list(backbone.options),
+        "image_shape": list(backbone.image_shape),
+        "input_range": [0.0, 1.0],
+        "mean": None if statistics is None else list(statistics.mean),
+        "std": None if statistics is None else list(statistics.std),
+        "normalised_inside": True,
+        "budget": model.budget,
+        "preference": getattr(model.gate, "preference", None),
+    }
+    return {name: json.dumps(value) for name, value in values.items()}

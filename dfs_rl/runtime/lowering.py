@@ -1,0 +1,241 @@
+"""Standard ONNX nodes in place of the quantized operators of a trace.
+
+The codes are those of the inference form: ``QuantizeLinear`` with our scales, clipped to the range
+of fewer than 8 bits, then ``DequantizeLinear``. onnxruntime fuses such nodes into integer kernels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from dfs_rl.runtime.tracing import DOMAIN
+
+Array = NDArray[np.floating[Any]]
+_BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
+_LARGEST_BIAS = 2.0**30
+
+
+class Builder:
+    """Nodes and constants with new names.
+
+    Attributes:
+        nodes: The nodes, in order.
+        constants: Constant tensors by name.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self._prefix = prefix
+        self._count = count()
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """Add a constant and return its name."""
+        name = f"{self._prefix}.{next(self._count)}"
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def node(
+        self,
+        kind: str,
+        *inputs: str,
+        output: str | None = None,
+        **attributes: Any,  # noqa: ANN401 - each operator has its own
+    ) -> str:
+        """Add a node with one output and return the name of the output."""
+        output = output or f"{self._prefix}.{next(self._count)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+
+def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProto]]:
+    """Return the nodes and constants of a traced graph with its quantized operators replaced."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        builder = Builder(node.output[0])
+        _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants))
+        nodes += builder.nodes
+        constants |= builder.constants
+    return nodes, constants
+
+
+class _Operator:
+    """A quantized operator of a trace."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, node: NodeProto, constants: Mapping[str, TensorProto]
+    ) -> None:
+        self.graph = graph
+        self.node = node
+        self.inputs: Sequence[str] = node.input
+        self.output: str = node.output[0]
+        self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self._constants = constants
+
+    @staticmethod
+    def _only(nodes: Sequence[NodeProto], wanted: Callable[[NodeProto], bool]) -> NodeProto | None:
+        """Return the node for which ``wanted`` is true, if there is just one."""
+        found = [node for node in nodes if wanted(node)]
+        return found[0] if len(found) == 1 else None
+
+    def value(self, index: int) -> Array:
+        """Return a constant input."""
+        return numpy_helper.to_array(self._constants[self.inputs[index]]).astype(np.float32)
+
+    def range(self, prefix: str = "") -> tuple[int, int]:
+        """Return the smallest and the largest code."""
+        return self.attributes[f"{prefix}qmin"], self.attributes[f"{prefix}qmax"]
+
+    def feeds_quantizer(self) -> bool:
+        """Return whether a convolution of 8-bit codes makes, after a ReLU, such codes for another.
+
+        onnxruntime computes this in integers. It rounds the bias to a product of two codes, which
+        moves few codes of 8 bit by one, but would matter at fewer bits.
+        """
+        relu = self._only(self.graph.node, lambda node: self.output in node.input)
+        if relu is None or relu.op_type != "Relu" or self.range() != _BYTES[np.dtype(np.uint8)]:
+            return False
+        conv = self._only(self.graph.node, lambda node: relu.output[0] in node.input)
+        if conv is None or (conv.domain, conv.op_type) != (DOMAIN, "Conv"):
+            return False
+        leaves = {value.name for value in self.graph.output} & {self.output, relu.output[0]}
+        return not leaves and _Operator(self.graph, conv, self._constants).range() == self.range()
+
+    def follows_fused(self) -> bool:
+        """Return whether the input comes from a convolution that ``feeds_quantizer``."""
+        relu = self._only(self.graph.node, lambda node: self.inputs[0] in node.output)
+        if relu is None or relu.op_type != "Relu":
+            return False
+        conv = self._only(self.graph.node, lambda node: relu.input[0] in node.output)
+        if conv is None or (conv.domain, conv.op_type) != (DOMAIN, "Conv"):
+            return False
+        return _Operator(self.graph, conv, self._constants).feeds_quantizer()
+
+
+def _quantize(
+    builder: Builder, x: str, inverse_scale: Array, limits: tuple[int, int], *, fused: bool = False
+) -> str:
+    """Add the nodes that quantize ``x``; return the codes.
+
+    Dividing by the scale would round a few codes otherwise than our product with its inverse; in
+    front of integer kernels it is ``fused`` with them.
+    """
+    dtype = np.dtype(np.uint8 if limits[0] == 0 else np.int8)
+    scale = np.ones((), np.float32)
+    if fused:
+        scale = np.reciprocal(inverse_scale)
+    else:
+        x = builder.node("Mul", x, builder.constant(inverse_scale))
+    parameters = builder.constant(scale), builder.constant(np.zeros((), dtype))
+    codes = builder.node("QuantizeLinear", x, *parameters)
+    if limits != _BYTES[dtype]:
+        ends = (builder.constant(np.asarray(limit, dtype)) for limit in limits)
+        codes = builder.node("Clip", codes, *ends)
+    return codes
+
+
+def _dequantize(builder: Builder, codes: str, scale: Array, limits: tuple[int, int]) -> str:
+    """Add the node that multiplies codes by their scale; return the values."""
+    zero = np.zeros((), np.uint8 if limits[0] == 0 else np.int8)
+    return builder.node("DequantizeLinear", codes, builder.constant(scale), builder.constant(zero))
+
+
+def _lower_conv(builder: Builder, conv: _Operator) -> None:
+    inverse_scale = conv.value(1)
+    input_scale = np.reciprocal(inverse_scale)
+    codes, scale, bias = conv.value(2), conv.value(3), conv.value(4)
+    geometry = {k: v for k, v in conv.attributes.items() if k not in ("qmin", "qmax")}
+    integers = _integer_weight(codes, scale / input_scale, bias / input_scale)
+    fused = conv.feeds_quantizer() or conv.follows_fused()
+    x = _quantize(builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
+    if integers is None or not conv.feeds_quantizer():
+        # onnxruntime multiplies the weights once, and then runs its fast float convolution.
+        x = builder.node("Cast", x, to=TensorProto.FLOAT)
+        weight = builder.node("Cast", builder.constant(codes.astype(np.int8)), to=TensorProto.FLOAT)
+        weight = builder.node("Mul", weight, builder.constant(scale.reshape(-1, 1, 1, 1)))
+        added = builder.constant(bias)
+    else:
+        x = _dequantize(builder, x, input_scale, conv.range())
+        codes, scale, bias_codes = integers
+        weight = builder.node(
+            "DequantizeLinear",
+            builder.constant(codes.astype(np.int8)),
+            builder.constant(scale),
+            builder.constant(np.zeros(len(scale), np.int8)),
+            axis=0,
+        )
+        added = builder.node(
+            "DequantizeLinear",
+            builder.constant(bias_codes.astype(np.int32)),
+            builder.constant(scale * input_scale),
+            builder.constant(np.zeros(len(scale), np.int32)),
+            axis=0,
+        )
+    builder.node("Conv", x, weight, added, output=conv.output, **geometry)
+
+
+def _integer_weight(codes: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array] | None:
+    """Return codes, positive scales and bias codes of an integer convolution.
+
+    The codes of a channel are multiplied to fill their range: the scale, in which the bias is
+    rounded, becomes finer.
+
+    Args:
+        codes: Weight codes, ``[out, in, height, width]``.
+        scale: Factor of each output channel, ``[out]``; may be negative or 0.
+        bias: Addend in units of the input scale, ``[out]``.
+
+    Returns:
+        ``None`` if the result does not fit the integers.
+    """
+    codes = codes * np.sign(scale).reshape(-1, 1, 1, 1)
+    scale = np.where(scale == 0, np.float32(1), np.abs(scale))
+    factor = np.maximum(127 // np.abs(codes).max(axis=(1, 2, 3)).clip(min=1), 1)
+    codes = codes * factor.reshape(-1, 1, 1, 1)
+    scale = (scale / factor).astype(np.float32)
+    bias_codes = np.rint(bias / scale)
+    low, high = _BYTES[np.dtype(np.int8)]
+    if codes.min() < low or codes.max() > high or np.abs(bias_codes).max() > _LARGEST_BIAS:
+        return None
+    return codes, scale, bias_codes
+
+
+def _lower_linear(builder: Builder, linear: _Operator) -> None:
+    codes, scale = linear.value(2), linear.value(3).reshape(-1) * linear.value(1)
+    x = _quantize(builder, linear.inputs[0], linear.value(1), linear.range())
+    x = _dequantize(builder, x, np.reciprocal(linear.value(1)), linear.range())
+    per_channel = len(scale) > 1
+    weight = builder.node(
+        "DequantizeLinear",
+        builder.constant(codes.astype(np.int8).T),
+        builder.constant(scale if per_channel else scale[0]),
+        builder.constant(np.zeros(scale.shape if per_channel else (), np.int8)),
+        axis=1,
+    )
+    product = builder.node("MatMul", x, weight)
+    builder.node("Add", product, builder.constant(linear.value(4)), output=linear.output)
+
+
+def _lower_matmul(builder: Builder, matmul: _Operator) -> None:
+    factors = []
+    for i, limits in enumerate((matmul.range(), matmul.range("second_"))):
+        scale = matmul.value(2 + i)
+        codes = _quantize(builder, matmul.inputs[i], np.reciprocal(scale), limits)
+        factors.append(_dequantize(builder, codes, scale, limits))
+    builder.node("MatMul", *factors, output=matmul.output)
+
+
+_LOWERINGS: Mapping[str, Callable[[Builder, _Operator], None]] = {
+    "Conv": _lower_conv,
+    "Linear": _lower_linear,
+    "Matmul": _lower_matmul,
+}

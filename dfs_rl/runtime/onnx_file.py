@@ -1,0 +1,76 @@
+"""ONNX models of gated networks."""
+
+from collections.abc import Mapping
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.runtime.assembly import Parts, cascade_graph, gated_graph, plain_graph
+from dfs_rl.runtime.lowering import lower
+from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
+
+IR_VERSION = 10
+"""Version of the file format; newer ones ask for a newer onnxruntime."""
+
+
+@torch.no_grad()
+def onnx_model(
+    model: GatedModel, backbone: WalkableBackbone, *, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Return the ONNX form of a gated network.
+
+    Args:
+        model: The network.
+        backbone: Its backbone in inference form.
+        metadata: What the file tells about itself.
+    """
+    gate, costs = model.gate, backbone.costs
+    model(torch.zeros(1, *backbone.image_shape, device=backbone.feature_mean.device))
+    batch: int | str = 1
+    if isinstance(gate, LearnedGate):
+        traced = trace(GatedParts(backbone, gate, model.budget))
+        scope = gated_graph(Parts(*lower(traced)), costs, _reachable(gate))
+    elif isinstance(gate, CascadeGate):
+        traced = trace(FixedPasses(backbone, (gate.first.table, gate.second.table), gate))
+        scope = cascade_graph(Parts(*lower(traced)))
+    else:
+        batch = "batch"
+        traced = trace(FixedPasses(backbone, [_table(model, backbone)]), any_batch=True)
+        scope = plain_graph(Parts(*lower(traced)))
+    shape = [batch, *backbone.image_shape]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
+    if isinstance(gate, LearnedGate) and gate.budget_conditioning is not None:
+        inputs.append(helper.make_tensor_value_info("preference", TensorProto.FLOAT, [1]))
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, backbone.n_classes]),
+        helper.make_tensor_value_info("options", TensorProto.INT64, [batch, costs.n_layers]),
+        helper.make_tensor_value_info("computation", TensorProto.DOUBLE, [batch]),
+    ]
+    graph = helper.make_graph(scope.nodes, "dfs_rl", inputs, outputs, scope.constants)
+    result = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="dfs_rl",
+    )
+    helper.set_model_props(result, dict(metadata))
+    onnx.checker.check_model(result)
+    return result
+
+
+def _reachable(gate: LearnedGate) -> list[int]:
+    """Return the options that a gate can choose; an exit that is not there is the cheapest one."""
+    options = {choice for choice in gate.choices if choice < len(gate.options)}
+    return sorted(options if gate.exits is None else options | {0})
+
+
+def _table(model: GatedModel, backbone: WalkableBackbone) -> list[int]:
+    """Return the options that a static bit table runs, within the budget."""
+    image = torch.zeros(1, *backbone.image_shape, device=backbone.feature_mean.device)
+    options: list[int] = model(image)[1].options[0].tolist()
+    return options

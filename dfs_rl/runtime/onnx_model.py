@@ -1,0 +1,108 @@
+"""Networks that ``export`` wrote, run by onnxruntime."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_rl.data.pixels import check_pixels
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.runtime.export import check_extra
+
+
+class OnnxResult(NamedTuple):
+    """Outputs of an exported network.
+
+    Attributes:
+        logits: float32 ``[batch, classes]``.
+        options: Option indices, int64 ``[batch, layers]``; after an exit the index after the last
+            option.
+        computation: Percent of running every gated layer at 32 bit, float64 ``[batch]``.
+    """
+
+    logits: NDArray[np.float32]
+    options: NDArray[np.int64]
+    computation: NDArray[np.float64]
+
+
+class OnnxModel:
+    """An exported network.
+
+    Args:
+        path: The file.
+        threads: Number of CPU threads.
+
+    Attributes:
+        metadata: What the file tells about itself: ``classes``, ``bits``, ``mean``, ``std``, ...
+
+    Raises:
+        ConfigError: If the extra ``export`` is missing.
+        CheckpointError: If the file is missing, damaged or none of ours.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        check_extra()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # CPUs without 8-bit dot products would saturate sums of signed and unsigned codes.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path} is not a file; export writes one.")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            properties = self._session.get_modelmeta().custom_metadata_map
+            self.metadata: dict[str, Any] = {k: json.loads(v) for k, v in properties.items()}
+            self._image_shape = tuple(self.metadata["image_shape"])
+        except Exception as error:  # onnxruntime has no error class of its own for bad files
+            raise CheckpointError(f"{path} is no network that DFS-RL exported: {error}") from error
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        self._single = inputs["images"].shape[0] == 1
+        self._conditioned = "preference" in inputs
+
+    def __call__(
+        self, images: NDArray[np.generic], *, preference: float | None = None
+    ) -> OnnxResult:
+        """Classify images.
+
+        Args:
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. A network
+                with branches takes one image.
+            preference: Preference in [0, 1] of a gate for all budgets, by default the exported one.
+
+        Raises:
+            ConfigError: If the gate takes no preference, or it is outside [0, 1].
+            DataError: If the images have another shape, type or range.
+        """
+        feeds = {"images": self._pixels(images)}
+        if preference is not None and not (self._conditioned and 0 <= preference <= 1):
+            reason = "it must be between 0 and 1" if self._conditioned else "this gate takes none"
+            raise ConfigError(f"preference is {preference}; {reason}.")
+        if self._conditioned:
+            value = self.metadata["preference"] if preference is None else preference
+            feeds["preference"] = np.array([value], np.float32)
+        return OnnxResult(*self._session.run(None, feeds))
+
+    def _pixels(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return valid images as float32 in [0, 1]."""
+        check_pixels(torch.from_numpy(images))
+        if images.ndim != len(self._image_shape) + 1 or images.shape[1:] != self._image_shape:
+            raise DataError(
+                f"images are {list(images.shape)}; this network takes "
+                f"[batch, {', '.join(map(str, self._image_shape))}]."
+            )
+        if self._single and len(images) != 1:
+            raise DataError(
+                f"images are a batch of {len(images)}; a branch holds for a whole batch, so this "
+                "network takes one image at a time."
+            )
+        if images.dtype == np.uint8:
+            return images.astype(np.float32) / np.float32(255)
+        return images.astype(np.float32)

@@ -1,0 +1,314 @@
+"""Traces of a gated network, from which its ONNX graph is made.
+
+One trace holds every part of the network: stem, features, gate, each gated layer at each option,
+head. Activations between the parts and chosen options are inputs of the trace, so that
+``assembly`` can put the parts into branches.
+"""
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.action_masks import action_masks
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.execution import ExecutionState, option_costs
+from dfs_rl.gating.model import macs_taken
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.observation import observe
+from dfs_rl.quantization.functional import QuantRange
+from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
+
+OPSET = 18
+DOMAIN = "dfs"
+"""Domain of the quantized operators in a trace, which ``lowering`` replaces."""
+LARGEST_BYTE = 255
+Attributes = dict[
+    str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
+]
+"""Attributes of an operator, as torch types them."""
+
+
+def fits_byte(quant_range: QuantRange) -> bool:
+    """Return whether evenly spaced codes fit 8 bit, so that quantized operators exist for them."""
+    return quant_range.qmax <= LARGEST_BYTE and quant_range.gap == 1
+
+
+class _Conv2d(InferenceConv2d):
+    """Traces as one quantized operator at up to 8 bit."""
+
+    def fits_integers(self, x: Tensor) -> bool:  # noqa: ARG002
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quant_range is None or not fits_byte(self.quant_range):
+            return super().forward(x)
+        geometry = self.geometry
+        sides = [
+            (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for side, pad, dilation, kernel, stride in zip(
+                x.shape[2:],
+                geometry.padding,
+                geometry.dilation,
+                self.weight.shape[2:],
+                geometry.stride,
+                strict=True,
+            )
+        ]
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Conv",
+            (x, self.inverse_scale, self.weight, self.scale.flatten(), self.bias.flatten()),
+            _range(self.quant_range)
+            | {
+                "kernel_shape": list(self.weight.shape[2:]),
+                "strides": list(geometry.stride),
+                "pads": [*geometry.padding, *geometry.padding],
+                "dilations": list(geometry.dilation),
+                "group": geometry.groups,
+            },
+            dtype=torch.float32,
+            shape=(x.shape[0], len(self.weight), *sides),
+            version=1,
+        )
+
+
+class _Linear(InferenceLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.quant_range is None or not fits_byte(self.quant_range):
+            return super().forward(x)
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Linear",
+            (x, self.inverse_scale, self.weight, self.scale, self.bias),
+            _range(self.quant_range),
+            dtype=torch.float32,
+            shape=(*x.shape[:-1], len(self.weight)),
+            version=1,
+        )
+
+
+class _Matmul(InferenceMatmul):
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.quant_ranges is None or not all(map(fits_byte, self.quant_ranges)):
+            return super().forward(first, second)
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Matmul",
+            (first, second, self.scales[0], self.scales[1]),
+            _range(self.quant_ranges[0]) | _range(self.quant_ranges[1], "second_"),
+            dtype=torch.float32,
+            shape=(*first.shape[:-1], second.shape[-1]),
+            version=1,
+        )
+
+
+_FORMS = {InferenceConv2d: _Conv2d, InferenceLinear: _Linear, InferenceMatmul: _Matmul}
+
+
+def _range(quant_range: QuantRange, prefix: str = "") -> Attributes:
+    return {f"{prefix}qmin": quant_range.qmin, f"{prefix}qmax": quant_range.qmax}
+
+
+def with_quantized_operators(backbone: WalkableBackbone) -> WalkableBackbone:
+    """Return a copy of an inference form whose quantized modules trace as operators."""
+    copied = copy.deepcopy(backbone)
+    assert isinstance(copied, nn.Module)
+    for part in copied.cpu().modules():
+        if type(part) in _FORMS:
+            part.__class__ = _FORMS[type(part)]
+    return cast("WalkableBackbone", copied)
+
+
+class GatedParts(nn.Module):
+    """Every part of a network with a learned gate, as a function of the activations between them.
+
+    ``forward`` takes images ``[1, c, h, w]``, the preference ``[1]``, the chosen option of every
+    layer, int64 ``[1]`` each, the activation after every layer, and the options of all layers,
+    ``[1, layers]``, which are known at the end. It returns by name:
+    ``hidden_0``, the stem's; ``choice_L``, the gate's action at layer L; ``layer_L_O``, the output
+    of layer L at option O; ``answer_L``, the logits of the exit before layer L; ``head``, the
+    logits after the last layer; ``computation``.
+    """
+
+    def __init__(self, backbone: WalkableBackbone, gate: LearnedGate, budget: float | None) -> None:
+        super().__init__()
+        self.backbone = with_quantized_operators(backbone)
+        self.gate = gate
+        self.budget = budget
+
+    def example(self) -> tuple[tuple[Tensor | list[Tensor], ...], list[str]]:
+        """Return arguments of ``forward`` and their names."""
+        images = torch.zeros(1, *self.backbone.image_shape)
+        after, hidden = [], self.backbone.stem(images)
+        for layer in self.backbone.layers:
+            hidden = layer(hidden, self.backbone.options[-1])
+            after.append(hidden)
+        layers = range(len(after))
+        options = [torch.zeros(1, dtype=torch.int64) for _ in layers]
+        names = [*(f"options_{i}" for i in layers), *(f"hidden_{i + 1}" for i in layers)]
+        taken = torch.zeros(1, len(after), dtype=torch.int64)
+        arguments = images, torch.ones(1), options, after, taken
+        return arguments, ["images", "preference", *names, "options"]
+
+    def forward(
+        self,
+        images: Tensor,
+        preference: Tensor,
+        options: list[Tensor],
+        hidden: list[Tensor],
+        taken: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the outputs of all parts."""
+        backbone, costs = self.backbone, self.backbone.costs
+        first = backbone.stem(images)
+        outputs = {"hidden_0": first}
+        spent = torch.zeros(1, dtype=torch.float64)
+        self.gate.reset(1)
+        for layer, before in enumerate([first, *hidden[:-1]]):
+            outputs[f"choice_{layer}"] = self._choose(before, layer, options, spent, preference)
+            for option, bits in enumerate(backbone.options):
+                outputs[f"layer_{layer}_{option}"] = backbone.layers[layer](before, bits)
+            if layer in costs.exits_after:
+                outputs[f"answer_{layer}"] = cast("WithExits", backbone).answer(before, layer)
+            spent = spent + option_costs(costs, spent.device)[layer][options[layer]]
+        self.gate.reset(1)
+        outputs["head"] = backbone.head(hidden[-1])
+        gate_macs = macs_taken(self.gate, costs.n_layers_run(taken))
+        outputs["computation"] = costs.computation(taken, gate_macs=gate_macs)
+        return outputs
+
+    def _choose(
+        self,
+        hidden: Tensor,
+        layer: int,
+        options: list[Tensor],
+        spent: Tensor,
+        preference: Tensor,
+    ) -> Tensor:
+        """Return the action before a layer, as in ``rollout``."""
+        costs, gate = self.backbone.costs, self.gate
+        earlier = torch.stack(options[: max(layer, 1)], dim=1)
+        seen = observe(
+            self.backbone,
+            ExecutionState(hidden, layer, earlier, spent),
+            budget=self.budget,
+            gate_macs=gate.macs,
+            preferences=None if gate.budget_conditioning is None else preference,
+        )
+        allowed = None
+        if self.budget is not None:
+            allowed = action_masks(costs, layer, spent, self.budget, gate_macs=gate.macs)
+            allowed = allowed[:, : gate.n_actions]
+        choice = gate.decide(seen.features, layer, seen.context, allowed)
+        if costs.exits and layer not in costs.exits_after:
+            choice = choice.masked_fill(choice == costs.exit_action, 0)
+        return choice
+
+
+class FixedPasses(nn.Module):
+    """A network that runs one static bit table, or the two of a cascade.
+
+    ``forward`` maps images to ``logits``, ``options`` and ``computation``, of a cascade
+    ``logits_0`` ... of the first pass, ``logits_1`` ... of the second one, and ``again``.
+    """
+
+    def __init__(
+        self,
+        backbone: WalkableBackbone,
+        tables: Sequence[Sequence[int]],
+        cascade: CascadeGate | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = with_quantized_operators(backbone)
+        self.cascade = cascade
+        self.tables = torch.tensor(tables)
+        self.computations = self.backbone.costs.computation(self.tables).cumsum(0)
+        if cascade is None:
+            self.computations = backbone.costs.computation(self.tables)
+
+    def example(self) -> tuple[tuple[Tensor], list[str]]:
+        """Return arguments of ``forward`` and their names."""
+        n = 1 if self.cascade else 2
+        return (torch.zeros(n, *self.backbone.image_shape),), ["images"]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of all passes."""
+        outputs: dict[str, Tensor] = {}
+        for i, table in enumerate(self.tables.tolist()):
+            suffix = "" if self.cascade is None else f"_{i}"
+            n = images.shape[0]  # len() would fix it
+            outputs[f"logits{suffix}"] = self._run(images, table)
+            outputs[f"options{suffix}"] = self.tables[i : i + 1].expand(n, -1)
+            outputs[f"computation{suffix}"] = self.computations[i : i + 1].expand(n)
+        if self.cascade is not None:
+            outputs["again"] = self.cascade.should_escalate(outputs["logits_0"])
+        return outputs
+
+    def _run(self, images: Tensor, table: Sequence[int]) -> Tensor:
+        hidden = self.backbone.stem(images)
+        for layer, option in enumerate(table):
+            if option == self.backbone.costs.exit_action:
+                return cast("WithExits", self.backbone).answer(hidden, layer)
+            hidden = self.backbone.layers[layer](hidden, self.backbone.options[option])
+        return self.backbone.head(hidden)
+
+
+def trace(module: GatedParts | FixedPasses, *, any_batch: bool = False) -> onnx.GraphProto:
+    """Return the traced graph of a module, with quantized operators.
+
+    Args:
+        module: The module.
+        any_batch: Leave the number of images open.
+
+    Raises:
+        ConfigError: If the network has an operator that ONNX lacks, or cannot be traced.
+    """
+    arguments, names = module.example()
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if any_batch else None
+    outputs = list(module(*arguments))  # it fills caches too, which a trace must not do
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        operator = re.search("op='([^']+)'", str(cause))
+        if operator is None:
+            reason = str(cause).strip().splitlines()[0]
+            raise ConfigError(f"this network cannot be traced for ONNX: {reason}") from error
+        raise ConfigError(
+            f"this network uses {operator[1]}, for which ONNX has no operator."
+        ) from error
+    assert program is not None
+    return program.model_proto.graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter writes about its own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,208 @@
+"""Exported networks answer as ours do, and say what they are."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.backbones import ResNet, VisionTransformer, default_digits
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.export import main
+from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LSTMGate, MLPGate, exit_info
+from dfs_rl.runtime import OnnxModel
+from dfs_rl.runtime import export as export_module
+from tests.helpers.networks import network, pictures_for
+
+
+def random_gate(kind, backbone, **settings):
+    torch.manual_seed(3)
+    gate = kind(backbone.feature_sizes, backbone.options, **settings)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(2.0)
+    return gate.eval()
+
+
+def agreement(model, path, images, **settings):
+    """Compare every image; return logits' differences where options agree, and our trace."""
+    onnx_model = OnnxModel(path)
+    rows = [onnx_model(image[None].numpy(), **settings) for image in images]
+    logits, options, computation = (
+        torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True)
+    )
+    expected, trace = model(images)
+    same = (options == trace.options).all(dim=1)
+    assert same.float().mean() >= 0.999
+    torch.testing.assert_close(computation[same], trace.computation[same], rtol=1e-9, atol=0)
+    return (logits - expected).abs().amax(dim=1)[same], trace
+
+
+def test_gate_chooses_the_same_options(tmp_path):
+    backbone = default_digits().to_inference()
+    classes = [f"digit {i}" for i in range(10)]
+    model = GatedModel(backbone, random_gate(MLPGate, backbone), classes=classes)
+    path = dfs_rl.export(model, tmp_path / "gate.onnx")
+    images = dfs_rl.load_dataset("digits").test.images
+    difference, trace = agreement(model, path, images)
+    assert len(trace.options.unique(dim=0)) > 20
+    # Codes of 8 bit may differ by one, see lowering; all else is rounding.
+    assert difference.quantile(0.9) < 1e-5
+    metadata = OnnxModel(path).metadata
+    assert metadata["classes"] == classes
+    assert metadata["bits"] == list(backbone.options)
+    assert metadata["input_range"] == [0, 1]
+    assert metadata["mean"] == pytest.approx(backbone.network.statistics.mean)
+    assert metadata["dfs_rl_version"] == dfs_rl.__version__
+
+
+def test_weights_lie_inside_the_branches(tmp_path):
+    net = network(ResNet, bits=(0, 4, 32))
+    model = GatedModel(net.to_inference(), random_gate(MLPGate, net))
+    graph = onnx.load(dfs_rl.export(model, tmp_path / "gate.onnx")).graph
+    outside = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    weights = sum(p.numel() for p in net.blocks.parameters())
+    assert outside < weights < (tmp_path / "gate.onnx").stat().st_size - outside
+    assert sum(node.op_type == "If" for node in graph.node) == len(net.blocks)
+
+
+def test_exits_memory_and_preference(tmp_path):
+    net = network(ResNet, bits=(0, 4, 32))
+    net.set_exits((1, 2))
+    for head in net.exit_heads.heads:
+        head.quantizers.calibrate(torch.rand(64, head.weight.shape[1]), head.weight)
+    backbone = net.to_inference()
+    conditioning = BudgetConditioning(computations=(1.0, 50.0))
+    gate = random_gate(
+        LSTMGate, backbone, exits=exit_info(backbone), budget_conditioning=conditioning
+    )
+    model = GatedModel(backbone, gate)
+    path = dfs_rl.export(model, tmp_path / "gate.onnx")
+    images = pictures_for(ResNet, 64)
+    seen = []
+    for preference in (0.0, 1.0):
+        gate.preference = preference
+        difference, trace = agreement(model, path, images, preference=preference)
+        assert difference.max() < 1e-4
+        seen.append(trace.options)
+    assert not torch.equal(*seen)
+    assert len(torch.cat(seen).eq(net.costs.exit_action).sum(dim=1).unique()) > 1
+
+
+def test_budget_per_input(tmp_path):
+    net = network(ResNet, bits=(0, 4, 32))
+    gate = random_gate(MLPGate, net)
+    free = GatedModel(net.to_inference(), gate)(pictures_for(ResNet, 64))[1].computation
+    budget = 0.7 * float(free.max())
+    model = GatedModel(net.to_inference(), gate, budget=budget)
+    path = dfs_rl.export(model, tmp_path / "gate.onnx")
+    _, trace = agreement(model, path, pictures_for(ResNet, 64))
+    assert trace.computation.max() <= budget < free.max()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8, 16, 32])
+def test_each_bit_width_of_a_convolution(bits, tmp_path):
+    net = network(ResNet, bits=(0, bits), depth=8)
+    # A code of 8 bit may differ by one: of an integer convolution, and in front of the head.
+    tolerance = 1e-2 if bits in (8, 16) else 1e-5
+    check_table(net, [1, 1, 1], pictures_for(ResNet, 64), tmp_path, tolerance)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_each_bit_width_of_a_transformer(bits, tmp_path):
+    net = network(VisionTransformer, bits=(0, bits))
+    check_table(net, [1, 0, 1], pictures_for(VisionTransformer, 16), tmp_path, 1e-5)
+
+
+def check_table(net, table, images, folder, tolerance):
+    gate = TableGate(table, options=net.options)
+    model = GatedModel(net.to_inference(), gate)
+    path = dfs_rl.export(model, folder / "table.onnx", format="onnx-static")
+    assert all(node.op_type != "If" for node in onnx.load(path).graph.node)
+    logits, trace = model(images)
+    result = OnnxModel(path)(images.numpy())
+    assert np.array_equal(result.options, trace.options)
+    np.testing.assert_allclose(result.computation, trace.computation)
+    np.testing.assert_allclose(result.logits, logits, atol=tolerance, rtol=tolerance)
+
+
+def test_cascade(tmp_path):
+    net = network(ResNet, bits=(0, 4, 32))
+    images = pictures_for(ResNet, 64)
+    tables = [1, 0, 1], [2, 2, 2]
+    sure = CascadeGate(*tables, threshold=0.0, options=net.options)
+    confidence = GatedModel(net.to_inference(), sure)(images)[0].softmax(dim=1).amax(dim=1)
+    threshold = float(confidence.sort().values[31:33].mean())
+    gate = CascadeGate(*tables, threshold=threshold, options=net.options)
+    model = GatedModel(net.to_inference(), gate)
+    path = dfs_rl.export(model, tmp_path / "cascade.onnx")
+    difference, trace = agreement(model, path, images)
+    assert difference.max() < 1e-4
+    assert 0 < trace.escalated.sum() < len(images)
+
+
+class Strange(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, bits):
+        return self.layer(torch.special.bessel_j0(hidden), bits)
+
+
+def test_bad_exports(tmp_path, monkeypatch):
+    net = network(ResNet, bits=(0, 32))
+    path = tmp_path / "gate.onnx"
+    table = TableGate([1, 1, 1], options=net.options)
+    learned = GatedModel(net.to_inference(), random_gate(MLPGate, net))
+    drawn = GatedModel(net.to_inference(), RandomGate(torch.full((3, 2), 0.5), seed=0))
+    strange = net.to_inference()
+    strange.network.blocks[0] = Strange(strange.network.blocks[0])
+    with pytest.raises(ConfigError, match="onnx-static"):
+        dfs_rl.export(learned, path, format="onnx-static")
+    with pytest.raises(ConfigError, match="tflite"):
+        dfs_rl.export(learned, path, format="tflite")
+    with pytest.raises(ConfigError, match="RandomGate"):
+        dfs_rl.export(drawn, path)
+    with pytest.raises(ConfigError, match="bessel_j0"):
+        dfs_rl.export(GatedModel(strange, table), path)
+    with pytest.raises(ConfigError, match="bfloat16"):
+        dfs_rl.export(GatedModel(net.to_inference(torch.bfloat16), table), path)
+    monkeypatch.setattr(export_module, "MAX_BYTES", 1000)
+    with pytest.raises(ConfigError, match="GiB"):
+        dfs_rl.export(GatedModel(net.to_inference(), table), path)
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"dfs-rl\[export\]"):
+        dfs_rl.export(learned, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_images_and_files(tmp_path):
+    net = network(ResNet, bits=(0, 32))
+    images = pictures_for(ResNet, 2).numpy()
+    sure = CascadeGate([0, 0, 0], [1, 1, 1], threshold=0.5, options=net.options)
+    path = dfs_rl.export(GatedModel(net.to_inference(), sure), tmp_path / "cascade.onnx")
+    model = OnnxModel(path)
+    with pytest.raises(DataError, match="one image at a time"):
+        model(images)
+    with pytest.raises(DataError, match="1, 8, 8"):
+        model(images[:1, :, :4])
+    with pytest.raises(DataError, match=r"\[0, 1\]"):
+        model(images[:1].astype(np.float32))
+    with pytest.raises(ConfigError, match="preference"):
+        model(images[:1], preference=0.5)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        OnnxModel(tmp_path / "nowhere.onnx")
+    (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="half"):
+        OnnxModel(tmp_path / "half.onnx")
+
+
+def test_command(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "gate.onnx")]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "gate.onnx").exists()
