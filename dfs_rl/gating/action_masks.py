@@ -64,7 +64,9 @@ def action_masks(
     through = costs.action_costs(spent.device)[layer].clone()  # cost up to the answer, [actions]
     through[: len(costs.options)] += costs.least_costs(spent.device)[layer + 1]
     through[~exists] = torch.inf
-    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent  # [batch]
+    # A tensor, since the export to ONNX rounds numbers to float32.
+    total = torch.tensor(gated_budget(costs, budget, gate_macs=gate_macs), dtype=spent.dtype)
+    left = total.to(spent.device) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
     cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
     return allowed | cheapest

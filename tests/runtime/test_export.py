@@ -6,7 +6,13 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.backbones import ResNet, VisionTransformer, default_digits
+from dfs_rl.backbones import (
+    BackboneInfo,
+    ResNet,
+    VisionTransformer,
+    default_digits,
+    save_backbone,
+)
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
 from dfs_rl.gating.base import RandomGate, TableGate
@@ -14,6 +20,7 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, exit_info
+from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
 from tests.helpers.networks import network, pictures_for
@@ -94,14 +101,14 @@ def test_exits_memory_and_preference(tmp_path):
 
 
 def test_budget_per_input(tmp_path):
-    net = network(ResNet, bits=(0, 4, 32))
-    gate = random_gate(MLPGate, net)
-    free = GatedModel(net.to_inference(), gate)(pictures_for(ResNet, 64))[1].computation
-    budget = 0.7 * float(free.max())
-    model = GatedModel(net.to_inference(), gate, budget=budget)
+    net, images = network(ResNet, bits=(0, 4, 32)), pictures_for(ResNet, 64)
+    backbone, gate = net.to_inference(), random_gate(MLPGate, net)
+    free = GatedModel(backbone, gate)(images)[1].computation.max()
+    bound = GatedModel(backbone, gate, budget=0.7 * float(free))(images)[1].computation.max()
+    model = GatedModel(backbone, gate, budget=float(bound))  # just enough
     path = dfs_rl.export(model, tmp_path / "gate.onnx")
-    _, trace = agreement(model, path, pictures_for(ResNet, 64))
-    assert trace.computation.max() <= budget < free.max()
+    _, trace = agreement(model, path, images)
+    assert trace.computation.max() == bound
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 8, 16, 32])
@@ -203,6 +210,14 @@ def test_bad_images_and_files(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "gate.onnx")]) == 2
+    net, out = network(ResNet, bits=(0, 32)), tmp_path / "gate.onnx"
+    assert main([str(tmp_path / "nothing"), "--out", str(out)]) == 2
     assert "nothing" in capsys.readouterr().err
-    assert not (tmp_path / "gate.onnx").exists()
+    info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=("a", "b", "c"))
+    save_backbone(net, info, tmp_path / "run" / "backbone")
+    save_gate(TableGate([0, 1, 0], options=net.options), tmp_path / "run" / "gate")
+    flags = [str(tmp_path / "run"), "--out", str(out), "--format", "onnx-static"]
+    assert main([*flags, "--budget", "0.5"]) == 2
+    assert not out.exists()
+    assert main(flags) == 0
+    assert OnnxModel(out).metadata["classes"] == ["a", "b", "c"]
