@@ -21,7 +21,7 @@ from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.execution import ExecutionState, option_costs
+from dfs_rl.gating.execution import ExecutionState
 from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
@@ -177,7 +177,7 @@ class GatedParts(nn.Module):
                 outputs[f"layer_{layer}_{option}"] = backbone.layers[layer](before, bits)
             if layer in costs.exits_after:
                 outputs[f"answer_{layer}"] = cast("WithExits", backbone).answer(before, layer)
-            spent = spent + option_costs(costs, spent.device)[layer][options[layer]]
+            spent = spent + costs.option_costs(spent.device)[layer][options[layer]]
         self.gate.reset(1)
         outputs["head"] = backbone.head(hidden[-1])
         gate_macs = macs_taken(self.gate, costs.n_layers_run(taken))
