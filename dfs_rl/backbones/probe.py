@@ -59,9 +59,9 @@ def confidence(logits: Tensor) -> Tensor:
         nats.
     """
     probabilities = logits.softmax(dim=1)
-    first, second = probabilities.topk(2, dim=1).values.unbind(dim=1)
-    entropy = torch.special.entr(probabilities).sum(dim=1)
-    return torch.stack([first, first - second, entropy], dim=1)
+    top = probabilities.topk(2, dim=1).values  # [batch, 2]
+    entropy = torch.special.entr(probabilities).sum(dim=1, keepdim=True)
+    return torch.cat([top[:, :1], top[:, :1] - top[:, 1:], entropy], dim=1)
 
 
 def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.action_masks import gated_budget
@@ -85,16 +86,15 @@ def observe(
         mean = backbone.feature_mean[state.layer, :size]
         std = backbone.feature_std[state.layer, :size].clamp(min=_MIN_STD)
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
-        features[:, :size] = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
-    width = context_size(budget_conditioning=preferences is not None)
-    context = torch.zeros(n, width, dtype=torch.float32, device=device)
-    context[:, 0] = cost_scale(state.spent)
-    context[:, 1] = 1.0
+        normalised = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
+        features = functional.pad(normalised, (0, observation_width(backbone) - size))
+    spent = cost_scale(state.spent).float()
+    left = torch.ones_like(spent)
     if budget is not None:
-        left = gated_budget(costs, budget, gate_macs=gate_macs)
-        context[:, 1] = _scaled_budget(left)
+        left = left * _scaled_budget(gated_budget(costs, budget, gate_macs=gate_macs))
+    previous = torch.zeros_like(spent)
     if state.layer > 0 and len(backbone.options) > 1:
-        context[:, 2] = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
-    if preferences is not None:
-        context[:, CONTEXT_SIZE] = preferences
+        previous = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
+    columns = [spent, left, previous] + ([] if preferences is None else [preferences.float()])
+    context = torch.stack(columns, dim=1)
     return Observation(features, min(state.layer, costs.n_layers - 1), context)

@@ -11,10 +11,11 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import onnx
 import torch
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
@@ -283,6 +284,7 @@ def trace(module: GatedParts | FixedPasses, *, any_batch: bool = False) -> onnx.
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=shapes,
+                custom_translation_table={torch.ops.aten.special_entr.default: _entropy_terms},
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -298,6 +300,12 @@ def trace(module: GatedParts | FixedPasses, *, any_batch: bool = False) -> onnx.
         ) from error
     assert program is not None
     return program.model_proto.graph
+
+
+def _entropy_terms(shares: Any) -> Any:  # noqa: ANN401 - values of onnxscript
+    """Return ``-p log p`` in four nodes; torch's own form has ten."""
+    least = opset18.Constant(value_float=torch.finfo(torch.float32).tiny)
+    return opset18.Neg(opset18.Mul(shares, opset18.Log(opset18.Max(shares, least))))
 
 
 @contextmanager
