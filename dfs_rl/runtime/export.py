@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.cascade import CascadeGate
@@ -84,7 +84,7 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     return Path(path)
 
 
-def _inference_form(model: GatedModel) -> WalkableBackbone:
+def _inference_form(model: GatedModel) -> GatedBackbone:
     """Return the network in its inference form, in float32."""
     backbone = model.backbone
     if isinstance(backbone, Backbone):

@@ -6,7 +6,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from dfs_rl.backbones.interfaces import WalkableBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
@@ -20,7 +20,7 @@ IR_VERSION = 10
 
 @torch.no_grad()
 def onnx_model(
-    model: GatedModel, backbone: WalkableBackbone, *, metadata: Mapping[str, str]
+    model: GatedModel, backbone: GatedBackbone, *, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Return the ONNX form of a gated network.
 
@@ -69,7 +69,7 @@ def _reachable(gate: LearnedGate) -> list[int]:
     return sorted(options if gate.exits is None else options | {0})
 
 
-def _table(model: GatedModel, backbone: WalkableBackbone) -> list[int]:
+def _table(model: GatedModel, backbone: GatedBackbone) -> list[int]:
     """Return the options that a static bit table runs, within the budget."""
     image = torch.zeros(1, *backbone.image_shape, device=backbone.feature_mean.device)
     options: list[int] = model(image)[1].options[0].tolist()

@@ -18,7 +18,7 @@ import torch
 from onnxscript import opset18
 from torch import Tensor, nn
 
-from dfs_rl.backbones.interfaces import WalkableBackbone, WithExits
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.cascade import CascadeGate
@@ -117,14 +117,14 @@ def _range(quant_range: QuantRange, prefix: str = "") -> Attributes:
     return {f"{prefix}qmin": quant_range.qmin, f"{prefix}qmax": quant_range.qmax}
 
 
-def with_quantized_operators(backbone: WalkableBackbone) -> WalkableBackbone:
+def with_quantized_operators(backbone: GatedBackbone) -> GatedBackbone:
     """Return a copy of an inference form whose quantized modules trace as operators."""
     copied = copy.deepcopy(backbone)
     assert isinstance(copied, nn.Module)
     for part in copied.cpu().modules():
         if type(part) in _FORMS:
             part.__class__ = _FORMS[type(part)]
-    return cast("WalkableBackbone", copied)
+    return cast("GatedBackbone", copied)
 
 
 class GatedParts(nn.Module):
@@ -138,7 +138,7 @@ class GatedParts(nn.Module):
     logits after the last layer; ``computation``.
     """
 
-    def __init__(self, backbone: WalkableBackbone, gate: LearnedGate, budget: float | None) -> None:
+    def __init__(self, backbone: GatedBackbone, gate: LearnedGate, budget: float | None) -> None:
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
         self.gate = gate
@@ -222,7 +222,7 @@ class FixedPasses(nn.Module):
 
     def __init__(
         self,
-        backbone: WalkableBackbone,
+        backbone: GatedBackbone,
         tables: Sequence[Sequence[int]],
         cascade: CascadeGate | None = None,
     ) -> None:
