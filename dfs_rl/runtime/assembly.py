@@ -160,8 +160,8 @@ def _branches(scope: Scope, layer: int, choices: Sequence[int], output: str) -> 
     if len(choices) == 1:
         scope.node("Identity", [scope.require(f"layer_{layer}_{choices[0]}")], output)
         return
-    cheap, dear = choices[: len(choices) // 2], choices[len(choices) // 2 :]
-    first = scope.constant(f"{output}.first", np.int64(dear[0]))
+    low, high = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+    first = scope.constant(f"{output}.first", np.int64(high[0]))
     condition = scope.node("Less", [f"options_{layer}", first], f"{output}.below")
 
     def fill(some: Sequence[int], name: str) -> Callable[[Scope], list[str]]:
@@ -173,7 +173,7 @@ def _branches(scope: Scope, layer: int, choices: Sequence[int], output: str) -> 
 
         return add
 
-    scope.branch(condition, fill(cheap, f"{output}.c"), fill(dear, f"{output}.d"), [output])
+    scope.branch(condition, fill(low, f"{output}.low"), fill(high, f"{output}.high"), [output])
 
 
 def _all_options(scope: Scope, layer: int, costs: CostTable) -> str:
