@@ -78,6 +78,8 @@ class LearnedGate(nn.Module, ABC):
         name: str = "gate",
     ) -> None:
         super().__init__()
+        if not feature_sizes:
+            raise ConfigError("feature_sizes is empty; every gated layer needs one.")
         if not 0.0 <= preference <= 1.0:
             raise ConfigError(f"preference is {preference}; it must be between 0 and 1.")
         if hidden < 1:

@@ -69,6 +69,9 @@ class _LearnedRecord(_Record):
     exits: ExitInfo | None = None
 
 
+_OPTIONAL = {field.name for field in fields(_LearnedRecord) if field.default is None}
+
+
 def save_gate(gate: StoredGate, folder: Path) -> None:
     """Write ``gate.json`` and, for a learned gate, ``gate.safetensors`` into ``folder``.
 
@@ -130,10 +133,12 @@ def load_gate(folder: Path) -> StoredGate:
             return TableGate(options=options, **settings)
         if kind == CASCADE:
             return CascadeGate(options=options, **settings)
-        if settings["preference"] is None:
-            settings["preference"] = 1.0  # without effect
-        gate = GATES[kind](options=options, **settings)
-    except DfsRlError as error:
+        if (settings["preference"] is None) != (settings["budget_conditioning"] is None):
+            raise ConfigError("preference and budget_conditioning belong together.")
+        # A registered class may lack an argument that its gates do not use.
+        used = {n: v for n, v in settings.items() if n not in _OPTIONAL or v is not None}
+        gate = GATES[kind](used.pop("feature_sizes"), options, **used)
+    except (TypeError, DfsRlError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     tensors = load_tensors(folder / WEIGHTS_FILE)
     try:

@@ -11,6 +11,7 @@ from dfs_rl.gating.base import Gate, RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
+from dfs_rl.gating.registry import GATES
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.toy_backbone import CHANNELS
 
@@ -240,12 +241,12 @@ CHANGES = {
         "format": [99],
         "bits": [[8, 2]],
         "hidden": ["5", 6],
-        "feature_sizes": [[2, True]],
+        "feature_sizes": [[2, True], []],
         "feature_macs": ["3", -1.0],
         "choices": [[], [0, 4], [3, 0], [0, 0], ["0"], [-1], 3, [1, 2, 3]],
     },
     make_conditioned: {
-        "preference": [1.5],
+        "preference": [1.5, None],
         "budget_conditioning": [
             3,
             {"preferences": [0.0, 1.0]},
@@ -282,6 +283,18 @@ def test_changed_description(construct, name, value, tmp_path):
     (tmp_path / "gate.json").write_text(json.dumps(record | {name: value}))
     with pytest.raises(CheckpointError, match=r"gate\.(json|safetensors)"):
         load_gate(tmp_path)
+
+
+def test_registered_gate_with_arguments_of_its_own(tmp_path, monkeypatch):
+    class OwnGate(MLPGate):
+        def __init__(self, sizes, bits, *, feature_macs, hidden, budget, name):
+            super().__init__(sizes, bits, feature_macs=feature_macs, hidden=hidden, name=name)
+
+    monkeypatch.setitem(GATES.data, "own", OwnGate)
+    gate = OwnGate((2, 3), BitOptions((0, 8)), feature_macs=1.0, hidden=4, budget=None, name="own")
+    save_gate(gate, tmp_path)
+    found = load_gate(tmp_path)
+    assert torch.equal(found.networks[1][0].weight, gate.networks[1][0].weight)
 
 
 @pytest.mark.parametrize("name", ["gate.json", "gate.safetensors"])
