@@ -156,6 +156,7 @@ def test_bad_settings_are_refused(settings, named, tmp_path):
     ("settings", "named"),
     [
         ({"baselines": ["nearest"]}, "baselines has 'nearest'"),
+        ({"baselines": [["cascade"]]}, r"baselines has \['cascade'\]"),
         ({"split": "train"}, "split is 'train'"),
         ({"precision": "int8"}, "precision is 'int8'"),
     ],

@@ -5,7 +5,7 @@ the errors of ``dfs_rl.errors``; only commands turn them into a sentence and an 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -174,7 +174,7 @@ def evaluate(
     gate: TrainedGate | str | Path,
     dataset: Dataset | str | None = None,
     *,
-    baselines: Sequence[str] | None = None,
+    baselines: Iterable[str] | None = None,
     trust_code: bool = False,
     **settings: Any,  # noqa: ANN401 - fields of EvaluateConfig
 ) -> Evaluation:

@@ -6,7 +6,7 @@ The test split is evaluated once: for an unchanged run the stored summary is ret
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +148,7 @@ def evaluate_run(
     config: EvaluateConfig,
     dataset: Dataset | str | None = None,
     *,
-    baselines: Sequence[str] | None = None,
+    baselines: Iterable[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     backbone: StoredBackbone | None = None,
     cache: EvaluationCache | None = None,
@@ -179,7 +179,7 @@ def evaluate_run(
             baseline is unknown or does not apply.
     """
     folder, budget = RunFolder.open(config.run), config.budget
-    _check_baselines(folder, baselines)
+    baselines = _checked_baselines(folder, baselines)
     loaded = _load(folder, config, backbone)
     data = _dataset(folder, loaded.info, config.dataset if dataset is None else dataset)
     at = [] if budget is None else [f"at-{budget:g}"]
@@ -228,16 +228,24 @@ def evaluate_run(
         return evaluation
 
 
-def _check_baselines(folder: RunFolder, baselines: Sequence[str] | None) -> None:
-    """Raise ConfigError for a baseline that is unknown, or of a run without a gate."""
-    for name in baselines or ():
-        if name not in BASELINES:
+def _checked_baselines(folder: RunFolder, baselines: Iterable[str] | None) -> Sequence[str] | None:
+    """Return named baselines once each, in the order in which they run.
+
+    Raises:
+        ConfigError: If one is unknown, or the run has no gate.
+    """
+    if baselines is None:
+        return None
+    names = [baselines] if isinstance(baselines, str) else list(baselines)
+    for name in names:
+        if not isinstance(name, str) or name not in BASELINES:
             raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(BASELINES)}.")
-    if baselines is not None and folder.kind in _BACKBONE_KINDS:
+    if folder.kind in _BACKBONE_KINDS:
         raise ConfigError(
-            f"baselines is {list(baselines)}, but {folder.path} has a backbone and no gate, so "
-            "only its uniform options are evaluated; leave it out."
+            f"baselines is {names}, but {folder.path} has a backbone and no gate, so only its "
+            "uniform options are evaluated; leave it out."
         )
+    return [name for name in BASELINES if name in names]
 
 
 def _evaluate_methods(

@@ -173,10 +173,11 @@ def test_only_the_named_baselines_run(evaluated, copied, digits, monkeypatch):
     ]
     expected = [m for m in evaluated[1].summary.methods if m.key in {"gate", *names}]
     assert list(found.summary.methods) == expected
-    assert found.path.name == "summary-only-random-cascade.json"
-    assert (copied.path / "plots" / "only-random-cascade-accuracy.png").is_file()
+    assert found.path.name == "summary-only-cascade-random.json"
+    assert (copied.path / "plots" / "only-cascade-random-accuracy.png").is_file()
     assert (copied.path / "summary.json").read_bytes() == whole
-    assert evaluate(copied, digits, baselines=names).stored
+    for same in (["cascade", "random"], (name for name in [*names, "cascade"])):
+        assert evaluate(copied, digits, baselines=same).stored
     with pytest.raises(ConfigError, match="'exits' does not apply"):
         evaluate(copied, digits, baselines=["exits"])
 
