@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from dfs_rl.errors import ConfigError
 from dfs_rl.utils.registry import Registry
 
 MethodT = TypeVar("MethodT", bound=type["Method"])
@@ -45,10 +46,12 @@ def register_method(name: str) -> Callable[[MethodT], MethodT]:
         name: Its name: lower-case letters, digits and underscores.
 
     Raises:
-        ConfigError: If the name is taken or malformed.
+        ConfigError: If the name is taken or malformed, or the method is no such class.
     """
 
     def register(method: MethodT) -> MethodT:
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise ConfigError(f"method {name!r} is {method!r}; allowed is a subclass of a method.")
         METHODS.add(method.prefix + name, method)
         method.registry.add(name, method)
         return method

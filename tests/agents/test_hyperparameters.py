@@ -111,3 +111,9 @@ def test_methods_of_all_kinds_have_different_names():
     with pytest.raises(ConfigError, match="method 'gumbel' is already registered"):
         register_method("gumbel")(PPOConfig)
     assert "gumbel" not in ALGORITHM_CONFIGS
+
+
+@pytest.mark.parametrize("method", [lambda: None, dict, 3])
+def test_only_methods_are_registered(method):
+    with pytest.raises(ConfigError, match="method 'odd' is "):
+        register_method("odd")(method)
