@@ -143,7 +143,8 @@ def _parse(
             return Invocation(config=config, resume=folder, command=command)
 
     choices = getattr(config_type, "CHOICES", {}).values()
-    given, _ = _peek(arguments, "config", "backbone", *(setting for setting, _ in choices))
+    named = {"backbone"} & {f.name for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    given, _ = _peek(arguments, "config", *named, *(setting for setting, _ in choices))
     file = given.get("config")
     data = read_yaml(Path(file)) if file is not None else YamlSettings({}, {})
     for setting, types in choices:
@@ -154,8 +155,8 @@ def _parse(
     shared = {name: _SHARED_FLAGS[name] for name in _SHARED_FLAGS if name != "resume" or kind}
     parsed = _parse_flags(arguments, _flags_of(config_type, values, shared), prog, description)
     config = _build(config_type, parsed)
-    if is_constructor(named := given.get("backbone")):
-        trust_constructor(str(named))
+    if is_constructor(backbone := given.get("backbone")):
+        trust_constructor(str(backbone))
     _check_trust(config)
     return Invocation(config=config, resume=None, command=command)
 
