@@ -37,6 +37,17 @@ def test_masks_allow_what_some_completion_allows(bits, after, budget, gate_macs)
             assert np.flatnonzero(mask).tolist() == expected
 
 
+@pytest.mark.parametrize("option", [1, 2, 3])
+def test_budget_of_a_uniform_option_allows_it(option):
+    costs = ToyBackbone((0, 3, 6, 7)).costs
+    budget = float(costs.computation(torch.full((1, 4), option)))
+    spent = torch.zeros(1, dtype=torch.float64)
+    for layer in range(4):
+        assert action_masks(costs, layer, spent, budget)[0, option]
+        spent = spent + costs.option_costs()[layer, option]
+    assert float(spent) == pytest.approx(gated_budget(costs, budget))
+
+
 def test_all_actions_are_allowed_without_a_budget():
     spent = torch.zeros(2, dtype=torch.float64)
     costs = ToyBackbone(exits=(1, 3)).costs

@@ -26,8 +26,18 @@ def test_features_are_z_scores_padded_with_zeros():
 def test_features_are_clipped(std):
     backbone = ToyBackbone()
     backbone.feature_std.fill_(std)
-    seen = observe(backbone, run_stem(backbone, toy_images(4)), budget=None)
-    assert seen.features.abs().amax() == 10.0
+    state = run_stem(backbone, toy_images(4))
+    for mean, limit in ((-1e3, 10.0), (1e3, -10.0)):
+        backbone.feature_mean.fill_(mean)
+        assert observe(backbone, state, budget=None).features[:, : CHANNELS[0]].eq(limit).all()
+
+
+def test_a_constant_channel_is_zero():
+    backbone = ToyBackbone()
+    state = run_stem(backbone, toy_images(1))
+    backbone.feature_mean[0, : CHANNELS[0]] = backbone.feature(state.hidden, 0)[0]
+    backbone.feature_std.zero_()
+    assert observe(backbone, state, budget=None).features.eq(0).all()
 
 
 @pytest.mark.parametrize("bits", [0, 2, 4, 8, 32])
