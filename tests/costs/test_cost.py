@@ -158,6 +158,18 @@ def test_image_that_exits_costs_its_exit_alone():
     assert costs.n_layers_run(options).tolist() == [1, 3, 4]
 
 
+def test_exit_action_costs_its_exit_or_least_option():
+    costs = table((8, 16, 32))
+    sixteenth, quarter = 1 / 16, 1 / 4
+    exits = [100 * sixteenth, 40 * quarter - 16, 200 * sixteenth, 80 * quarter - 16]
+    assert costs.action_costs().shape == (4, 4)
+    assert costs.action_costs()[:, LEAVE].tolist() == pytest.approx([e / 1000 for e in exits])
+    assert torch.equal(costs.action_costs()[:, :LEAVE], costs.option_costs())
+    without = table(after=())
+    assert without.n_actions == 3
+    assert torch.equal(without.action_costs(), without.option_costs())
+
+
 @pytest.mark.parametrize("bit_options", [(0, 4, 32), (2, 4, 8)])
 @pytest.mark.parametrize("after", [(), (0,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("head", [0, 16, 90])
