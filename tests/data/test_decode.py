@@ -98,6 +98,14 @@ def test_images_that_do_not_fit_are_refused(numbered, first, second, message):
     assert message in refusal(encode(numbered(0, **first)), encode(numbered(0, **second)))
 
 
+@pytest.mark.parametrize("image_size", [None, 8])
+@pytest.mark.parametrize("sides", [(3, 9), (9, 3)])
+def test_either_side_may_be_too_small(sides, image_size):
+    picture = EncodedImage(0, encode(Image.new("RGB", sides)), "a")
+    with pytest.raises(DataError, match=f"a is {sides[0]} x {sides[1]} pixels; at least 4 x 4"):
+        ImageArray(1, image_size=image_size).put(0, picture)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.8])
 def test_truncated_images_are_refused(numbered, kind, part):

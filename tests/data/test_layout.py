@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfs_rl.data import SPLIT_NAMES, load_dataset
-from dfs_rl.data.layout import SPLIT_WORDS, read_split_label, read_tree
+from dfs_rl.data.layout import SPLIT_WORDS, class_files, read_split_label, read_tree
 from dfs_rl.errors import DataError
 
 NAMES = ["cat", "dog"]
@@ -62,6 +62,13 @@ def test_class_folders(image_folder, numbered):
         assert split.labels.tolist() == [int(row < 20) for row in rows]
         found += rows
     assert sorted(found) == list(range(50))
+
+
+def test_files_do_not_depend_on_the_order_of_folders(tmp_path):
+    places = {("dog",): ["z.png"], ("cat", "b"): ["1.png"], ("cat",): [], ("cat", "a"): ["2.png"]}
+    found = class_files(tmp_path, {(): [], **places}, ())
+    assert list(found) == ["cat", "dog"]
+    assert found["cat"] == [tmp_path / "cat/a/2.png", tmp_path / "cat/b/1.png"]
 
 
 @pytest.mark.parametrize(
