@@ -61,6 +61,14 @@ def test_gates_over_budget_are_marked():
     assert high.over_budget == ()
 
 
+def test_baselines_are_never_over_budget():
+    within_on_val = {"static_table": (150, 0.6)}
+    runs = [fake_run("a", (150, 0.6), budget=0.6, static=(150, 0.7), selection=within_on_val)]
+    low, _ = compare_runs([*runs, fake_run("b", (170, 1.2), budget=1.2)]).budgets
+    assert low.methods[TABLE] == f"{TABLE} at 0.7 %"
+    assert low.over_budget == ()
+
+
 def test_gate_at_no_budget_leaves_no_budgets():
     runs = [*at_two_budgets(), fake_run("dear", (180, 3.0), label="D", cost_weight=0.1)]
     assert compare_runs(runs).budgets == ()

@@ -145,6 +145,13 @@ def test_runs_of_something_else_are_refused_by_name(change, what):
     assert str(caught.value) == f"other cannot be compared with first: its {what}."
 
 
+def test_runs_on_different_splits_are_refused():
+    run = fake_run("other", (150, 0.8))
+    other = replace(run, summary=replace(run.summary, split="val"))
+    with pytest.raises(DataError, match="its split is val, not test"):
+        compare_runs([fake_run("first", (150, 0.8)), other])
+
+
 def test_a_comparison_round_trips_through_strict_json(tmp_path):
     comparison = compare_runs([fake_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
     path = tmp_path / "comparison.json"
@@ -191,6 +198,8 @@ def test_curves_above_ten_percent_computation():
     )
     # Full precision, and skip all.
     assert (comparison.reference_computation, comparison.reference_accuracy) == (100.0, 10.0)
+    area = (85 - 10) * math.log10(50 / 20) + (90 - 10) * math.log10(100 / 50)
+    assert comparison.curves[0].hypervolume.mean == pytest.approx(area, rel=1e-5)
     accuracies = comparison.curves[0].accuracy_at
     assert {at: value.mean for at, value in accuracies.items()} == {"20": 85.0, "50": 90.0}
 

@@ -155,6 +155,13 @@ def test_registered_baselines_run_in_order(look_setup, monkeypatch):
         register_baseline("twin")(twin)
 
 
+def test_named_baselines_alone_run_and_must_apply(look_setup):
+    found = run_baselines(look_setup, ["oracle", "cascade"])
+    assert [method.key for method in found] == ["cascade", "oracle"]
+    with pytest.raises(ConfigError, match="baseline 'exits' does not apply"):
+        run_baselines(look_setup, ["cascade", "exits"])
+
+
 def test_cascade_gates_have_no_marginals(backbone, val, test_set, methods):
     gate = methods["cascade"]
     setup = make_setup(backbone, test_set, val, gate.records[0], gate.selection)

@@ -50,6 +50,11 @@ def test_unsure_images_pay_for_two_passes():
     assert records.computation(COSTS, "dfs").tolist() == pytest.approx(gated)
 
 
+def test_confidence_at_the_threshold_is_enough():
+    first_pass = run_cascade(PASSES, Cascade(0, 1, 0.6)).first_pass
+    assert first_pass.escalated.tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("budget", "threshold"),
     [

@@ -99,6 +99,11 @@ def test_images_exit_where_an_exit_is_confident(network, images, passes, rule):
     assert sum(records.exit_shares(network.costs)) == pytest.approx(share)
 
 
+def test_confidence_at_the_threshold_is_enough(passes):
+    for exit_, confidence in enumerate(passes[2].confidence[7, :-1].tolist()):
+        assert ExitRule(2, exit_, confidence).exit_index(passes[2])[7] == exit_
+
+
 @pytest.mark.parametrize("budget", [1.5, 8.0, 40.0, 120.0])
 def test_chosen_rule_is_the_best_of_many(network, passes, budget):
     chosen = choose_exit_rule(passes, network.costs, budget)
