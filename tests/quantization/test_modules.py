@@ -16,7 +16,7 @@ from dfs_rl.quantization import (
     to_inference,
 )
 from dfs_rl.quantization.inference import InferenceConv2d
-from dfs_rl.quantization.modules import calibrating
+from dfs_rl.quantization.modules import LayerQuantizers, calibrating
 
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
@@ -132,6 +132,21 @@ def test_training_changes_only_what_bits_that_ran_have():
     for parameter in (conv.quantizers.input_log_scale, conv.norm.norm_weight):
         touched = parameter.grad.reshape(len(parameter), -1).abs().sum(dim=1) > 0
         assert touched.tolist() == [k == i for k in range(len(parameter))]
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+def test_scale_gradients_are_those_of_lsq(channels):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (6 * torch.rand(n, 6, generator=generator) for n in (5, 4))
+    weight -= 3
+    quantizers = LayerQuantizers((3, 32), signed_input=False, channels=channels)  # scales of 1
+    sum(part.sum() for part in quantizers(x, weight, 3)).backward()
+    # Rounding errors over the root of elements, of one image or kernel, times the largest code.
+    errors = (x.round() - x).sum() / (6 * 7) ** 0.5
+    torch.testing.assert_close(quantizers.input_log_scale.grad, errors[None])
+    errors = (weight.round() - weight).reshape(channels or 1, -1)
+    errors = errors.sum(dim=1) / (errors.shape[1] * 3) ** 0.5
+    torch.testing.assert_close(quantizers.weight_log_scale.grad.flatten(), errors)
 
 
 def test_conversion_copies_a_tree_and_leaves_it_alone():
