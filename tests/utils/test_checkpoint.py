@@ -7,10 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dfs_rl.errors import CheckpointError
-from dfs_rl.utils.checkpoint import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from dfs_rl.utils.checkpoint import (
+    load_checkpoint,
+    load_tensors,
+    read_manifest,
+    save_checkpoint,
+    save_tensors,
+    write_manifest,
+)
 from tests.helpers.disks import full_disk
 
 TENSORS = {
@@ -127,6 +135,23 @@ def test_no_flipped_bit_changes_what_is_loaded(tmp_path_factory, place, bit):
     assert values == expected
 
 
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {"b": torch.arange(6.0)},
+        {"a": torch.arange(6.0).reshape(2, 3)},
+        {"a": torch.arange(6.0).view(torch.int32)},
+    ],
+)
+def test_names_shapes_and_dtypes_have_a_checksum(tmp_path, altered):
+    save_tensors(tmp_path / "t", {"a": torch.arange(6.0)})
+    with safe_open(tmp_path / "t", framework="pt") as file:
+        metadata = file.metadata()
+    save_file(altered, tmp_path / "t", metadata)
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        load_tensors(tmp_path / "t")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x80\x04. a pickle", b"{}" * 50])
 def test_foreign_files_are_one_sentence(tmp_path, content):
     path = tmp_path / "c"
@@ -134,6 +159,17 @@ def test_foreign_files_are_one_sentence(tmp_path, content):
     with pytest.raises(CheckpointError, match="is damaged or not a safetensors file: ") as caught:
         load_tensors(path)
     assert "\n" not in str(caught.value)
+
+
+def test_manifests_have_a_kind_and_a_format(tmp_path):
+    path = tmp_path / "gate.json"
+    wanted = {"what": "gate", "kinds": ("ff", "lstm"), "version": 3}
+    write_manifest(path, kind="lstm", version=3, parts={"hidden": 4})
+    assert read_manifest(path, **wanted)["hidden"] == 4
+    for kind, version in (("table", 3), ("lstm", 2), ("lstm", 4)):
+        write_manifest(path, kind=kind, version=version, parts={})
+        with pytest.raises(CheckpointError, match="a gate of kind 'ff' or 'lstm' in format 3"):
+            read_manifest(path, **wanted)
 
 
 def test_tensors_alone_are_no_checkpoint(tmp_path):

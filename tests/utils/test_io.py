@@ -1,5 +1,6 @@
 import math
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,17 @@ def test_failed_write_keeps_the_previous_content(tmp_path, monkeypatch):
         write_bytes_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_the_rename_is_flushed_after_the_content(tmp_path, monkeypatch):
+    flushed = []
+
+    def flush(handle):
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "file").exists()))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write_bytes_atomic(tmp_path / "file", b"new")
+    assert flushed == [(False, False), (True, True)]
 
 
 def test_files_get_the_umasks_permissions(tmp_path):
@@ -126,6 +138,7 @@ def test_json_comes_back_equal(tmp_path_factory, value):
         (b"[" * 100_000, ""),
         (b"[1e400]", "1e400 is not a finite number"),
         (b"[-9223372036854775809]", "20 characters has more than 64 bits"),
+        (b"[9223372036854775808]", "19 characters has more than 64 bits"),
         (b"9" * 5000, "Exceeds the limit"),
     ],
 )
