@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_rl.agents.validation import is_not_worse, rewards_of
+from dfs_rl.agents.validation import Validator, is_not_worse, rewards_of
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.reward import RewardWeights
-from tests.helpers.planted_task import PlantedBackbone, make_task, planted_images
+from tests.helpers.planted_task import PlantedBackbone, make_gate, make_task, planted_images
 
 
 @pytest.mark.parametrize(("budget", "gate_macs"), [(None, 0.0), (40.0, 0.0), (40.0, 20.0)])
@@ -37,3 +38,18 @@ def test_later_gate_may_be_worse_by_one_standard_error():
     assert not is_not_worse(highest + change - 1.01 * error, highest)
     assert is_not_worse(highest, highest)
     assert not is_not_worse(highest - 1e-9, highest)  # certainly worse: no image is better
+
+
+def test_repeats_of_an_image_are_averaged():
+    images, gate = planted_images(), make_gate(budget_conditioning=BudgetConditioning())
+    validator = Validator(
+        images,
+        reward=lambda records, _: records.labels.double(),
+        every=1,
+        total=1,
+        repeats=3,
+        backbone=PlantedBackbone,
+    )
+    validator.validate(gate, 0)
+    (rewards,) = validator.tensors().values()
+    assert rewards.tolist() == images.labels.tolist()

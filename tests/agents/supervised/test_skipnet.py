@@ -135,6 +135,15 @@ def test_multiplier_rests_in_pretraining():
             expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
 
 
+def test_entropy_bonus_falls_linearly(monkeypatch):
+    trainer, losses = make_trainer(make_gate(choices=CHOICES), steps=4, pretraining=0.9), []
+    monkeypatch.setattr(trainer, "_descend", lambda loss: losses.append(float(loss.detach())))
+    bonuses = [trainer.step().labels - losses[-1] for _ in range(4)]
+    # The untrained gate has nearly even odds of two choices at both layers.
+    even = 0.3 * 2 * math.log(2)
+    assert bonuses == pytest.approx([even, even * 0.75, even * 0.5, even * 0.25], rel=0.02)
+
+
 @pytest.mark.parametrize(("bits", "missing"), [((0, 2, 8), 32), ((2, 8, 32), 0)])
 def test_bit_options_without_skip_or_run(bits, missing):
     with pytest.raises(ConfigError, match=rf"bit options \[.*\] lack {missing} bit"):
