@@ -35,6 +35,11 @@ def test_values_of_a_validation(settings, values):
     assert objective.modes == {n: "min" if n == "computation" else "max" for n in values}
 
 
+def test_accuracy_beyond_the_curve_is_the_best():
+    objective = ObjectiveConfig(name="accuracy", budget=5.0)
+    assert objective.values([*CURVE, CurvePoint(3.0, 85.0)], CORNER) == {"accuracy": 90.0}
+
+
 @pytest.mark.parametrize(
     ("values", "mean"),
     [((90.0, 80.0), 85.0), ((90.0, -20.0), -20.0), ((-10.0, 90.0, -20.0), -15.0)],

@@ -1,14 +1,19 @@
-"""Resuming of a training in a trial."""
+"""Resuming of a training in a trial, and its reports."""
 
 from pathlib import Path
 
 import torch
+from ray import tune
 
 from dfs_rl.data import load_dataset
+from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.trial import resume_if_started
+from dfs_rl.sweeping.objective import ObjectiveConfig
+from dfs_rl.sweeping.space import Domain
+from dfs_rl.sweeping.spec import SweepFile
+from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, resume_if_started
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 
@@ -29,6 +34,27 @@ def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
     assert state_of(resume_if_started(command, other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)
     assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "uniform", 1)
+
+
+def test_reports_average_the_last_validations(tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr(tune, "report", lambda metrics, **_: reports.append(metrics))
+    file = SweepFile(
+        command="train_agent",
+        search={"reward.accuracy": Domain(uniform=(0, 1))},
+        objective=ObjectiveConfig(name="accuracy", budget=5.0, last=2),
+    )
+    plan = TrialPlan(file=file, reference_point=CurvePoint(10.0, 0.0), seeds=(0, 1))
+    reporter = _TrialReporter(plan, tmp_path, 2)
+    # The first validation of each run is that of the untrained gate.
+    for seed, accuracies in enumerate([(99.0, 50.0, 60.0, 70.0), (99.0, 40.0)]):
+        run = RunFolder(tmp_path / f"seed{seed}", "train_agent")
+        run.path.mkdir()
+        for i, accuracy in enumerate(accuracies):
+            run.log({"progress": i / (len(accuracies) - 1), "points": [[1.0, accuracy]]})
+        reporter.add(run, ())
+    found = [(report[PROGRESS], report["accuracy"]) for report in reports]
+    assert found == [(50.0, 65.0), (100.0, 52.5)]
 
 
 def state_of(run: RunFolder | None) -> object:
