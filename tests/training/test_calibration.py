@@ -164,6 +164,14 @@ def test_half_of_adn_mixes_are_the_base_net():
     assert drawn.count((2, 2, 2, 2)) / 2000 == pytest.approx(0.125, abs=0.03)
 
 
+def test_uniform_mixes_leave_out_the_largest_bits():
+    options, generator = BitOptions((2, 4, 8)), torch.Generator().manual_seed(0)
+    drawn = [sample_low_mix(options, 4, generator) for _ in range(2000)]
+    # Half are uniform, of 2 or 4 bit; a random mix is uniform at 8 bit in one of 81 draws.
+    shares = [drawn.count((bits,) * 4) / 2000 for bits in (2, 4, 8)]
+    assert shares == pytest.approx([0.25 + 0.5 / 81, 0.25 + 0.5 / 81, 0.5 / 81], abs=0.035)
+
+
 @pytest.mark.parametrize("untrained", [False, True])
 def test_scales_of_an_untrained_network_fit_its_images(net, untrained):
     (images,) = batches(1)
