@@ -74,6 +74,14 @@ def test_flags_override_the_file(load, tmp_path, monkeypatch):
     )
 
 
+def test_the_included_data_set_is_no_folder(load, tmp_path, monkeypatch):
+    load()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    file = resolved(SweepConfig(file=tmp_path / "sweep.yaml", dataset="digits"))
+    assert file.settings["dataset"] == "digits"
+
+
 @pytest.mark.parametrize("scheduler", ["", "scheduler: {name: asha, grace: 0.4}\n"])
 def test_resolved_sweep_is_read_again(load, scheduler):
     file = load(GOOD + scheduler)
