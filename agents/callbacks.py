@@ -1,8 +1,8 @@
 """Callbacks of a training: schedules, guards, logs, validation, checkpoints, interruption."""
 
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -174,15 +174,11 @@ def has_finite_weights(model: BaseAlgorithm) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
 
 
-def learn(model: BaseAlgorithm, steps: int, callbacks: list[BaseCallback], *, fresh: bool) -> None:
-    """Train an algorithm for another ``steps`` steps; ``fresh`` is False for a resumed run.
-
-    Raises:
-        TrainingError: If the policy's weights are no longer finite.
-    """
+@contextmanager
+def divergence_as_error(model: BaseAlgorithm) -> Iterator[None]:
+    """Raise ``TrainingError`` if an algorithm's weights are no longer finite when it samples."""
     try:
-        # UpdateCallback logs after each update; the algorithm itself would log before it.
-        model.learn(steps, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
+        yield
     except ValueError as error:  # torch cannot sample from weights that are not finite
         if has_finite_weights(model):
             raise

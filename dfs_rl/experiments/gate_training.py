@@ -1,5 +1,6 @@
 """Training of a gate by reinforcement learning: environment, algorithm and callbacks."""
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -11,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from dfs_rl.agents.algorithms import build_algorithm
-from dfs_rl.agents.callbacks import Schedules, SyncEpisodes, UpdateCallback, learn
+from dfs_rl.agents.callbacks import Schedules, SyncEpisodes, UpdateCallback, divergence_as_error
 from dfs_rl.agents.checkpoint import capture, restore
 from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.gate_export import (
@@ -230,7 +231,10 @@ def train(
             *extra_callbacks,
         ]
         remaining = max(0, gate_steps - model.num_timesteps)
-        learn(model, remaining, callbacks, fresh=session.checkpoint is None)
+        fresh = session.checkpoint is None
+        with divergence_as_error(model):
+            # UpdateCallback logs after each update; the algorithm itself would log before it.
+            model.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
     if stop.requested:
         raise KeyboardInterrupt
     return session.result(

@@ -1,13 +1,14 @@
 """Stops on figures that are not finite, and the width of a gate."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.callbacks import UpdateCallback, learn
+from dfs_rl.agents.callbacks import UpdateCallback, divergence_as_error
 from dfs_rl.agents.gate_export import gate_shape
 from dfs_rl.agents.hyperparameters import PPOConfig, TRPOConfig
 from dfs_rl.backbones import ResNet, ResNetConfig, default_digits
@@ -37,11 +38,16 @@ class Poison(BaseCallback):
                 self.model.policy.value_net.bias.fill_(np.inf)
 
 
+def learn(model, steps, *callbacks):
+    with divergence_as_error(model):
+        model.learn(steps, list(callbacks), log_interval=sys.maxsize)
+
+
 @pytest.mark.parametrize(("what", "steps"), [("advantage", 256), ("weight", 128)])
 def test_weights_that_are_not_finite_stop(what, steps):
     model = make_agent(PPOConfig(batch_size=64))
     with pytest.raises(TrainingError, match=f"after {steps} steps: the policy's weights are no"):
-        learn(model, 1280, [Poison(what), UpdateCallback()], fresh=True)
+        learn(model, 1280, Poison(what), UpdateCallback())
 
 
 def test_rewards_that_are_not_finite_stop():
@@ -49,14 +55,14 @@ def test_rewards_that_are_not_finite_stop():
     broken.head = lambda hidden: torch.full((len(hidden), 2), float("nan"))
     model = make_agent(PPOConfig(), make_task(broken, reward=RewardWeights()))
     with pytest.raises(TrainingError, match="a reward is not finite"):
-        learn(model, 640, [UpdateCallback()], fresh=True)
+        learn(model, 640, UpdateCallback())
 
 
 def test_trpo_skips_updates_with_equal_advantages():
     nothing = RewardWeights(accuracy=0.0, log_likelihood=0.0, cost=0.0)
     model = make_agent(TRPOConfig(), make_task(reward=nothing))
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    learn(model, 128, [], fresh=True)
+    learn(model, 128)
     after = model.policy.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
