@@ -35,7 +35,7 @@ import torch
 import tyro
 from compare_checkouts import import_root
 
-from dfs_rl.backbones import GatedBackbone, ResNet, ResNetConfig
+from dfs_rl.backbones import InferenceBackbone, ResNet, ResNetConfig
 from dfs_rl.costs import DEFAULT_BITS, SKIP
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
@@ -73,7 +73,7 @@ class Settings:
     as_json: bool = False
 
 
-def frozen_resnet(settings: Settings) -> GatedBackbone:
+def frozen_resnet(settings: Settings) -> InferenceBackbone:
     """Return an untrained, frozen ResNet."""
     torch.manual_seed(0)
     statistics_ = ChannelStatistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -89,7 +89,7 @@ def random_images() -> ImageSet:
 
 
 @torch.inference_mode()
-def forward(backbone: GatedBackbone, images: torch.Tensor, bits: int) -> None:
+def forward(backbone: InferenceBackbone, images: torch.Tensor, bits: int) -> None:
     """Run a batch with all layers at the same bits, stem and head included."""
     hidden = backbone.stem(images)
     for layer in backbone.layers:
