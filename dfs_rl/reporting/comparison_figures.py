@@ -76,9 +76,9 @@ def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]
     if not any(point.kind == GATE for point in shown):
         shown = list(comparison.points)
     floor = min(point.accuracy.mean for point in shown) - _BELOW
-    dearest = _BEYOND * max(point.computation.mean for point in shown)
+    most = _BEYOND * max(point.computation.mean for point in shown)
     uniform = [point for point in comparison.references if point.accuracy.mean >= floor]
-    references = [point for point in uniform if point.computation.mean <= dearest]
+    references = [point for point in uniform if point.computation.mean <= most]
     note = _note([p for p in comparison.points if p.kind == GATE and p not in shown])
 
     figure = style.new_figure(*_PARETO_SIZE)
