@@ -1,0 +1,167 @@
+"""Measured time of the parts of a network, as ``python -m dfs_rl.profile`` writes it."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    config_from_dict,
+    configuration,
+)
+from dfs_rl.utils.io import read_json
+
+FORMAT = 1
+PartName = Literal["stem", "layer", "exit", "head", "gate"]
+Runtime = Literal["torch", "onnx"]
+
+
+@configuration
+class PartLatency:
+    """Time of one part in milliseconds per image.
+
+    Attributes:
+        part: Kind of the part; ``"gate"`` is one decision, with the features that only it needs.
+        layer: Index of the gated layer that it is, or that it stands before; ``None`` for stem and
+            head.
+        bits: Bit width of a gated layer; ``None`` for the other parts.
+        batch_size: Images per call.
+        median: Median over the calls.
+        low: First quartile.
+        high: Third quartile.
+    """
+
+    part: PartName
+    layer: NonNegativeInt | None = None
+    bits: NonNegativeInt | None = None
+    batch_size: PositiveInt
+    median: NonNegativeFloat
+    low: NonNegativeFloat
+    high: NonNegativeFloat
+
+
+@configuration
+class NetworkLatency:
+    """Time of a whole network in milliseconds per image, as predicted by its parts and measured.
+
+    Attributes:
+        bits: Bit width of each gated layer.
+        batch_size: Images per call.
+        predicted: Sum of its parts.
+        measured: Median over the calls.
+    """
+
+    bits: tuple[NonNegativeInt, ...]
+    batch_size: PositiveInt
+    predicted: PositiveFloat
+    measured: PositiveFloat
+
+
+@configuration
+class LatencyProfile:
+    """Measured time of every part of a network on one machine.
+
+    Attributes:
+        format: Version of this record.
+        machine: Processor, or GPU, that ran the network.
+        device: Kind of device, ``"cpu"`` or ``"cuda"``.
+        runtime: Library that ran the network.
+        threads: Number of CPU threads.
+        versions: Libraries with their versions, for example ``"torch 2.13.0"``.
+        calls: Number of calls behind each median.
+        layer_macs: MACs of each gated layer, which identify the network.
+        fixed_macs: MACs of each never-gated part, likewise.
+        fixed_bits: Bit width of each never-gated part, likewise.
+        gate_macs: MACs per image of the gate that was measured, features included.
+        parts: Time of each part.
+        checks: Whole networks, uniform and random.
+    """
+
+    format: Literal[1] = FORMAT
+    machine: str
+    device: str
+    runtime: Runtime
+    threads: PositiveInt
+    versions: tuple[str, ...]
+    calls: PositiveInt
+    layer_macs: tuple[PositiveInt, ...]
+    fixed_macs: tuple[NonNegativeInt, ...]
+    fixed_bits: tuple[PositiveInt, ...]
+    gate_macs: PositiveFloat
+    parts: tuple[PartLatency, ...]
+    checks: tuple[NetworkLatency, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [(p.part, p.layer, p.bits, p.batch_size) for p in self.parts]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"parts has {twice} twice; each part is measured once.")
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The measured batch sizes, ascending."""
+        return tuple(sorted({part.batch_size for part in self.parts}))
+
+    @property
+    def error(self) -> float:
+        """Mean absolute error in percent of the sums of parts in ``checks``; 0 without checks."""
+        errors = [abs(c.predicted / c.measured - 1.0) for c in self.checks]
+        return 100.0 * sum(errors) / max(len(errors), 1)
+
+    def at(self, batch_size: int) -> "LatencyProfile":
+        """Return the profile with one batch size alone.
+
+        Raises:
+            ConfigError: If the batch size was not measured.
+        """
+        if batch_size not in self.batch_sizes:
+            raise ConfigError(
+                f"batch_size is {batch_size}, but the profile has {list(self.batch_sizes)}."
+            )
+        parts, checks = (
+            tuple(one for one in measured if one.batch_size == batch_size)
+            for measured in (self.parts, self.checks)
+        )
+        return replace(self, parts=parts, checks=checks)
+
+    def milliseconds(
+        self, part: PartName, layer: int | None = None, bits: int | None = None
+    ) -> float:
+        """Return the time of a part per image, at the smallest batch size.
+
+        Raises:
+            ConfigError: If the profile lacks the part.
+        """
+        found = self._medians.get((part, layer, bits))
+        if found is None:
+            where = "" if layer is None or part == "layer" else " before layer"
+            number = "" if layer is None else f"{where} {layer}"
+            option = "" if bits is None else f" at {bits} bit"
+            raise ConfigError(
+                f"the latency profile lacks {part}{number}{option}; measure this network again."
+            )
+        return found
+
+    @cached_property
+    def _medians(self) -> dict[tuple[PartName, int | None, int | None], float]:
+        smallest = self.batch_sizes[0]
+        parts = [part for part in self.parts if part.batch_size == smallest]
+        return {(part.part, part.layer, part.bits): part.median for part in parts}
+
+
+def read_latency_profile(path: str | Path) -> LatencyProfile:
+    """Read a profile that ``python -m dfs_rl.profile`` wrote.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged.
+        ConfigError: If it is no profile.
+    """
+    record = read_json(Path(path))
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} is no latency profile; python -m dfs_rl.profile writes one.")
+    return config_from_dict(record, LatencyProfile, str(path))
