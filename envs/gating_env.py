@@ -120,8 +120,10 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         budget: Upper bound on computation in percent; `None` for none.
         cost_weight_range: Lowest and highest cost weight; `None` for `reward.cost` in every
             episode.
-        cost_model: Registered cost model, such as `"computation"` or `"macs"`; `None` for that of
-            the backbone.
+        cost: Registered cost model, such as `"computation"` or `"macs"`; `None` for that of the
+            backbone.
+        latency: Measured times for the cost `"latency"`: a mapping of some fields of
+            `LatencySettings`, such as `{"profile": "profile.json"}`, or a `LatencySettings`.
         render_mode: `None` or `"rgb_array"`.
         device: Device of the backbone.
 

@@ -16,16 +16,18 @@ from torch import nn
 from dfs_rl.backbones import Backbone, default_digits, load_backbone
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.backbones.storage import load_info
-from dfs_rl.costs import check_cost_model
+from dfs_rl.costs import COMPUTATION, check_cost_model
+from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange
 from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.training.custom_model import build_calibrated_backbone
-from dfs_rl.utils.config import error_message
+from dfs_rl.utils.config import config_from_dict, error_message
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.io import to_json_value
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
 P = ParamSpec("P")
@@ -129,7 +131,8 @@ def make_task(  # noqa: PLR0913
     reward: SkipValidation[RewardWeights | Mapping[str, object] | None] = None,
     budget: float | None = None,
     cost_weight_range: _Pair | None = None,
-    cost_model: str | None = None,
+    cost: str | None = None,
+    latency: SkipValidation[LatencySettings | Mapping[str, object] | None] = None,
     device: SkipValidation[str | torch.device] = "cpu",
 ) -> Task:
     """Build a task from the keywords of ``FractionalSkippingEnv``, which names the errors too."""
@@ -144,7 +147,7 @@ def make_task(  # noqa: PLR0913
             "module:function only."
         )
     with trusting(trust_code):
-        frozen = _resolve_backbone(backbone, place, exits=exits, cost_model=cost_model)
+        frozen = _resolve_backbone(backbone, place, exits=exits, cost=cost, latency=latency)
     if isinstance(data, ImageSet):
         images, class_names = data, tuple(str(label) for label in range(frozen.n_classes))
     else:
@@ -177,20 +180,23 @@ def _custom_backbone(
 
 
 def _resolve_backbone(
-    backbone: object, device: torch.device, *, exits: bool, cost_model: str | None
+    backbone: object, device: torch.device, *, exits: bool, cost: str | None, latency: object
 ) -> GatedBackbone:
     if backbone is None:
-        backbone = _default_backbone() if cost_model is None else default_digits()
+        backbone = _default_backbone() if cost is None else default_digits()
     elif isinstance(backbone, str | Path):
         backbone = load_backbone(Path(backbone))
     if not exits and isinstance(backbone, GatedBackbone) and backbone.costs.exits:
         changed = _own_copy(backbone, "exits is False, but the exits")
         changed.set_exits(())
         backbone = changed
-    if cost_model is not None:
-        check_cost_model(cost_model)
-        changed = _own_copy(backbone, f"cost_model is {cost_model!r}, but the costs")
-        changed.set_cost_model(cost_model)
+    measured = _latency_settings(latency)
+    if cost is not None or measured.profile is not None:
+        cost = cost or COMPUTATION
+        check_cost_model(cost)
+        check_cost(cost, measured)
+        changed = _own_copy(backbone, f"cost is {cost!r}, but the costs")
+        changed.set_cost_model(cost, measured.load())
         backbone = changed
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()
@@ -202,6 +208,17 @@ def _resolve_backbone(
     if isinstance(backbone, nn.Module):
         backbone.to(device)
     return backbone
+
+
+def _latency_settings(given: object) -> LatencySettings:
+    if given is None or isinstance(given, LatencySettings):
+        return given or LatencySettings()
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"latency is {given!r}; allowed are a mapping such as {{'profile': 'profile.json'}}, "
+            "LatencySettings, or None."
+        )
+    return config_from_dict(to_json_value(given), LatencySettings, "latency")
 
 
 def _own_copy(backbone: object, problem: str) -> Backbone:

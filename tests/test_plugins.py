@@ -17,12 +17,12 @@ PLUGIN = Path(__file__).parent / "helpers" / "plugin"
 AGENT = (
     *("--algo", "toy_ppo", "--algorithm.target-kl", "0.3", "--dataset", "toy_lights"),
     *("--timesteps", "64", "--num-envs", "16", "--reward.terms", "thrift", "0.5"),
-    *("--cost-model", "traffic"),
+    *("--cost", "traffic"),
 )
 SWEEP = """\
 command: {command}
 settings:
-  {{dataset: toy_lights, backbone: plain, timesteps: 64, cost_model: traffic,
+  {{dataset: toy_lights, backbone: plain, timesteps: 64, cost: traffic,
     {settings}}}
 search: {{{searched}: {{uniform: [0.1, 1.0]}}}}
 objective: {{name: hypervolume, reference_point: [100, 1]}}
@@ -114,7 +114,7 @@ def test_a_run_stores_the_extensions(place, agent):
 def test_a_comparison_trains_the_extensions(place, backbone):
     gates = ("--gates", "gumbel-linear", "toy-argmax-linear", "static-toy-uniform")
     flags = ("--dataset", "toy_lights", "--backbone", backbone, *gates)
-    small = ("--seeds", "1", "--timesteps", "64", "--budgets", "50", "--cost-model", "traffic")
+    small = ("--seeds", "1", "--timesteps", "64", "--budgets", "50", "--cost", "traffic")
     python(place, "-m", "dfs_rl.compare", *flags, *small, "--run-dir", "compared")
     compared = json.loads((place / "compared" / "comparison.json").read_text())
     assert compared["cost_model"] == "traffic"

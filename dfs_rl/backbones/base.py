@@ -26,6 +26,7 @@ from dfs_rl.costs import (
     FixedCost,
     check_exits,
 )
+from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.data.pixels import check_pixels
@@ -271,18 +272,14 @@ class Backbone(nn.Module, ABC):
             heads = [self._classifier(size) for size in sizes.values()]
             self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
 
-    def set_cost_model(self, name: str) -> None:
-        """Count all costs by another cost model.
-
-        Raises:
-            ConfigError: If no cost model has the name.
-        """
-        self.costs = replace(self.costs, cost_model=name)
+    def set_cost_model(self, name: str, profile: LatencyProfile | None = None) -> None:
+        """Count all costs by another cost model, see ``CostTable.with_cost_model``."""
+        self.costs = self.costs.with_cost_model(name, profile)
         self._count_features()
 
     def _count_features(self) -> None:
         """Count the MACs of a gate's features: the classifier of each layer, or of its exit."""
-        each = self.n_classes * self.costs.cost(1.0, self.stem_bits)
+        each = self.n_classes * self.costs.feature_macs(1.0, self.stem_bits)
         sizes = [
             self._exit_sizes[layer] if layer in self.costs.exits_after else size
             for layer, size in enumerate(self.probe_sizes)

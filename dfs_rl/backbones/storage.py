@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.registry import FAMILIES
 from dfs_rl.costs import COMPUTATION
+from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.data import ChannelStatistics, Dataset
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.checkpoint import (
@@ -38,6 +39,7 @@ EXITS_FILE = "exits.safetensors"
 """The heads of the exits, apart from the network, which is the same without them."""
 _EXITS = "exit_heads."
 _COSTS = "cost_model"
+_PROFILE = "latency_profile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = backbone.state_dict()
+    weights, profile = backbone.state_dict(), backbone.costs.profile
     heads = {name: weights.pop(name) for name in list(weights) if name.startswith(_EXITS)}
     save_tensors(folder / WEIGHTS_FILE, weights)
     if heads:
@@ -110,7 +112,8 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
             "info": config_to_dict(info),
         }
         | ({"exits": list(backbone.costs.exits_after)} if heads else {})
-        | ({} if backbone.costs.cost_model == COMPUTATION else {_COSTS: backbone.costs.cost_model}),
+        | ({} if backbone.costs.cost_model == COMPUTATION else {_COSTS: backbone.costs.cost_model})
+        | ({} if profile is None else {_PROFILE: config_to_dict(profile)}),
     )
 
 
@@ -141,7 +144,8 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
     with torch.device("meta"), trusting(trust_code):
         backbone = family.make(config, statistics)
         _set_exits(backbone, exits, path)
-        backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)))
+        profile = _part(record, _PROFILE, LatencyProfile, path) if _PROFILE in record else None
+        backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)), profile)
     shared = shared_names(backbone)
     weights = with_shared_names(backbone, weights, folder / WEIGHTS_FILE)
     try:

@@ -1,19 +1,21 @@
 """Costs of options, counted in one place for reward, budget, evaluation and reports."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, wraps
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from dfs_rl.costs.bit_options import FULL, BitOptions
-from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, check_cost_model
+from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, LATENCY, check_cost_model
+from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
 """``"full"`` counts everything, ``"dfs"`` the gated layers alone, as DFS does."""
+NumberT = TypeVar("NumberT", float, Tensor, float | Tensor)
 _CPU = torch.device("cpu")
 
 
@@ -58,7 +60,8 @@ class CostTable:
     """Costs of a backbone's gated layers and of its fixed parts, per image.
 
     Costs are fractions of running every gated layer at 32 bit, counted by the cost model;
-    ``computation`` converts them to percent.
+    ``computation`` converts them to percent. With the cost model ``latency`` they are fractions of
+    the measured time at the largest bit option.
 
     The actions are the bit options and, with exits, one more, ``exit_action``. In the
     actions of an image it stands for every layer after its exit. At a layer without an exit it
@@ -69,6 +72,7 @@ class CostTable:
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
         exits: The exits, in order.
         cost_model: Registered name of the cost model.
+        profile: Measured times for the cost model ``latency``; its smallest batch size counts.
 
     Raises:
         ConfigError: If a value is invalid.
@@ -79,6 +83,7 @@ class CostTable:
     fixed: tuple[FixedCost, ...] = ()
     exits: tuple[ExitCost, ...] = ()
     cost_model: str = COMPUTATION
+    profile: LatencyProfile | None = field(default=None, hash=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.layer_macs or min(self.layer_macs) <= 0:
@@ -87,6 +92,36 @@ class CostTable:
             )
         check_exits(self.exits_after, self.n_layers)
         check_cost_model(self.cost_model)
+        self._check_profile()
+
+    def _check_profile(self) -> None:
+        """Check that a profile measures this network, at all options and exits."""
+        profile = self.profile
+        if (profile is None) == (self.cost_model == LATENCY):
+            raise ConfigError(
+                f"cost is {self.cost_model} {'with' if profile else 'without'} a latency profile; "
+                "latency takes one, and the other cost models take none."
+            )
+        if profile is None:
+            return
+        fixed = tuple(part.macs for part in self.fixed), tuple(part.bits for part in self.fixed)
+        if (profile.layer_macs, profile.fixed_macs, profile.fixed_bits) != (
+            self.layer_macs,
+            *fixed,
+        ):
+            raise ConfigError(
+                f"the latency profile measures a network of {len(profile.layer_macs)} gated layers "
+                f"with {sum(profile.layer_macs):,} MACs, and of fixed parts with "
+                f"{sum(profile.fixed_macs):,}; this one has {self.n_layers} with "
+                f"{self.total_macs:,} and {sum(fixed[0]):,}, or other bits in its fixed parts."
+            )
+        for layer in range(self.n_layers):
+            for bits in self.options:
+                self.layer_cost(layer, bits)
+        parts: tuple[FixedCost | ExitCost, ...] = (*self.fixed, *self.exits)
+        for part in parts:
+            self.part_cost(part)
+        self.gate_cost(1.0)
 
     @property
     def total_macs(self) -> int:
@@ -96,16 +131,68 @@ class CostTable:
     @cached_property
     def total_cost(self) -> float:
         """Cost of all gated layers at 32 bit: the denominator of every fraction."""
-        return sum(self.cost(macs, FULL, layer) for layer, macs in enumerate(self.layer_macs))
+        full = FULL if self.profile is None else self.options[self.options.full]
+        return sum(self.layer_cost(layer, full) for layer in range(self.n_layers))
+
+    def layer_cost(self, layer: int, bits: int) -> float:
+        """Return the cost of a gated layer in MACs at 32 bit, or in milliseconds."""
+        if self.profile is not None:
+            return self.profile.milliseconds("layer", layer, bits)
+        return self.cost(self.layer_macs[layer], bits, layer)
+
+    def part_cost(self, part: FixedCost | ExitCost) -> float:
+        """Return the cost of a never-gated part or an exit in MACs at 32 bit, or in milliseconds.
+
+        The measured time of a gated layer includes its mandatory part.
+        """
+        if self.profile is None:
+            return self.cost(part.macs, part.bits)
+        if isinstance(part, ExitCost):
+            return self.profile.milliseconds("exit", part.after)
+        if part.layer is None:
+            return self.profile.milliseconds("stem")
+        return self.profile.milliseconds("head") if part.layer == self.n_layers else 0.0
+
+    def gate_cost(self, macs: NumberT) -> NumberT:
+        """Return the cost of a gate in MACs at 32 bit, or in milliseconds.
+
+        A profile measures one gate; the time of others is taken to be in proportion to their MACs.
+        """
+        if self.profile is None:
+            return macs
+        measured = sum(self.profile.milliseconds("gate", layer) for layer in range(self.n_layers))
+        return macs * (measured / self.profile.gate_macs)
+
+    def exit_macs(self, exit_: ExitCost) -> float:
+        """Return the cost of an exit in MACs of a gate, see ``gate_cost``."""
+        return self.part_cost(exit_) / self.gate_cost(1.0)
+
+    def feature_macs(self, macs: float, bits: int) -> float:
+        """Return the cost of the features that only a gate needs, in MACs of a gate."""
+        # What a profile measures of a gate includes them.
+        return self._formula.cost(macs, bits)
+
+    @property
+    def _formula(self) -> "CostTable":
+        """This table, or with a profile the one of the default cost model."""
+        return self if self.profile is None else self.with_cost_model(COMPUTATION)
+
+    def with_cost_model(self, name: str, profile: LatencyProfile | None = None) -> "CostTable":
+        """Return the table with another cost model.
+
+        Raises:
+            ConfigError: If no cost model has the name, or the profile is of another network.
+        """
+        return replace(self, cost_model=name, profile=profile)
 
     def cost(self, macs: float, bits: int, layer: int | None = None) -> float:
-        """Return a part's cost in MACs at 32 bit; ``layer`` is the index of a gated layer."""
+        """Return a cost by formula in MACs at 32 bit; ``layer`` is the index of a gated layer."""
         model = COST_MODELS[self.cost_model]
         return model(macs, bits, layer) / model(1.0, FULL, None)
 
-    def percent(self, macs: float, bits: int = FULL) -> float:
-        """Return the cost of a part that is never gated, in percent of all gated layers."""
-        return self.cost(100.0 * macs, bits) / self.total_cost
+    def percent(self, cost: float) -> float:
+        """Return a cost in percent of all gated layers at 32 bit."""
+        return 100.0 * cost / self.total_cost
 
     @property
     def n_layers(self) -> int:
@@ -130,10 +217,13 @@ class CostTable:
     @_per_device
     def option_costs(self) -> Tensor:
         """Return the cost of each option at each layer, float64 ``[layers, options]``."""
-        full = [self.cost(macs, FULL, layer) for layer, macs in enumerate(self.layer_macs)]
+        layers, largest = range(self.n_layers), self.options[self.options.full]
+        full = [
+            self.layer_cost(layer, FULL if self.profile is None else largest) for layer in layers
+        ]
         relative = [
-            [self.cost(macs, bits, layer) / full[layer] for bits in self.options]
-            for layer, macs in enumerate(self.layer_macs)
+            [self.layer_cost(layer, bits) / full[layer] for bits in self.options]
+            for layer in layers
         ]
         share = torch.tensor(full, dtype=torch.float64, device="cpu") / self.total_cost
         return share[:, None] * torch.tensor(relative, dtype=torch.float64, device="cpu")
@@ -151,11 +241,11 @@ class CostTable:
         leaving = costs[:, 0].clone()
         for exit_ in self.exits:
             spared = sum(
-                self.cost(part.macs, part.bits)
+                self.part_cost(part)
                 for part in self.fixed
                 if part.layer is not None and part.layer >= exit_.after
             )
-            leaving[exit_.after] = (self.cost(exit_.macs, exit_.bits) - spared) / self.total_cost
+            leaving[exit_.after] = (self.part_cost(exit_) - spared) / self.total_cost
         return torch.cat([costs, leaving[:, None]], dim=1)
 
     @_per_device
@@ -188,12 +278,12 @@ class CostTable:
 
     def fixed_cost(self, *, gate_macs: float = 0.0) -> float:
         """Return the cost of the never-gated parts and of the gate, as a fraction."""
-        return (self._fixed_macs + self.cost(gate_macs, FULL)) / self.total_cost
+        return (self._fixed_cost + self.gate_cost(gate_macs)) / self.total_cost
 
     @cached_property
-    def _fixed_macs(self) -> float:
-        """Cost of the never-gated parts in MACs at 32 bit."""
-        return sum(self.cost(part.macs, part.bits) for part in self.fixed)
+    def _fixed_cost(self) -> float:
+        """Cost of the never-gated parts in MACs at 32 bit, or in milliseconds."""
+        return sum(self.part_cost(part) for part in self.fixed)
 
     def fractions(self, options: Tensor, *, counting: Counting = "full") -> Tensor:
         """Return the cost of the gated layers and exits as a fraction, float64 ``[batch]``.
@@ -222,31 +312,31 @@ class CostTable:
             gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
             counting: ``"full"`` includes the never-gated parts, exits and the gate.
         """
-        extra = (self._fixed_macs + gate_macs) / self.total_cost if counting == "full" else 0.0
+        extra: float | Tensor = 0.0
+        if counting == "full":
+            extra = (self._fixed_cost + self.gate_cost(gate_macs)) / self.total_cost
         return 100.0 * (self.fractions(options, counting=counting) + extra)
 
-    def bitops(
-        self,
-        options: Tensor,
-        *,
-        gate_macs: float | Tensor = 0.0,
-        feature_macs: float | Tensor = 0.0,
-    ) -> Tensor:
+    def bitops(self, options: Tensor, *, gate_macs: float | Tensor = 0.0) -> Tensor:
         """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``.
 
         Args:
             options: Actions of each image, integer ``[batch, layers]``.
-            gate_macs: MACs of the gate per image, at full precision; a number, or ``[batch]``.
-            feature_macs: Those among ``gate_macs`` that run at the precision of the stem, counted
-                by this table's cost model.
+            gate_macs: MACs of the gate per image, by the cost model ``computation``; a number, or
+                ``[batch]``.
         """
-        plain = replace(self, cost_model=COMPUTATION)
-        bits = self.fixed[0].bits if self.fixed else FULL
-        counted = self.cost(1.0, bits)
-        if counted > 0:  # a cost model may charge nothing below 32 bit
-            gate_macs = gate_macs + feature_macs * (plain.cost(1.0, bits) / counted - 1.0)
-        fixed = (plain._fixed_macs + gate_macs) / self.total_macs
+        plain = self.with_cost_model(COMPUTATION)
+        fixed = (plain._fixed_cost + gate_macs) / self.total_macs
         return (plain.fractions(options) + fixed) * self.total_macs * FULL**2
+
+    def excess_macs(self, feature_macs: Tensor) -> Tensor:
+        """Return by how much ``feature_macs`` are above those of the model ``computation``."""
+        bits = self.fixed[0].bits if self.fixed else FULL
+        counted = self.feature_macs(1.0, bits)
+        if counted == 0:  # a cost model may charge nothing below 32 bit
+            return torch.zeros_like(feature_macs)
+        plain = self.with_cost_model(COMPUTATION).feature_macs(1.0, bits)
+        return feature_macs * (1.0 - plain / counted)
 
 
 def check_exits(after: Sequence[int], n_layers: int) -> None:

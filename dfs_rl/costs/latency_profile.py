@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
     NonNegativeFloat,
@@ -16,7 +17,6 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.io import read_json
 
-FORMAT = 1
 PartName = Literal["stem", "layer", "exit", "head", "gate"]
 Runtime = Literal["torch", "onnx"]
 
@@ -82,7 +82,7 @@ class LatencyProfile:
         checks: Whole networks, uniform and random.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     machine: str
     device: str
     runtime: Runtime
@@ -123,11 +123,11 @@ class LatencyProfile:
             raise ConfigError(
                 f"batch_size is {batch_size}, but the profile has {list(self.batch_sizes)}."
             )
-        parts, checks = (
-            tuple(one for one in measured if one.batch_size == batch_size)
-            for measured in (self.parts, self.checks)
+        return replace(
+            self,
+            parts=tuple(part for part in self.parts if part.batch_size == batch_size),
+            checks=tuple(check for check in self.checks if check.batch_size == batch_size),
         )
-        return replace(self, parts=parts, checks=checks)
 
     def milliseconds(
         self, part: PartName, layer: int | None = None, bits: int | None = None
@@ -154,6 +154,33 @@ class LatencyProfile:
         return {(part.part, part.layer, part.bits): part.median for part in parts}
 
 
+@configuration
+class LatencySettings:
+    """Measured times for the cost model ``latency``.
+
+    Attributes:
+        profile: File that python -m dfs_rl.profile wrote.
+        batch_size: Batch size whose times count, by default the smallest in the profile.
+        other_machine: The profile may be of another machine or runtime than this one.
+    """
+
+    profile: Path | None = None
+    batch_size: PositiveInt | None = None
+    other_machine: bool = False
+
+    def load(self) -> LatencyProfile | None:
+        """Return the profile at the batch size; ``None`` without one.
+
+        Raises:
+            RunFolderError: If the file is missing or damaged.
+            ConfigError: If it is no profile, or lacks the batch size.
+        """
+        if self.profile is None:
+            return None
+        profile = read_latency_profile(self.profile)
+        return profile.at(self.batch_size or profile.batch_sizes[0])
+
+
 def read_latency_profile(path: str | Path) -> LatencyProfile:
     """Read a profile that ``python -m dfs_rl.profile`` wrote.
 
@@ -165,3 +192,20 @@ def read_latency_profile(path: str | Path) -> LatencyProfile:
     if not isinstance(record, dict):
         raise ConfigError(f"{path} is no latency profile; python -m dfs_rl.profile writes one.")
     return config_from_dict(record, LatencyProfile, str(path))
+
+
+def check_cost(cost: str, latency: LatencySettings) -> None:
+    """Check that a profile is given if the cost is latency, and only then.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if cost == LATENCY and latency.profile is None:
+        raise ConfigError(
+            "cost is latency, but latency.profile is not given; measure the network with: python "
+            "-m dfs_rl.profile BACKBONE"
+        )
+    if cost != LATENCY and latency.profile is not None:
+        raise ConfigError(
+            f"latency.profile is {latency.profile}, but cost is {cost}; the cost latency needs it."
+        )

@@ -43,9 +43,9 @@ def evaluate_gate(
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, preferences=own)
             n_layers_run = backbone.costs.n_layers_run(result.options.cpu())
-            features = None
+            excess = None
             if isinstance(gate, LearnedGate):
-                features = gate.feature_macs_taken(n_layers_run)
+                excess = backbone.costs.excess_macs(gate.feature_macs_taken(n_layers_run))
             record = _record(
                 gate.name,
                 result.logits,
@@ -53,7 +53,7 @@ def evaluate_gate(
                 result.options,
                 gate_macs=gate.macs,
                 gate_macs_taken=macs_taken(gate, n_layers_run) if backbone.costs.exits else None,
-                feature_macs=features,
+                excess_macs=excess,
                 first_pass=None if result.first_pass is None else result.first_pass.cpu(),
             )
             parts.append(record)

@@ -30,7 +30,7 @@ class GateRecords:
     confidence: Tensor  # largest class probability, float64 [n]
     gate_macs: float = 0.0  # MACs per image of the gate
     gate_macs_taken: Tensor | None = None  # the same for each image if some exit early, [n]
-    feature_macs: Tensor | None = None  # those of features at the precision of the stem, [n]
+    excess_macs: Tensor | None = None  # part of them that the model computation leaves out, [n]
     first_pass: FirstPass | None = None  # of a cascade
 
     def __post_init__(self) -> None:
@@ -82,17 +82,20 @@ class GateRecords:
 
     def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
         """Return the computation of each image in percent, float64 ``[n]``."""
-        return self._total(partial(costs.computation, counting=counting))
+        return self._total(partial(costs.computation, counting=counting), self._gate_macs)
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
-        features = 0.0 if self.feature_macs is None else self.feature_macs
-        return self._total(partial(costs.bitops, feature_macs=features))
+        excess = 0.0 if self.excess_macs is None else self.excess_macs
+        return self._total(costs.bitops, self._gate_macs - excess)
 
-    def _total(self, cost_of: Callable[..., Tensor]) -> Tensor:
+    @property
+    def _gate_macs(self) -> float | Tensor:
+        return self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
+
+    def _total(self, cost_of: Callable[..., Tensor], gate_macs: float | Tensor) -> Tensor:
         """Return the cost of each image over all passes, given the cost of options of a pass."""
-        gate = self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
-        spent = cost_of(self.options, gate_macs=gate)
+        spent = cost_of(self.options, gate_macs=gate_macs)
         return spent if self.first_pass is None else self.first_pass.total_cost(spent, cost_of)
 
 

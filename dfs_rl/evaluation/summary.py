@@ -189,10 +189,16 @@ def _compare(
 
 
 def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
-    macs: dict[tuple[str, int], float] = {}
+    shares: dict[tuple[str, int], tuple[float, float]] = {}  # MACs and cost
+
+    def add(name: str, bits: int, macs: float, cost: float) -> None:
+        before = shares.get((name, bits), (0.0, 0.0))
+        shares[name, bits] = before[0] + macs, before[1] + cost
+
     if records.gate_macs > 0:
         taken = records.gate_macs_taken
-        macs["gate", FULL] = records.gate_macs if taken is None else taken.mean().item()
+        macs = records.gate_macs if taken is None else taken.mean().item()
+        add("gate", FULL, macs, costs.gate_cost(macs))
     n_layers_run = costs.n_layers_run(records.options)  # [n]
     # Every pass of a cascade runs to the head, and escalated images need two passes.
     passes = 1.0
@@ -200,16 +206,14 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         passes += records.first_pass.escalated.double().mean().item()
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
-        reached = (n_layers_run >= needed).double().mean().item()
-        key = (part.name, part.bits)
-        macs[key] = macs.get(key, 0.0) + part.macs * reached * passes
+        runs = (n_layers_run >= needed).double().mean().item() * passes
+        add(part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs)
     for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
         if leaves > 0:
-            key = ("exits", exit_.bits)
-            macs[key] = macs.get(key, 0.0) + exit_.macs * leaves
+            add("exits", exit_.bits, exit_.macs * leaves, costs.part_cost(exit_) * leaves)
     return tuple(
-        CostShare(name=name, macs=float(mean), bits=bits, percent=costs.percent(mean, bits))
-        for (name, bits), mean in macs.items()
+        CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(cost))
+        for (name, bits), (macs, cost) in shares.items()
     )
 
 

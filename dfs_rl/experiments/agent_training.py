@@ -93,6 +93,7 @@ Examples:
     cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._complete_blocks()
         group = self.resolved_group_size
         if self.num_envs % group:

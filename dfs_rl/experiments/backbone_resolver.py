@@ -99,7 +99,7 @@ def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
     else:
         stored = _load(config.backbone_source or PRETRAINED_DIGITS, dataset)
     if isinstance(config, GateRunConfig):
-        stored.backbone.set_cost_model(config.cost_model)
+        stored.backbone.set_cost_model(config.cost, config.latency.load())
         options = stored.backbone.options
         if len(options) == 1:
             raise ConfigError(
@@ -126,7 +126,7 @@ def load_or_train_backbone(
                 stored.backbone, dataset, name=constructor, device=resolve_device(config.device)
             )
     if isinstance(config, GateRunConfig):
-        stored.backbone.set_cost_model(config.cost_model)
+        stored.backbone.set_cost_model(config.cost, config.latency.load())
         if not config.uses_exits:
             stored.backbone.set_exits(())
     return stored

@@ -30,7 +30,17 @@ from dfs_rl.utils.yaml_core import read_yaml
 PartT = TypeVar("PartT")
 
 _COPIED_SETTINGS = (
-    *("dataset", "backbone", "weights", "image_size", "flip", "cost_model", "device", "threads"),
+    *(
+        "dataset",
+        "backbone",
+        "weights",
+        "image_size",
+        "flip",
+        "cost",
+        "latency",
+        "device",
+        "threads",
+    ),
 )
 """Settings of a comparison that every gate gets."""
 _SHARED_SETTINGS = (

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from dfs_rl.costs import COMPUTATION, CostModelName
+from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.experiments.config import BackboneSettings
@@ -15,7 +16,7 @@ from dfs_rl.experiments.gate_kinds import GateName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
 _TRAINING_FIELDS = (
-    *("backbone", "weights", "image_size", "flip", "cost_model"),
+    *("backbone", "weights", "image_size", "flip", "cost", "latency"),
     *("gates", "seeds", "timesteps", "agent", "gumbel"),
 )
 """Settings that apply only to gates that are trained."""
@@ -35,7 +36,8 @@ class CompareConfig(BackboneSettings):
             trained; finished runs keep their own.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
             of the others the mean.
-        cost_model: Cost model of gates that are trained, see train_agent.
+        cost: Cost model of gates that are trained, see train_agent.
+        latency: Measured times for the cost latency.
         seeds: Number of trainings of each gate.
         timesteps: Decisions that a gate learns from for each budget; a gate for all budgets learns
             from the sum.
@@ -56,7 +58,8 @@ class CompareConfig(BackboneSettings):
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
-    cost_model: CostModelName = COMPUTATION
+    cost: CostModelName = COMPUTATION
+    latency: LatencySettings = field(default=LatencySettings())
     seeds: PositiveInt = 3
     timesteps: PositiveInt = 600_000
     agent: Path | None = None
@@ -65,6 +68,7 @@ class CompareConfig(BackboneSettings):
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        check_cost(self.cost, self.latency)
         asked = [
             name
             for name in _TRAINING_FIELDS

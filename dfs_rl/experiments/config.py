@@ -10,6 +10,7 @@ from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
 from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.costs import COMPUTATION, CostModelName
+from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, chosen_blocks, configuration
@@ -158,15 +159,21 @@ class GateRunConfig(RunConfig):
 
     Attributes:
         budget: Bound on the mean computation in percent, gate, stem and head included.
-        cost_model: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2
-            and bitops its numerator; macs counts skipped layers alone.
+        cost: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2 and
+            bitops its numerator; macs counts skipped layers alone; energy is that of the
+            arithmetic; latency is measured.
+        latency: Measured times for the cost latency.
     """
 
     RUN: ClassVar = "dfs_rl.experiments.gate_run:run"
     MODULE: ClassVar[str]
 
     budget: PositiveFloat | None = None
-    cost_model: CostModelName = COMPUTATION
+    cost: CostModelName = COMPUTATION
+    latency: LatencySettings = field(default=LatencySettings())
+
+    def __post_init__(self) -> None:
+        check_cost(self.cost, self.latency)
 
     @property
     def uses_exits(self) -> bool:

@@ -153,7 +153,7 @@ def _table(run: RunFolder, stored: StoredBackbone) -> str:
         end = stored.info.accuracy.get(bits)
         cells = [f"{value:9.2f}" for value in values]
         rows.append("  ".join([f"{bits:>4}", *cells, "" if end is None else f"{end:7.2f}"]))
-    exit_costs = ", ".join(f"{costs.percent(e.macs, e.bits):.3g} %" for e in costs.exits)
+    exit_costs = ", ".join(f"{costs.percent(costs.part_cost(e)):.3g} %" for e in costs.exits)
     rows.append(
         f"Accuracy on val in percent, all layers at the same bits. The exits cost {exit_costs}."
     )

@@ -67,6 +67,7 @@ class TrainGumbelConfig(GateTrainingConfig):
     cotrain: LabelCoTrainConfig = field(default_factory=LabelCoTrainConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._complete_blocks()
         method = self.training
         if method.gate is not None and self.gate != type(self).gate:

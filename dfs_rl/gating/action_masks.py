@@ -30,7 +30,11 @@ def gated_budget(
     left = budget / 100.0 - fixed
     cheapest = float(costs.least_costs()[0])
     if not left >= cheapest - _TOLERANCE:
-        gate = f" and the gate ({costs.percent(gate_macs):.3g} %)" if gate_macs else ""
+        gate = (
+            f" and the gate ({costs.percent(costs.gate_cost(gate_macs)):.3g} %)"
+            if gate_macs
+            else ""
+        )
         raise ConfigError(
             f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with "
             f"the fixed parts of the network{gate} costs {100.0 * (cheapest + fixed):.6g} %."

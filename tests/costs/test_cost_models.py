@@ -11,6 +11,7 @@ from dfs_rl.costs import COST_MODELS, BitOptions, CostTable, FixedCost
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from tests.helpers.latencies import made_up_profile
 
 OPTIONS = torch.tensor([[0, 0], [1, 1], [0, 2]])
 
@@ -30,6 +31,7 @@ def under(name: str) -> CostTable:
         ("computation", [50 / 16, 50 / 16 + 100 / 16, 50 / 16 + 75]),
         ("bitops", [50 / 16, 50 / 16 + 100 / 16, 50 / 16 + 75]),
         ("macs", [50.0, 150.0, 125.0]),
+        ("energy", [x / 4.6 for x in (15.0, 15.0 + 30.0, 15.0 + 345.0)]),  # 0.3 pJ at 8 bit
     ],
 )
 def test_the_cost_of_images_in_percent(name: str, expected: list[float]) -> None:
@@ -37,7 +39,7 @@ def test_the_cost_of_images_in_percent(name: str, expected: list[float]) -> None
 
 
 def test_an_unknown_cost_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cost_model is 'speed'; allowed are computation, "):
+    with pytest.raises(ConfigError, match="cost is 'speed'; allowed are computation, "):
         under("speed")
 
 
@@ -56,7 +58,7 @@ def test_a_stored_backbone_keeps_its_cost_model(tmp_path) -> None:
 def test_bitops_count_probes_at_their_bits(name: str, after: tuple[int, ...]) -> None:
     backbone = default_digits()
     backbone.set_exits(after)
-    backbone.set_cost_model(name)
+    backbone.set_cost_model(name, made_up_profile(backbone.costs) if name == "latency" else None)
     torch.manual_seed(0)
     gate = untrained_gate(backbone, kind="ff", features="all", hidden=5)
     torch.nn.init.normal_(gate.networks[1][2].weight[-1], std=3.0)  # some images leave
@@ -81,7 +83,7 @@ def test_bitops_count_probes_at_their_bits(name: str, after: tuple[int, ...]) ->
 def test_an_environment_charges_by_the_cost_model() -> None:
     rewards = {}
     for name in ("computation", "macs"):
-        env = gymnasium.make("dfs_rl/FractionalSkipping-v0", cost_model=name, reward={"cost": 1.0})
+        env = gymnasium.make("dfs_rl/FractionalSkipping-v0", cost=name, reward={"cost": 1.0})
         env.reset(seed=0)
         _, rewards[name], *_ = env.step(4)  # 8 bit
     assert rewards["macs"] == pytest.approx(16 * rewards["computation"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits, activations
-from dfs_rl.costs import CostTable
+from dfs_rl.costs import COMPUTATION, CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
@@ -96,6 +96,7 @@ def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTa
     exit_index = rule.exit_index(outputs)
     images = torch.arange(len(exit_index))
     overhead = _exit_overhead_macs(rule.first, costs)[exit_index]
+    computed = _exit_overhead_macs(rule.first, costs.with_cost_model(COMPUTATION))[exit_index]
     return GateRecords(
         name="exits",
         predictions=outputs.predictions[images, exit_index],
@@ -104,7 +105,7 @@ def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTa
         log_likelihood=outputs.log_likelihood[images, exit_index],
         confidence=outputs.confidence[images, exit_index],
         gate_macs_taken=overhead,
-        feature_macs=overhead,
+        excess_macs=overhead - computed,
     )
 
 
@@ -167,6 +168,6 @@ def _options_by_exit(option: int, costs: CostTable) -> Tensor:
 
 
 def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
-    """Return the full-precision MACs of the exits passed before each exit, ``[exits + 1]``."""
-    each = [costs.cost(e.macs, e.bits) * (i >= first) for i, e in enumerate(costs.exits)]
+    """Return the MACs, as of a gate, of the exits passed before each exit, ``[exits + 1]``."""
+    each = [costs.exit_macs(e) * (i >= first) for i, e in enumerate(costs.exits)]
     return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)
