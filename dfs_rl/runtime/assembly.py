@@ -91,6 +91,20 @@ class Scope:
         return helper.make_graph(self.nodes, name, [], outputs, self.constants)
 
 
+def options_graph(parts: Parts, costs: CostTable) -> Scope:
+    """Return the graph of a network whose input ``options`` ``[1, layers]`` chooses."""
+    main = Scope(parts)
+    main.require("hidden_0")
+    names = [f"choice_{layer}" for layer in range(costs.n_layers)]
+    shape = main.constant("layers", np.array([costs.n_layers]))
+    row = main.node("Reshape", ["options", shape], "options_row")
+    main.nodes.append(helper.make_node("Split", [row], names, axis=0, num_outputs=len(names)))
+    main.known.update(names)
+    logits, _ = _run_from(main, 0, costs, range(len(costs.options)))
+    main.node("Identity", [logits], "logits")
+    return main
+
+
 def gated_graph(parts: Parts, costs: CostTable, choices: Sequence[int]) -> Scope:
     """Return the graph of a network whose gate chooses among ``choices`` at every layer.
 

@@ -3,7 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -16,6 +16,9 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.utils.io import write_bytes_atomic
 from dfs_rl.utils.run_records import package_version
+
+if TYPE_CHECKING:
+    import onnx
 
 Format = Literal["onnx", "onnx-static"]
 MAX_BYTES = 2**31
@@ -73,20 +76,41 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     check_extra()
     from dfs_rl.runtime.onnx_file import onnx_model
 
-    content = onnx_model(model, _inference_form(model), metadata=_metadata(model))
+    metadata = _metadata(model)
+    return _write(onnx_model(model, _inference_form(model.backbone), metadata=metadata), Path(path))
+
+
+def _write(content: "onnx.ModelProto", path: Path) -> Path:
+    """Write a file atomically, unless it is too large for its format."""
     size = content.ByteSize()
     if size >= MAX_BYTES:
         raise ConfigError(
             f"{path} would have {size / 2**30:.1f} GiB; a file in ONNX's format stays below "
             f"{MAX_BYTES / 2**30:g} GiB."
         )
-    write_bytes_atomic(Path(path), content.SerializeToString())
-    return Path(path)
+    write_bytes_atomic(path, content.SerializeToString())
+    return path
 
 
-def _inference_form(model: GatedModel) -> GatedBackbone:
-    """Return the network in its inference form, in float32."""
-    backbone = model.backbone
+def export_options_graph(backbone: GatedBackbone, path: str | Path) -> Path:
+    """Write a network without a gate into an ONNX file that takes the options as an input.
+
+    The branches are those of ``export``. The graph has the inputs ``images``, float32 in [0, 1]
+    ``[1, c, h, w]``, and ``options``, int64 ``[1, layers]``: the index of each layer's bit option,
+    or ``CostTable.exit_action`` at an exit. Its output is ``logits``. Latency profiles measure it.
+
+    Raises:
+        ConfigError: If the extra ``export`` is missing, the network has an operator that ONNX
+            lacks, or the file would be too large.
+    """
+    check_extra()
+    from dfs_rl.runtime.onnx_file import options_model
+
+    return _write(options_model(_inference_form(backbone)), Path(path))
+
+
+def _inference_form(backbone: GatedBackbone) -> GatedBackbone:
+    """Return a network in its inference form, in float32."""
     if isinstance(backbone, Backbone):
         backbone = backbone.to_inference()
     dtype = getattr(backbone, "dtype", torch.float32)

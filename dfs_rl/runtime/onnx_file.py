@@ -1,6 +1,6 @@
 """ONNX models of gated networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 import torch
@@ -10,7 +10,14 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.runtime.assembly import Parts, cascade_graph, gated_graph, plain_graph
+from dfs_rl.runtime.assembly import (
+    Parts,
+    Scope,
+    cascade_graph,
+    gated_graph,
+    options_graph,
+    plain_graph,
+)
 from dfs_rl.runtime.lowering import lower
 from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
 
@@ -51,6 +58,30 @@ def onnx_model(
         helper.make_tensor_value_info("options", TensorProto.INT64, [batch, costs.n_layers]),
         helper.make_tensor_value_info("computation", TensorProto.DOUBLE, [batch]),
     ]
+    return _file(scope, inputs, outputs, metadata)
+
+
+@torch.no_grad()
+def options_model(backbone: GatedBackbone) -> onnx.ModelProto:
+    """Return the ONNX form of a backbone that takes the option of every layer as an input."""
+    costs = backbone.costs
+    scope = options_graph(Parts(*lower(trace(GatedParts(backbone, None)))), costs)
+    inputs = [
+        helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *backbone.image_shape]),
+        helper.make_tensor_value_info("options", TensorProto.INT64, [1, costs.n_layers]),
+    ]
+    shape = [1, backbone.n_classes]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
+    return _file(scope, inputs, outputs, {})
+
+
+def _file(
+    scope: Scope,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    metadata: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Return the checked file of a graph."""
     graph = helper.make_graph(scope.nodes, "dfs_rl", inputs, outputs, scope.constants)
     result = helper.make_model(
         graph,

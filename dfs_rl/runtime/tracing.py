@@ -130,6 +130,8 @@ def with_quantized_operators(backbone: GatedBackbone) -> GatedBackbone:
 class GatedParts(nn.Module):
     """Every part of a network with a learned gate, as a function of the activations between them.
 
+    Without a gate there are only the layers, exits, stem and head.
+
     ``forward`` takes images ``[1, c, h, w]``, the preference ``[1]``, the chosen option of every
     layer, int64 ``[1]`` each, the activation after every layer, and the options of all layers,
     ``[1, layers]``, which are known at the end. It returns by name:
@@ -138,7 +140,9 @@ class GatedParts(nn.Module):
     logits after the last layer; ``computation``.
     """
 
-    def __init__(self, backbone: GatedBackbone, gate: LearnedGate, budget: float | None) -> None:
+    def __init__(
+        self, backbone: GatedBackbone, gate: LearnedGate | None, budget: float | None = None
+    ) -> None:
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
         self.gate = gate
@@ -171,22 +175,27 @@ class GatedParts(nn.Module):
         first = backbone.stem(images)
         outputs = {"hidden_0": first}
         spent = torch.zeros(1, dtype=torch.float64)
-        self.gate.reset(1)
+        if self.gate is not None:
+            self.gate.reset(1)
         for layer, before in enumerate([first, *hidden[:-1]]):
-            outputs[f"choice_{layer}"] = self._choose(before, layer, options, spent, preference)
+            if self.gate is not None:
+                choice = self._choose(self.gate, before, layer, options, spent, preference)
+                outputs[f"choice_{layer}"] = choice
             for option, bits in enumerate(backbone.options):
                 outputs[f"layer_{layer}_{option}"] = backbone.layers[layer](before, bits)
             if layer in costs.exits_after:
                 outputs[f"answer_{layer}"] = cast("WithExits", backbone).answer(before, layer)
             spent = spent + costs.option_costs(spent.device)[layer][options[layer]]
-        self.gate.reset(1)
         outputs["head"] = backbone.head(hidden[-1])
-        gate_macs = macs_taken(self.gate, costs.n_layers_run(taken))
-        outputs["computation"] = costs.computation(taken, gate_macs=gate_macs)
+        if self.gate is not None:
+            self.gate.reset(1)
+            gate_macs = macs_taken(self.gate, costs.n_layers_run(taken))
+            outputs["computation"] = costs.computation(taken, gate_macs=gate_macs)
         return outputs
 
     def _choose(
         self,
+        gate: LearnedGate,
         hidden: Tensor,
         layer: int,
         options: list[Tensor],
@@ -194,7 +203,7 @@ class GatedParts(nn.Module):
         preference: Tensor,
     ) -> Tensor:
         """Return the action before a layer, as in ``rollout``."""
-        costs, gate = self.backbone.costs, self.gate
+        costs = self.backbone.costs
         earlier = torch.stack(options[: max(layer, 1)], dim=1)
         seen = observe(
             self.backbone,

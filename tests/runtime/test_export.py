@@ -1,7 +1,10 @@
 """Exported networks answer as ours do, and say what they are."""
 
+import itertools
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -98,6 +101,19 @@ def test_exits_memory_and_preference(tmp_path):
         seen.append(trace.options)
     assert not torch.equal(*seen)
     assert len(torch.cat(seen).eq(net.costs.exit_action).sum(dim=1).unique()) > 1
+
+
+def test_options_as_an_input(tmp_path):
+    net, images = network(ResNet, bits=(0, 4, 32)), pictures_for(ResNet, 1)
+    net.set_exits((1,))
+    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    path = export_module.export_options_graph(net, tmp_path / "options.onnx")
+    session = onnxruntime.InferenceSession(path)
+    settings = net.costs.canonicalize(torch.tensor(list(itertools.product(range(4), repeat=3))))
+    for row in settings.unique(dim=0):
+        expected, _ = GatedModel(net.to_inference(), TableGate(row.tolist()))(images)
+        feeds = {"images": images.float().div(255).numpy(), "options": row[None].numpy()}
+        np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)
 
 
 def test_budget_per_input(tmp_path):
