@@ -1,0 +1,48 @@
+"""Machine and libraries behind a latency profile."""
+
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from dfs_rl.costs.latency_profile import LatencyProfile, Runtime
+from dfs_rl.errors import ConfigError
+from dfs_rl.utils.run_records import package_version
+
+_PROCESSORS = Path("/proc/cpuinfo")
+_LIBRARIES: dict[Runtime, tuple[str, ...]] = {
+    "torch": ("torch", "dfs-rl"),
+    "onnx": ("onnxruntime", "torch", "dfs-rl"),
+}
+
+
+def machine_name(device: str) -> str:
+    """Return the processor of this machine, and its GPU before it for the device ``"cuda"``."""
+    name = platform.processor() or platform.machine()
+    if _PROCESSORS.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", _PROCESSORS.read_text(), re.MULTILINE)
+        name = found[1].strip() if found else name
+    if device == "cuda" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} with {name}"
+    return name
+
+
+def library_versions(runtime: Runtime) -> tuple[str, ...]:
+    """Return the installed libraries that a runtime consists of, each with its version."""
+    return tuple(f"{name} {package_version(name) or 'missing'}" for name in _LIBRARIES[runtime])
+
+
+def check_machine(profile: LatencyProfile) -> None:
+    """Check that a profile was measured on a machine like this one, with the same libraries.
+
+    Raises:
+        ConfigError: If it was not.
+    """
+    theirs = ", ".join((profile.machine, *profile.versions))
+    ours = ", ".join((machine_name(profile.device), *library_versions(profile.runtime)))
+    if theirs != ours:
+        raise ConfigError(
+            f"the latency profile was measured with {theirs}, but here are {ours}; measure the "
+            "network on this machine."
+        )
