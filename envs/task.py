@@ -18,6 +18,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.costs import COMPUTATION, check_cost_model
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
+from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
@@ -196,7 +197,7 @@ def _resolve_backbone(
         check_cost_model(cost)
         check_cost(cost, measured)
         changed = _own_copy(backbone, f"cost is {cost!r}, but the costs")
-        changed.set_cost_model(cost, measured.load())
+        changed.set_cost_model(cost, load_latency_profile(measured))
         backbone = changed
     if hasattr(backbone, "to_inference"):
         backbone = backbone.to_inference()

@@ -168,18 +168,6 @@ class LatencySettings:
     batch_size: PositiveInt | None = None
     other_machine: bool = False
 
-    def load(self) -> LatencyProfile | None:
-        """Return the profile at the batch size; ``None`` without one.
-
-        Raises:
-            RunFolderError: If the file is missing or damaged.
-            ConfigError: If it is no profile, or lacks the batch size.
-        """
-        if self.profile is None:
-            return None
-        profile = read_latency_profile(self.profile)
-        return profile.at(self.batch_size or profile.batch_sizes[0])
-
 
 def read_latency_profile(path: str | Path) -> LatencyProfile:
     """Read a profile that ``python -m dfs_rl.profile`` wrote.

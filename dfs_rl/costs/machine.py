@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl.costs.latency_profile import LatencyProfile, Runtime
+from dfs_rl.costs.latency_profile import (
+    LatencyProfile,
+    LatencySettings,
+    Runtime,
+    read_latency_profile,
+)
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.run_records import package_version
 
@@ -44,5 +49,20 @@ def check_machine(profile: LatencyProfile) -> None:
     if theirs != ours:
         raise ConfigError(
             f"the latency profile was measured with {theirs}, but here are {ours}; measure the "
-            "network on this machine."
+            "network here, or give --latency.other-machine if the gate is for that machine."
         )
+
+
+def load_latency_profile(settings: LatencySettings) -> LatencyProfile | None:
+    """Return the profile that settings name, at their batch size; ``None`` without one.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged.
+        ConfigError: If it is no profile, lacks the batch size, or is of another machine.
+    """
+    if settings.profile is None:
+        return None
+    profile = read_latency_profile(settings.profile)
+    if not settings.other_machine:
+        check_machine(profile)
+    return profile.at(settings.batch_size or profile.batch_sizes[0])

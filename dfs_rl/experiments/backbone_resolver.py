@@ -16,6 +16,7 @@ from dfs_rl.backbones import (
     save_backbone,
 )
 from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
+from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments import supernet_training
@@ -99,7 +100,7 @@ def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
     else:
         stored = _load(config.backbone_source or PRETRAINED_DIGITS, dataset)
     if isinstance(config, GateRunConfig):
-        stored.backbone.set_cost_model(config.cost, config.latency.load())
+        stored.backbone.set_cost_model(config.cost, load_latency_profile(config.latency))
         options = stored.backbone.options
         if len(options) == 1:
             raise ConfigError(
@@ -126,7 +127,7 @@ def load_or_train_backbone(
                 stored.backbone, dataset, name=constructor, device=resolve_device(config.device)
             )
     if isinstance(config, GateRunConfig):
-        stored.backbone.set_cost_model(config.cost, config.latency.load())
+        stored.backbone.set_cost_model(config.cost, load_latency_profile(config.latency))
         if not config.uses_exits:
             stored.backbone.set_exits(())
     return stored

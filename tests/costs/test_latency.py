@@ -10,6 +10,7 @@ from dfs_rl.backbones import PRETRAINED_DIGITS, default_digits, load_backbone, s
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.costs import BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost, read_latency_profile
+from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.io import write_json
@@ -37,6 +38,10 @@ def saved(folder, costs: CostTable):
     path = folder / "profile.json"
     write_json(path, config_to_dict(made_up_profile(costs, batch_sizes=(1, 64))))
     return path
+
+
+def here(path, batch_size: int | None = None) -> LatencySettings:
+    return LatencySettings(profile=path, batch_size=batch_size, other_machine=True)
 
 
 # --- costs by hand -------------------------------------------------------------------------------
@@ -71,10 +76,7 @@ def test_an_exit_that_is_passed_takes_its_time() -> None:
 
 def test_the_smallest_batch_size_counts_unless_one_is_chosen(tmp_path) -> None:
     path = saved(tmp_path, PLAIN)
-    stems = [
-        LatencySettings(profile=path, batch_size=size).load().milliseconds("stem")
-        for size in (None, 1, 64)
-    ]
+    stems = [load_latency_profile(here(path, size)).milliseconds("stem") for size in (None, 1, 64)]
     assert stems == [0.5, 0.5, 0.25]
 
 
@@ -94,7 +96,7 @@ def test_an_environment_charges_milliseconds(tmp_path) -> None:
     env = gymnasium.make(
         "dfs_rl/FractionalSkipping-v0",
         cost="latency",
-        latency={"profile": str(path)},
+        latency={"profile": str(path), "other_machine": True},
         reward={"cost": 2.0},
     )
     env.reset(seed=0)
@@ -143,5 +145,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
         with pytest.raises(ConfigError, match=r"other\.json"):
             read_latency_profile(tmp_path / "other.json")
     path = saved(tmp_path, PLAIN)
+    with pytest.raises(ConfigError, match="was measured with a machine"):
+        load_latency_profile(LatencySettings(profile=path))
     with pytest.raises(ConfigError, match=r"batch_size is 8, but the profile has \[1, 64\]"):
-        LatencySettings(profile=path, batch_size=8).load()
+        load_latency_profile(here(path, 8))
