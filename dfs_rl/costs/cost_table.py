@@ -115,13 +115,20 @@ class CostTable:
                 f"{sum(profile.fixed_macs):,}; this one has {self.n_layers} with "
                 f"{self.total_macs:,} and {sum(fixed[0]):,}, or other bits in its fixed parts."
             )
-        for layer in range(self.n_layers):
+        for layer in self._layers:
             for bits in self.options:
                 self.layer_cost(layer, bits)
         parts: tuple[FixedCost | ExitCost, ...] = (*self.fixed, *self.exits)
         for part in parts:
             self.part_cost(part)
-        self.gate_cost(1.0)
+        full = self.options[self.options.full]
+        slowest = {f"layer {i} at {full} bit": self.layer_cost(i, full) for i in self._layers}
+        for name, cost in {**slowest, "the gate": self.gate_cost(1.0)}.items():
+            if cost <= 0:
+                raise ConfigError(
+                    f"the latency profile has 0 ms for {name}, which is too little to measure; "
+                    "take more calls or a larger network."
+                )
 
     @property
     def total_macs(self) -> int:
@@ -132,7 +139,7 @@ class CostTable:
     def total_cost(self) -> float:
         """Cost of all gated layers at 32 bit: the denominator of every fraction."""
         full = FULL if self.profile is None else self.options[self.options.full]
-        return sum(self.layer_cost(layer, full) for layer in range(self.n_layers))
+        return sum(self.layer_cost(layer, full) for layer in self._layers)
 
     def layer_cost(self, layer: int, bits: int) -> float:
         """Return the cost of a gated layer in MACs at 32 bit, or in milliseconds."""
@@ -160,7 +167,7 @@ class CostTable:
         """
         if self.profile is None:
             return macs
-        measured = sum(self.profile.milliseconds("gate", layer) for layer in range(self.n_layers))
+        measured = sum(self.profile.milliseconds("gate", layer) for layer in self._layers)
         return macs * (measured / self.profile.gate_macs)
 
     def exit_macs(self, exit_: ExitCost) -> float:
@@ -200,6 +207,10 @@ class CostTable:
         return len(self.layer_macs)
 
     @property
+    def _layers(self) -> range:
+        return range(self.n_layers)
+
+    @property
     def exits_after(self) -> tuple[int, ...]:
         """Numbers of gated layers before the exits, in order."""
         return tuple(exit_.after for exit_ in self.exits)
@@ -217,7 +228,7 @@ class CostTable:
     @_per_device
     def option_costs(self) -> Tensor:
         """Return the cost of each option at each layer, float64 ``[layers, options]``."""
-        layers, largest = range(self.n_layers), self.options[self.options.full]
+        layers, largest = self._layers, self.options[self.options.full]
         full = [
             self.layer_cost(layer, FULL if self.profile is None else largest) for layer in layers
         ]
@@ -258,6 +269,23 @@ class CostTable:
             if layer in self.exits_after:
                 least[layer] = torch.minimum(least[layer], costs[layer, self.exit_action])
         return least
+
+    def lower_option(self, layer: int, option: int) -> int | None:
+        """Return the next lower bit option that costs less at a layer; ``None`` if there is none.
+
+        Measured options of fewer bits can cost as much as those of more bits.
+        """
+        return self._lower_options[layer][option]
+
+    @cached_property
+    def _lower_options(self) -> list[list[int | None]]:
+        return [
+            [
+                max((i for i in range(o) if costs[i] < costs[o]), default=None)
+                for o in range(len(costs))
+            ]
+            for costs in self.option_costs().tolist()
+        ]
 
     def n_layers_run(self, options: Tensor) -> Tensor:
         """Return the number of gated layers before each image's exit, int64 ``[batch]``."""

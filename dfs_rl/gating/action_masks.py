@@ -77,15 +77,23 @@ def action_masks(
 
 
 def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:
-    """Clip disallowed actions to the most expensive allowed option.
+    """Replace disallowed actions by the allowed option with the next fewer bits.
 
-    If only the exit action is allowed, it is taken; if it is disallowed, it becomes the cheapest
-    option. ``mask`` is a result of ``action_masks``.
+    If there is none, the allowed option with the fewest bits is taken. If only the exit action is
+    allowed, it is taken; if it is disallowed, it becomes the option with the fewest bits. ``mask``
+    is a result of ``action_masks``.
     """
+    options = mask if exit_action is None else mask[:, :exit_action]
+    leaving = torch.zeros_like(actions, dtype=torch.bool)
+    if exit_action is not None:
+        leaving = actions == exit_action
+        actions = actions.masked_fill(leaving, 0)
+    index = torch.arange(options.shape[1], device=mask.device)
+    below = options & (index <= actions[:, None])
+    nearest = torch.where(below, index, -1).amax(dim=1)
+    first = options.to(torch.uint8).argmax(dim=1)
+    chosen = torch.where(nearest < 0, first, nearest)
     if exit_action is None:
-        return torch.minimum(actions, mask.sum(dim=1) - 1)
-    highest = mask[:, :exit_action].sum(dim=1) - 1  # -1 where no option is allowed
-    leaving = actions == exit_action
-    lowered = torch.minimum(actions.masked_fill(leaving, 0), highest)
-    takes_exit = (leaving & mask[:, exit_action]) | (highest < 0)
-    return lowered.masked_fill(takes_exit, exit_action)
+        return chosen
+    takes_exit = (leaving & mask[:, exit_action]) | ~options.any(dim=1)
+    return chosen.masked_fill(takes_exit, exit_action)

@@ -63,6 +63,7 @@ def test_all_actions_are_allowed_without_a_budget():
         ([0, 0, 1], ["110", "100", "111"], None, [0, 0, 1]),
         ([3, 3, 3, 1], ["1101", "1100", "0001", "0001"], 3, [3, 0, 3, 3]),
         ([2, 2, 2, 2], ["1101", "1100", "0001", "0001"], 3, [1, 1, 3, 3]),
+        ([0, 1, 2, 0], ["011", "101", "010", "001"], None, [1, 0, 1, 2]),  # of measured costs
     ],
 )
 def test_clamp_options(actions, mask, exit_action, clamped):

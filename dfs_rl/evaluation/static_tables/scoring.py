@@ -48,8 +48,9 @@ def is_within_budget(costs: CostTable, table: StaticTable, budget: float) -> boo
 
 def cheapest_static_table(costs: CostTable, *, exits: bool = True) -> StaticTable:
     """Return the cheapest static bit table, with or without the use of exits."""
+    cheapest = tuple(costs.option_costs().argmin(dim=1).tolist())
     candidates = [
-        (0,) * after + (costs.exit_action,) * (costs.n_layers - after)
+        cheapest[:after] + (costs.exit_action,) * (costs.n_layers - after)
         for after in (*(costs.exits_after if exits else ()), costs.n_layers)
     ]
     return min(candidates, key=lambda table: static_table_computation(costs, table))
@@ -67,7 +68,7 @@ def check_table_budget(costs: CostTable, budget: float, *, exits: bool = True) -
 
 
 def fit_to_budget(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
-    """Lower the layer that saves most by one option until a table is within a budget in percent.
+    """Lower the layer that saves most by one step until a table is within a budget in percent.
 
     If that does not suffice, the cheapest table is returned.
 
@@ -78,20 +79,21 @@ def fit_to_budget(table: StaticTable, costs: CostTable, budget: float) -> Static
     option_costs = costs.option_costs()
     current = list(canonicalize(costs, table))
     while not is_within_budget(costs, tuple(current), budget):
-        savings = [
-            float(option_costs[layer, option] - option_costs[layer, option - 1])
-            if 0 < option <= costs.options.full
-            else -1.0
+        savings = {
+            (layer, lower): float(option_costs[layer, option] - option_costs[layer, lower])
             for layer, option in enumerate(current)
-        ]
-        if max(savings) < 0:
+            if option <= costs.options.full
+            and (lower := costs.lower_option(layer, option)) is not None
+        }
+        if not savings:
             return cheapest_static_table(costs)
-        current[savings.index(max(savings))] -= 1
+        layer, lower = max(savings, key=savings.__getitem__)
+        current[layer] = lower
     return tuple(current)
 
 
 def fit_to_budget_haq(table: StaticTable, costs: CostTable, budget: float) -> StaticTable:
-    """Lower layers by one option in turn, last first, until a table is within a budget in percent.
+    """Lower layers by one step in turn, last first, until a table is within a budget in percent.
 
     This is the rule of HAQ (Wang et al., CVPR 2019, section 3.2), which favors early layers.
 
@@ -100,11 +102,15 @@ def fit_to_budget_haq(table: StaticTable, costs: CostTable, budget: float) -> St
     """
     check_table_budget(costs, budget, exits=False)
     current = list(table)
-    layer = len(current)
-    while not is_within_budget(costs, tuple(current), budget):
-        layer = (layer or len(current)) - 1
-        current[layer] = max(0, current[layer] - 1)
-    return tuple(current)
+    while True:
+        before = tuple(current)
+        for layer in reversed(range(costs.n_layers)):
+            if is_within_budget(costs, tuple(current), budget):
+                return tuple(current)
+            lower = costs.lower_option(layer, current[layer])
+            current[layer] = current[layer] if lower is None else lower
+        if tuple(current) == before:
+            return cheapest_static_table(costs, exits=False)
 
 
 class StaticTableScore(NamedTuple):

@@ -22,6 +22,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScore,
     StaticTableScorer,
     canonicalize,
+    cheapest_static_table,
     check_table_budget,
     evenly_spaced_subset,
     fit_to_budget,
@@ -120,10 +121,11 @@ def greedy_path(
 ) -> Iterator[StaticTable]:
     """Yield the tables of a greedy descent, from the most expensive to the first within a budget.
 
-    Each step lowers one layer by one option: the layer with the smallest loss of log-likelihood per
-    percent of computation saved. The log-likelihood changes even where the accuracy of few images
-    does not. Losses are measured again after each step because the errors of layers add up; HAWQ
-    (Dong et al., ICCV 2019) measures once, around full precision. Tables use no exits.
+    Each step lowers one layer to its next cheaper option: the layer with the smallest loss of
+    log-likelihood per percent of computation saved. The log-likelihood changes even where the
+    accuracy of few images does not. Losses are measured again after each step because the errors
+    of layers add up; HAWQ (Dong et al., ICCV 2019) measures once, around full precision. Tables use
+    no exits.
 
     Raises:
         ConfigError: If no table without an exit is within the budget.
@@ -134,10 +136,10 @@ def greedy_path(
     yield table
     while not is_within_budget(costs, table, budget):
         neighbors = [
-            (*table[:layer], option - 1, *table[layer + 1 :])
+            (*table[:layer], lower, *table[layer + 1 :])
             for layer, option in enumerate(table)
-            if option > 0
-        ]
+            if (lower := costs.lower_option(layer, option)) is not None
+        ] or [cheapest_static_table(costs, exits=False)]
         now, before = scorer.scores[table].log_likelihood, static_table_computation(costs, table)
         losses = [
             (now - score.log_likelihood) / (before - static_table_computation(costs, neighbor))
@@ -231,13 +233,16 @@ def _single_changes(table: StaticTable, layer: int, costs: CostTable) -> Iterato
 
 
 def _exchanges(table: StaticTable, layer: int, costs: CostTable) -> Iterator[StaticTable]:
-    """Yield every table with ``layer`` one option higher and another layer one option lower."""
+    """Yield every table with ``layer`` one option higher and another layer one step lower."""
     full = costs.options.full
     if table[layer] >= full:
         return
     for other in range(len(table)):
-        if other != layer and 0 < table[other] <= full:
+        if other == layer or table[other] > full:
+            continue
+        lower = costs.lower_option(other, table[other])
+        if lower is not None:
             moved = list(table)
             moved[layer] += 1
-            moved[other] -= 1
+            moved[other] = lower
             yield tuple(moved)

@@ -20,6 +20,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     static_table_computation,
 )
 from tests.evaluation.conftest import MixBackbone
+from tests.helpers.latencies import made_up_profile
 
 TABLES = [(0, 1, 2, 0), (2, 2, 2, 2), (0, 1, 0, 0), (2, 2, 2, 2)]
 
@@ -96,6 +97,24 @@ def test_haq_lowers_the_last_layers_first(problem):
             if is_within_budget(costs, tuple(expected), budget):
                 break
     assert fit_to_budget_haq(table, costs, budget) == tuple(expected)
+
+
+@pytest.mark.parametrize("fit", [fit_to_budget_haq, fit_to_budget])
+@given(
+    st.lists(st.tuples(*[st.integers(0, 9)] * 2, st.integers(1, 9)), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+def test_measured_costs_may_fall_with_bits(fit, times, share):
+    plain = CostTable(options=BitOptions((2, 4, 32)), layer_macs=(1,) * len(times))
+    profile = made_up_profile(plain, layer=lambda i, bits: times[i][plain.options.index(bits)])
+    costs = plain.with_cost_model("latency", profile)
+    least, most = (100 * sum(map(end, times)) / costs.total_cost for end in (min, max))
+    budget = least + share * (most - least)
+    assert static_table_computation(costs, cheapest_static_table(costs)) == pytest.approx(least)
+    for table in itertools.product(range(3), repeat=len(times)):
+        fitted = fit(table, costs, budget)
+        assert is_within_budget(costs, fitted, budget)
+        assert fitted == table or not is_within_budget(costs, table, budget)
 
 
 @pytest.mark.parametrize("fit", [fit_to_budget_haq, fit_to_budget])
