@@ -7,8 +7,9 @@ from typing import Literal
 
 import tyro
 
+from dfs_rl.costs import BudgetUnit
 from dfs_rl.utils.cli import Invocation, run_command
-from dfs_rl.utils.config import PositiveFloat, configuration
+from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, configuration
 from dfs_rl.utils.logging import print_status
 
 
@@ -21,13 +22,19 @@ class ExportConfig:
         out: File to create or replace.
         format: "onnx" has a branch for each option of each layer; "onnx-static" has no control
             flow, and needs a static bit table.
-        budget: Budget on the mean computation in percent that a gate for all budgets is set to.
+        budget: Budget on the mean computation that a gate for all budgets is set to.
+        budget_unit: Unit of the budget: percent of the gated layers in full precision, or ms for a
+            run with the cost latency.
+        max_accuracy_drop: Points of accuracy that a gate for all budgets may lose on val, against
+            all layers at the largest bits; it is set to the cheapest such point.
     """
 
     run: tyro.conf.Positional[Path]
     out: Path = Path("gate.onnx")
     format: Literal["onnx", "onnx-static"] = "onnx"
     budget: PositiveFloat | None = None
+    budget_unit: BudgetUnit = "percent"
+    max_accuracy_drop: NonNegativeFloat | None = None
 
 
 def run(invocation: Invocation[ExportConfig]) -> None:
@@ -36,7 +43,13 @@ def run(invocation: Invocation[ExportConfig]) -> None:
     from dfs_rl.runtime.export import export
 
     config = invocation.config
-    path = export(load(config.run, budget=config.budget), config.out, format=config.format)
+    model = load(
+        config.run,
+        budget=config.budget,
+        budget_unit=config.budget_unit,
+        max_accuracy_drop=config.max_accuracy_drop,
+    )
+    path = export(model, config.out, format=config.format)
     print_status(f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB.")
 
 

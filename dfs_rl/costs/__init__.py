@@ -14,6 +14,7 @@ from dfs_rl.costs.bit_options import (
 from dfs_rl.costs.cost_models import (
     COMPUTATION,
     COST_MODELS,
+    BudgetUnit,
     CostModel,
     CostModelName,
     check_cost_model,
@@ -32,6 +33,7 @@ __all__ = [
     "FULL",
     "SKIP",
     "BitOptions",
+    "BudgetUnit",
     "CostModel",
     "CostModelName",
     "CostTable",

@@ -1,7 +1,7 @@
 """Cost models: functions from MACs and bits to a cost."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dfs_rl.costs.bit_options import FULL, SKIP
 from dfs_rl.errors import ConfigError
@@ -17,6 +17,8 @@ for the parts that are never gated, exits and the gate. The cost is proportional
 
 COST_MODELS: Registry[CostModel] = Registry("cost model")
 CostModelName = Annotated[str, NameIn(COST_MODELS)]
+BudgetUnit = Literal["percent", "ms"]
+"""Unit of a budget; milliseconds need the cost model ``latency``."""
 COMPUTATION = "computation"
 """Name of the default cost model."""
 LATENCY = "latency"

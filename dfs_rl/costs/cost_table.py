@@ -3,13 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, wraps
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from dfs_rl.costs.bit_options import FULL, BitOptions
-from dfs_rl.costs.cost_models import COMPUTATION, COST_MODELS, LATENCY, check_cost_model
+from dfs_rl.costs.cost_models import (
+    COMPUTATION,
+    COST_MODELS,
+    LATENCY,
+    BudgetUnit,
+    check_cost_model,
+)
 from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.errors import ConfigError
 
@@ -200,6 +206,34 @@ class CostTable:
     def percent(self, cost: float) -> float:
         """Return a cost in percent of all gated layers at 32 bit."""
         return 100.0 * cost / self.total_cost
+
+    def percent_of_budget(self, budget: float, unit: BudgetUnit) -> float:
+        """Return a budget in percent of all gated layers in full precision, see ``total_cost``.
+
+        A budget includes stem, head and gate, which come on top of the 100 % of the gated layers.
+
+        Raises:
+            ConfigError: If the unit is unknown, or milliseconds without measured times.
+        """
+        if unit not in get_args(BudgetUnit):
+            raise ConfigError(
+                f"unit of the budget is {unit!r}; allowed are {', '.join(get_args(BudgetUnit))}."
+            )
+        if unit == "percent":
+            return budget
+        if self.profile is None:
+            raise ConfigError(
+                f"budget is {budget:g} ms, but the cost is {self.cost_model}, which is not "
+                "measured; give percent, or train with the cost latency."
+            )
+        return self.percent(budget)
+
+    def cost_text(self, percent: float, digits: int = 6) -> str:
+        """Return a cost or budget in words: in percent, and in milliseconds if times are known."""
+        text = f"{percent:.{digits}g} %"
+        if self.profile is None:
+            return text
+        return f"{text} ({percent * self.total_cost / 100.0:.{digits}g} ms)"
 
     @property
     def n_layers(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate
+from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate, evaluate_static_table
 from dfs_rl.gating.budget_conditioning import (
     MIN_PREFERENCE_GAP,
     BudgetConditioning,
@@ -70,7 +70,8 @@ def calibrate_budget_conditioning(
 ) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
-    The images are those of the validation split: the test split must not affect the calibration.
+    Full precision is the same backbone with all layers at its largest bits. The images are those of
+    the validation split: the test split must not affect the calibration.
 
     Returns:
         Measured budget conditioning, and the point at each measured preference.
@@ -97,7 +98,15 @@ def calibrate_budget_conditioning(
     preferences = tuple(sorted(found))
     points = tuple(found[preference] for preference in preferences)
     computations = tuple(point.computation for point in points)
-    return BudgetConditioning(computations=computations, preferences=preferences), points
+    largest = (backbone.options.full,) * backbone.costs.n_layers
+    full = evaluate_static_table(backbone, images, largest, name="full", batch_size=batch_size)
+    conditioning = BudgetConditioning(
+        computations=computations,
+        preferences=preferences,
+        accuracies=tuple(point.accuracy for point in points),
+        full_precision_accuracy=full.accuracy,
+    )
+    return conditioning, points
 
 
 def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:

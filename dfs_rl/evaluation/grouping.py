@@ -7,7 +7,7 @@ from dfs_rl.errors import DataError
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
 
 BUDGETS = ("budget", "per_input_budget")
-_POINT_SETTINGS = (*BUDGETS, "cost_weight")
+_POINT_SETTINGS = (*BUDGETS, "cost_weight", "max_accuracy_drop")
 """Settings that distinguish the points of a gate's curve."""
 _IGNORED_SETTINGS = (
     "seed",
@@ -17,10 +17,11 @@ _IGNORED_SETTINGS = (
     "dataset",
     "backbone",
     "checkpoint_every",
+    "budget_unit",
 )
 """Settings that do not distinguish gates: the seed, and settings of where and how a run runs.
 
-Data and backbone are compared by content.
+Data and backbone are compared by content, and stored budgets are in percent.
 """
 Groups = dict[str, list[EvaluatedRun]]
 """Runs by the label of their group."""

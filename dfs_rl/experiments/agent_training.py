@@ -31,15 +31,15 @@ class TrainAgentConfig(GateTrainingConfig):
         algo: Learning algorithm. maskable_ppo keeps every image within --per-input-budget, during
             training too; the others pay a penalty for computation above it, and are bounded by it
             after deployment.
-        budget: Budget on the mean computation in percent, gate, stem and head included. The gate
-            learns all budgets and is set to this one; evaluate and load set it to others.
+        budget: Budget on the mean computation, gate, stem and head included. The gate learns all
+            budgets and is set to this one; evaluate and load set it to others.
         cost_weight: Cost weight that the gate is set to, instead of a budget: with 1, running
             everything in full precision costs 1. Default 10, or the geometric mean of
             --cost-weight-range if 10 is outside.
         cost_weight_range: Lowest and highest cost weight that the gate learns; each image draws
             one.
-        per_input_budget: Upper bound on the computation of every single image in percent, gate,
-            stem and head included.
+        per_input_budget: Upper bound on the computation of every single image, gate, stem and head
+            included.
         timesteps: Number of decisions to learn from; an image takes one per gated layer that it
             reaches.
         group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 1 for a
@@ -95,6 +95,7 @@ Examples:
     def __post_init__(self) -> None:
         super().__post_init__()
         self._complete_blocks()
+        self._check_accuracy_drop()
         group = self.resolved_group_size
         if self.num_envs % group:
             default = ", as it is by default here" if self.group_size is None else ""
@@ -132,7 +133,7 @@ Examples:
         if self.algorithm.needs_budget and self.per_input_budget is None:
             raise ConfigError(
                 f"algo is {self.algo!r}, which requires a per-input budget, but per_input_budget "
-                "is None; give one in percent, or take another algorithm."
+                "is None; give one, or take another algorithm."
             )
 
     @property

@@ -18,6 +18,7 @@ import torch
 from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.methods import METHODS
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
+from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
@@ -65,9 +66,23 @@ class TrainedGate:
     validation: Mapping[str, Any]
     points: tuple[tuple[float, float], ...] = field(repr=False)
 
-    def load(self, *, budget: float | None = None, device: str = "cpu") -> GatedModel:
+    def load(
+        self,
+        *,
+        budget: float | None = None,
+        budget_unit: BudgetUnit = "percent",
+        max_accuracy_drop: float | None = None,
+        device: str = "cpu",
+    ) -> GatedModel:
         """Return the network with its gate, see ``dfs_rl.load``."""
-        return load(self.path, budget=budget, device=torch.device(device), trust_code=True)
+        return load(
+            self.path,
+            budget=budget,
+            budget_unit=budget_unit,
+            max_accuracy_drop=max_accuracy_drop,
+            device=torch.device(device),
+            trust_code=True,
+        )
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ _COPIED_SETTINGS = (
         "flip",
         "cost",
         "latency",
+        "budget_unit",
         "device",
         "threads",
     ),
@@ -46,7 +47,7 @@ _COPIED_SETTINGS = (
 _SHARED_SETTINGS = (
     *_COPIED_SETTINGS,
     *("seed", "run_dir", "timesteps", "budget", "budgets", "per_input_budget", "fixed_budget"),
-    *("cost_weight", "algo", "method", "gate"),
+    *("cost_weight", "max_accuracy_drop", "algo", "method", "gate"),
 )
 """Settings that a comparison sets for all gates alike."""
 

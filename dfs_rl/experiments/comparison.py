@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DataError, RunFolderError
@@ -26,7 +27,7 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import EvaluateConfig, program
+from dfs_rl.experiments.config import EvaluateConfig, program, with_percent_budgets
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
@@ -81,7 +82,10 @@ def compare(
     assert config.dataset is not None
     dataset = dataset or load_data(config, resume)
     config = replace(config, image_size=dataset.image_size)
-    folder = resume or _create_run(config, dataset, command)
+    if resume is None:
+        folder, config = _create_run(config, dataset, command)
+    else:
+        folder = resume
     kept = {kind: folder.path / _EXTRA_SETTINGS_FILE.format(kind) for kind in GATE_COMMANDS}
     extra_settings = {
         kind: load_extra_settings(path if path.is_file() else None, GATE_COMMANDS[kind])
@@ -101,10 +105,13 @@ def compare(
     return folder, _write_report(folder, evaluated, reasons)
 
 
-def _create_run(config: CompareConfig, dataset: Dataset, command: tuple[str, ...]) -> RunFolder:
+def _create_run(
+    config: CompareConfig, dataset: Dataset, command: tuple[str, ...]
+) -> tuple[RunFolder, CompareConfig]:
     """Validate the settings and create the folder of a comparison.
 
-    The folder keeps a copy of the further settings of the gates.
+    The folder keeps a copy of the further settings of the gates. The settings that it stores, with
+    budgets in percent, are returned too.
     """
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     extra_settings = {
@@ -115,8 +122,8 @@ def _create_run(config: CompareConfig, dataset: Dataset, command: tuple[str, ...
         {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
     )
     (job, *_) = plan_jobs(config, extra_settings, Path(GATES_FOLDER))
-    preview_backbone(job, dataset)
-    return RunFolder.create(
+    config = with_percent_budgets(config, preview_backbone(job, dataset).backbone.costs)
+    folder = RunFolder.create(
         config.run_dir,
         kind=config.KIND,
         name="compare",
@@ -128,6 +135,7 @@ def _create_run(config: CompareConfig, dataset: Dataset, command: tuple[str, ...
             if path is not None
         },
     )
+    return folder, config
 
 
 def _compare_given(
@@ -148,6 +156,9 @@ def _compare_given(
                 "written there, so choose another folder."
             )
 
+    if config.budget_unit != "percent":
+        config = _with_percent_budgets_of_runs(config, opened)
+
     def own() -> RunFolder:
         nonlocal folder
         # Created late, so that invalid input leaves no folder behind.
@@ -161,6 +172,28 @@ def _compare_given(
 
     evaluated, failed = _evaluate(opened, {}, dataset, config, output_folder)
     return own(), _write_report(own(), evaluated, failed)
+
+
+def _with_percent_budgets_of_runs(
+    config: CompareConfig, runs: Sequence[RunFolder]
+) -> CompareConfig:
+    """Return the configuration with its budgets in percent of full precision in all runs.
+
+    Raises:
+        ConfigError: If the costs of a run are not measured, or full precision differs.
+    """
+    found = {}
+    for run in runs:
+        costs = load_stored_backbone(run.path / BACKBONE_FOLDER).backbone.costs
+        found[run.path] = with_percent_budgets(config, costs)
+    (first, converted), *others = found.items()
+    for path, other in others:
+        if other != converted:
+            raise ConfigError(
+                f"budget_unit is 'ms', but full precision takes another time in {path} than in "
+                f"{first}; give budgets in percent, or compare runs with one profile."
+            )
+    return converted
 
 
 def _evaluate(
@@ -242,14 +275,15 @@ def _evaluate_at(
 ) -> EvaluatedRun:
     if budget is not None:
         print_status(f"  at {budget:g} %")
+    asked = EvaluateConfig(
+        run=run.path,
+        split=config.split,
+        budget=effective_budget,
+        device=config.device,
+        search=config.search,
+    )
     evaluation = evaluate_run(
-        EvaluateConfig(
-            run=run.path,
-            split=config.split,
-            budget=effective_budget,
-            device=config.device,
-            search=config.search,
-        ),
+        asked,
         dataset,
         progress=lambda text: print_status(f"  {text}"),
         cache=cache,
@@ -259,8 +293,8 @@ def _evaluate_at(
     settings = flat_settings(read_yaml(run.config_path))
     command = [*program("evaluate").split(), str(run.path)]
     if budget is not None:
-        settings |= {"budget": budget, "cost_weight": None}
-        command += ["--budget", f"{effective_budget:.10g}"]
+        settings |= {"budget": budget, "cost_weight": None, "max_accuracy_drop": None}
+        command += ["--budget", str(effective_budget)]
     after = evaluation.summary.exits_after  # the actual exits, whatever the configuration
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     plots = evaluation.path.parent / run.plots_dir.name
@@ -271,7 +305,7 @@ def _evaluate_at(
         command=shlex.join(run.record().command),
         evaluation=shlex.join(command),
         backbone=weights_digest(before if before.is_dir() else run.path / BACKBONE_FOLDER),
-        figure_prefix=f"{plots}/{figure_prefix(config.split, effective_budget)}",
+        figure_prefix=f"{plots}/{figure_prefix(asked)}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 import tyro
 
-from dfs_rl.costs import COMPUTATION, CostModelName
+from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.experiments.config import BackboneSettings
+from dfs_rl.experiments.config import BackboneSettings, check_budget_unit
 from dfs_rl.experiments.gate_kinds import GateName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
@@ -31,9 +31,11 @@ class CompareConfig(BackboneSettings):
             as one gate. Without any, the gates are trained.
         dataset: Data set to train gates on; with runs, the new location of their data set, if it
             moved.
-        budgets: Budgets on the mean computation in percent. Gates for all budgets are set to each;
-            the others are trained for each. Default 0.5, 0.75, 1, 1.5 and 3 for gates that are
+        budgets: Budgets on the mean computation. Gates for all budgets are set to each; the others
+            are trained for each. Default 0.5, 0.75, 1, 1.5 and 3 percent for gates that are
             trained; finished runs keep their own.
+        budget_unit: Unit of the budgets: percent of the gated layers in full precision, or ms per
+            image with the cost latency. A comparison stores percent.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
             of the others the mean.
         cost: Cost model of gates that are trained, see train_agent.
@@ -57,6 +59,7 @@ class CompareConfig(BackboneSettings):
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()
+    budget_unit: BudgetUnit = "percent"
     gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
     cost: CostModelName = COMPUTATION
     latency: LatencySettings = field(default=LatencySettings())
@@ -69,6 +72,10 @@ class CompareConfig(BackboneSettings):
 
     def __post_init__(self) -> None:
         check_cost(self.cost, self.latency)
+        if not self.runs:
+            check_budget_unit(self.budget_unit, self.cost)
+        if self.budget_unit == "ms" and not self.budgets:
+            raise ConfigError("budget_unit is 'ms', but budgets is empty; give budgets in ms.")
         asked = [
             name
             for name in _TRAINING_FIELDS

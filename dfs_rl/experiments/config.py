@@ -1,20 +1,31 @@
 """Settings that the commands share; imports no torch, to keep help pages quick."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import tyro
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
 from dfs_rl.agents.static.methods import StaticMethodName
-from dfs_rl.costs import COMPUTATION, CostModelName
+from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
+from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.utils.config import PositiveFloat, PositiveInt, Seed, chosen_blocks, configuration
+from dfs_rl.utils.config import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    chosen_blocks,
+    configuration,
+)
 from dfs_rl.utils.constants import DIGITS
+
+if TYPE_CHECKING:
+    from dfs_rl.costs import CostTable
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither."""
@@ -22,11 +33,48 @@ ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 N_VALIDATIONS = 20
 """Default number of validations in a run."""
+DEFAULT_BUDGET = 1.0
+"""Default budget of gates that learn for one, in the unit of the budgets."""
+_BUDGETS = ("budget", "budgets", "per_input_budget")
+"""Settings that are budgets."""
+ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 def program(kind: str) -> str:
     """Return the command line prefix that runs a command."""
     return f"python -m dfs_rl.{kind}"
+
+
+def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
+    """Return a configuration with its budgets in percent, as runs store them.
+
+    Raises:
+        ConfigError: If they are in milliseconds, but the costs are not measured.
+    """
+    unit: BudgetUnit = config.budget_unit
+    if unit == "percent":
+        return config
+    changes: dict[str, object] = {"budget_unit": "percent"}
+    for name in _BUDGETS:
+        given = getattr(config, name, None)
+        if isinstance(given, tuple):
+            changes[name] = tuple(costs.percent_of_budget(budget, unit) for budget in given)
+        elif given is not None:
+            changes[name] = costs.percent_of_budget(given, unit)
+    return replace(config, **changes)
+
+
+def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
+    """Check that budgets are in milliseconds only if the cost is latency.
+
+    Raises:
+        ConfigError: If not.
+    """
+    if unit == "ms" and cost != LATENCY:
+        raise ConfigError(
+            f"budget_unit is 'ms', but cost is {cost}; give budgets in percent, or give --cost "
+            "latency with a profile."
+        )
 
 
 @configuration
@@ -101,7 +149,11 @@ class EvaluateConfig:
         run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
             uniform options alone.
         split: Split to report on; test is for one final evaluation.
-        budget: Budget on the mean computation in percent that a gate for all budgets is set to.
+        budget: Budget on the mean computation that a gate for all budgets is set to.
+        budget_unit: Unit of the budget: percent of the gated layers in full precision, or ms for a
+            run with the cost latency.
+        max_accuracy_drop: Points of accuracy that a gate for all budgets may lose on val, against
+            all layers at the largest bits; it is set to the cheapest such point.
         dataset: New location of the run's data set, if it moved; the images must be the same.
         device: "auto", "cpu", "cuda", ...
         batch_size: Images per batch.
@@ -118,6 +170,8 @@ class EvaluateConfig:
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
     budget: PositiveFloat | None = None
+    budget_unit: BudgetUnit = "percent"
+    max_accuracy_drop: NonNegativeFloat | None = None
     dataset: str | None = None
     device: str = "auto"
     batch_size: PositiveInt = 128
@@ -158,7 +212,9 @@ class GateRunConfig(RunConfig):
     ``MODULE`` names the module with the command's functions ``validate`` and ``train``.
 
     Attributes:
-        budget: Bound on the mean computation in percent, gate, stem and head included.
+        budget: Bound on the mean computation, gate, stem and head included.
+        budget_unit: Unit of every budget: percent of the gated layers in full precision, or ms per
+            image with the cost latency. A run stores percent.
         cost: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2 and
             bitops its numerator; macs counts skipped layers alone; energy is that of the
             arithmetic; latency is measured.
@@ -169,11 +225,13 @@ class GateRunConfig(RunConfig):
     MODULE: ClassVar[str]
 
     budget: PositiveFloat | None = None
+    budget_unit: BudgetUnit = "percent"
     cost: CostModelName = COMPUTATION
     latency: LatencySettings = field(default=LatencySettings())
 
     def __post_init__(self) -> None:
         check_cost(self.cost, self.latency)
+        check_budget_unit(self.budget_unit, self.cost)
 
     @property
     def uses_exits(self) -> bool:
@@ -200,8 +258,8 @@ class TrainStaticConfig(GateRunConfig):
     Attributes:
         method: Learner that chooses the bits layer by layer, as in HAQ, or greedy search by
             sensitivity.
-        budget: Upper bound on the computation in percent, stem and head included; a static bit
-            table has no gate that costs anything.
+        budget: Upper bound on the computation, stem and head included; a static bit table has no
+            gate that costs anything.
         episodes: Number of tables that a learner tries; a greedy search ends by itself.
         images: Images of the agent split that each table is tried on.
         seed: Seed of all random draws; same seed, machine and threads give the same table. A greedy
@@ -213,7 +271,7 @@ class TrainStaticConfig(GateRunConfig):
     MODULE: ClassVar = "dfs_rl.experiments.static_search"
 
     method: StaticMethodName = "ddpg"
-    budget: PositiveFloat = 1.0
+    budget: PositiveFloat = DEFAULT_BUDGET
     episodes: PositiveInt = 600
     images: PositiveInt = 1000
     seed: Seed = 0
@@ -224,8 +282,8 @@ class TrainCascadeConfig(GateRunConfig):
     """Settings of ``train_cascade``.
 
     Attributes:
-        budget: Upper bound on the mean computation in percent, both passes of images that run twice
-            included; a single image may cost the sum of both passes.
+        budget: Upper bound on the mean computation, both passes of images that run twice included;
+            a single image may cost the sum of both passes.
     """
 
     KIND: ClassVar = "train_cascade"
@@ -235,7 +293,7 @@ class TrainCascadeConfig(GateRunConfig):
     )
     MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
 
-    budget: PositiveFloat = 1.0
+    budget: PositiveFloat = DEFAULT_BUDGET
 
 
 @configuration
@@ -243,6 +301,9 @@ class GateTrainingConfig(GateRunConfig):
     """Settings of every command that trains an input-dependent gate.
 
     Attributes:
+        max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
+            the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
+            such point after training.
         timesteps: Number of decisions to learn from; an image takes one per gated layer.
         seed: Seed of all random draws; same seed, machine and threads give the same gate.
         hidden: Width of each layer's network; by default the largest that costs at most 0.05 % of
@@ -257,6 +318,7 @@ class GateTrainingConfig(GateRunConfig):
         checkpoint_every: Timesteps between checkpoints; default as --eval-every.
     """
 
+    max_accuracy_drop: NonNegativeFloat | None = None
     timesteps: PositiveInt = 600_000
     seed: Seed = 0
     hidden: PositiveInt | None = None
@@ -291,6 +353,21 @@ class GateTrainingConfig(GateRunConfig):
     def validation_interval(self) -> int:
         """Timesteps between two validations; by default there are ``N_VALIDATIONS``."""
         return self.eval_every or max(1, self.timesteps // N_VALIDATIONS)
+
+    def _check_accuracy_drop(self) -> None:
+        """Check that a gate with a bound on the loss of accuracy has no other aim."""
+        if self.max_accuracy_drop is None:
+            return
+        given = f"max_accuracy_drop is {self.max_accuracy_drop:g}"
+        for name in ("budget", "cost_weight"):
+            value = getattr(self, name, None)
+            if value is not None:
+                raise ConfigError(f"{name} is {value:g} and {given}; give one of them.")
+        if not self.all_budgets:
+            raise ConfigError(
+                f"{given}, which selects a point of a gate for all budgets, but this gate learns "
+                "for one; leave it out, or train for all budgets."
+            )
 
     def _complete_blocks(self) -> None:
         """Fill in the defaults of a block whose type a setting selects, and check its type."""

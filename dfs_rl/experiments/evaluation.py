@@ -40,7 +40,7 @@ from dfs_rl.evaluation.summary import (
     save_per_image_results,
     summarize,
 )
-from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
+from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit, with_percent_budgets
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import (
@@ -157,9 +157,10 @@ def evaluate_run(
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or in ``store``'s folder.
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
-    ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, and ``summary-only-cascade.json``
-    for this baseline alone. Stored results are returned if they belong to the same weights, images,
-    precision and search limits, otherwise replaced.
+    ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-drop-1.json`` for one
+    that loses at most a point, and ``summary-only-cascade.json`` for this baseline alone. Stored
+    results are returned if they belong to the same weights, images, precision and search limits,
+    otherwise replaced.
 
     Args:
         config: Configuration of the evaluation.
@@ -175,18 +176,19 @@ def evaluate_run(
         RunFolderError: If the folder is no run.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is missing or differs from the one of the training.
-        ConfigError: If the device is unavailable, the gate cannot be set to the budget, or a
-            baseline is unknown or does not apply.
+        ConfigError: If the device is unavailable, the gate cannot be set to the budget or accuracy,
+            or a baseline is unknown or does not apply.
     """
-    folder, budget = RunFolder.open(config.run), config.budget
+    folder = RunFolder.open(config.run)
     baselines = _checked_baselines(folder, baselines)
-    loaded = _load(folder, config, backbone)
+    stored = backbone or load_stored_backbone(folder.path / BACKBONE_FOLDER)
+    config = with_percent_budgets(config, stored.backbone.costs)
+    loaded = _load(folder, config, stored)
     data = _dataset(folder, loaded.info, config.dataset if dataset is None else dataset)
-    at = [] if budget is None else [f"at-{budget:g}"]
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
-    name = "-".join(["summary", *shown, *at, *only]) + ".json"
+    name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
     identity = _identity(config, data.fingerprint)
     found = _stored_evaluation(folder.path / name, identity)
     if found is not None:
@@ -221,7 +223,7 @@ def evaluate_run(
         path.unlink(missing_ok=True)
         evaluation = Evaluation(summary, path)
         save_per_image_results(evaluation.results_path, per_image_results_of(methods, costs))
-        prefix = figure_prefix(config.split, budget) + ("-".join(only) + "-" if only else "")
+        prefix = figure_prefix(config) + ("-".join(only) + "-" if only else "")
         write_figures(output_folder / folder.plots_dir.name, prefix, summary, examples)
         # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
@@ -312,9 +314,16 @@ def _gate_text(gate: Gate) -> str:
     return f"budget-conditioned, at a preference where val images cost {computation:.3g} %"
 
 
-def figure_prefix(split: ReportedSplit, budget: float | None) -> str:
-    """Return the file name prefix of an evaluation's figures."""
-    return ("" if split == "test" else f"{split}-") + ("" if budget is None else f"at-{budget:g}-")
+def figure_prefix(config: EvaluateConfig) -> str:
+    """Return the file name prefix of an evaluation's figures; its budget is in percent."""
+    shown = [config.split] if config.split != "test" else []
+    return "".join(f"{part}-" for part in [*shown, *_point(config)])
+
+
+def _point(config: EvaluateConfig) -> list[str]:
+    """Return the part of file names that tells what a gate for all budgets is set to."""
+    settings = {"at": config.budget, "drop": config.max_accuracy_drop}
+    return [f"{name}-{value:g}" for name, value in settings.items() if value is not None]
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
@@ -344,20 +353,21 @@ def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig
     check_memory(needs, backbone.feature_mean.device)
 
 
-def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone | None) -> _Loaded:
-    device, budget = resolve_device(config.device), config.budget
+def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> _Loaded:
+    device, budget, drop = resolve_device(config.device), config.budget, config.max_accuracy_drop
     dtype = resolve_frozen(config.precision, device)
-    stored = stored or load_stored_backbone(folder.path / BACKBONE_FOLDER)
     if folder.kind in _BACKBONE_KINDS:
-        if budget is not None:
+        if budget is not None or drop is not None:
+            given = f"max_accuracy_drop is {drop}" if budget is None else f"budget is {budget:g} %"
             raise ConfigError(
-                f"budget is {budget:g} %, but {folder.path} has a backbone and no gate; leave "
-                "--budget out."
+                f"{given}, but {folder.path} has a backbone and no gate; leave it out."
             )
         backbone = stored.backbone.to_inference(dtype).to(device)
         return _Loaded(backbone, None, stored.info, None)
     gate = folder.path / GATE_FOLDER
-    model = add_gate(stored, gate, device=device, dtype=dtype, budget=budget)
+    model = add_gate(
+        stored, gate, device=device, dtype=dtype, budget=budget, max_accuracy_drop=drop
+    )
     before = None
     if (folder.path / BEFORE_FOLDER).is_dir():
         stored_before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
@@ -390,7 +400,8 @@ def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | Non
 
 def _identity(config: EvaluateConfig, fingerprint: str) -> str:
     """Return a digest of all inputs that determine the results; the file's name tells baselines."""
-    given = [fingerprint, config.split, config.precision, config.search, config.budget]
+    drop = None if config.max_accuracy_drop is None else f"drop {config.max_accuracy_drop}"
+    given = [fingerprint, config.split, config.precision, config.search, config.budget, drop]
     digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((config.run / part).glob("*")):

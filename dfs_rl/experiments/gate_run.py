@@ -5,13 +5,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
+from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
-from dfs_rl.experiments.config import EvaluateConfig, GateRunConfig, program
+from dfs_rl.experiments.config import (
+    EvaluateConfig,
+    GateRunConfig,
+    GateTrainingConfig,
+    program,
+    with_percent_budgets,
+)
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
@@ -25,6 +33,9 @@ from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
+
+_MAX_GATE_RATIO = 1.5
+"""Ratio of the MACs of two gates up to which their times are taken to be in proportion."""
 
 
 def run(invocation: Invocation[GateRunConfig]) -> None:
@@ -48,14 +59,20 @@ def run(invocation: Invocation[GateRunConfig]) -> None:
         print_status(f"  {picture}")
 
 
-def validate(config: GateRunConfig, dataset: Dataset) -> tuple[str, StoredBackbone]:
-    """Validate a configuration; return the run's name and its backbone, perhaps untrained yet."""
+def validate(config: GateRunConfig, dataset: Dataset) -> tuple[GateRunConfig, str, StoredBackbone]:
+    """Validate a configuration.
+
+    Returns:
+        The configuration with its budgets in percent, the run's name, and its backbone, which may
+        be untrained yet.
+    """
     backbone = preview_backbone(config, dataset)
+    config = with_percent_budgets(config, backbone.backbone.costs)
     if not config.uses_exits and backbone.backbone.costs.exits:
         # A later error may result from that.
         print_status("This gate does not use the backbone's exits; every image runs to the end.")
         backbone.backbone.set_exits(())
-    return _method(config).validate(config, dataset, backbone.backbone), backbone
+    return config, _method(config).validate(config, dataset, backbone.backbone), backbone
 
 
 def _method(config: GateRunConfig) -> Any:  # noqa: ANN401
@@ -87,7 +104,11 @@ class GateRun:
     @classmethod
     def create(cls, config: GateRunConfig, dataset: Dataset, command: tuple[str, ...]) -> "GateRun":
         """Validate a configuration and create its run folder; ``command`` is for its record."""
-        name, backbone = validate(config, dataset)
+        given = config
+        config, name, backbone = validate(given, dataset)
+        if given.budget_unit != config.budget_unit and config.budget is not None:
+            budget = backbone.backbone.costs.cost_text(config.budget)
+            print_status(f"The budget is {budget} of the gated layers in full precision.")
         folder = RunFolder.create(
             config.run_dir,
             kind=config.KIND,
@@ -126,6 +147,7 @@ class GateRun:
         stored.backbone.cpu().eval()  # as it is loaded, so that its inference form is the same
         self._trained = stored
         points = self._calibrate_budgets(stored) or record.points_on_val
+        self._note_gate_time(stored.backbone.costs)
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
         write_json(path / TRAINING_FILE, config_to_dict(record))
         if "timesteps" in record.best_on_val:
@@ -141,7 +163,7 @@ class GateRun:
         return evaluate_run(config, self.dataset, progress=progress, backbone=self._trained)
 
     def _calibrate_budgets(self, stored: StoredBackbone) -> tuple[tuple[float, float], ...]:
-        """Measure a gate for all budgets, and set it to the configuration's budget if given.
+        """Measure a gate for all budgets, and set it to the configuration's budget or accuracy.
 
         The result is computation and accuracy in percent at each measured preference; empty for a
         gate with one budget.
@@ -153,16 +175,43 @@ class GateRun:
         print_status("Measuring the cost of the gate at each preference on the val split ...")
         device = resolve_device(self.config.device)
         backbone = stored.backbone.to_inference().to(device)
-        gate.budget_conditioning, points = calibrate_budget_conditioning(
+        measured, points = calibrate_budget_conditioning(
             backbone, gate.to(device), self.dataset.val.to(device)
         )
-        least, most = gate.budget_conditioning.budget_range
-        print_status(f"Its images cost {least:.3g} % to {most:.3g} % on average.")
+        gate.budget_conditioning = measured
+        least, most = measured.budget_range
+        in_words = partial(backbone.costs.cost_text, digits=3)
+        print_status(f"Its images cost {in_words(least)} to {in_words(most)} on average.")
+        assert isinstance(self.config, GateTrainingConfig), "others make no learned gate"
+        drop = self.config.max_accuracy_drop
+        # A bound that the gate cannot hold is no error: it would lose the trained gate.
         if budget is not None:
-            if budget < least:  # no error: it would lose the trained gate
+            if budget < least:
                 print_status(
-                    f"A budget of {budget:g} % is below its range; it is set to {least:.3g} %."
+                    f"A budget of {in_words(budget)} is below its range; it is set to "
+                    f"{in_words(least)}."
                 )
-            gate.preference = gate.budget_conditioning.preference_for_budget(max(budget, least))
+            gate.preference = measured.preference_for_budget(max(budget, least))
+        elif drop is not None:
+            smallest = measured.smallest_accuracy_drop
+            if drop < smallest:
+                print_status(
+                    f"It loses at least {smallest:.3g} points of accuracy on val, more than "
+                    f"{drop:g}; it is set to the cheapest point that loses no more."
+                )
+            gate.preference = measured.preference_for_accuracy_drop(max(drop, smallest))
         save_gate(gate, path)
         return points
+
+    def _note_gate_time(self, costs: CostTable) -> None:
+        """Print that the time of the gate is an estimate if the profile's gate differs much."""
+        gate, profile = load_gate(self.folder.path / GATE_FOLDER), costs.profile
+        if profile is None or not isinstance(gate, LearnedGate):
+            return
+        ratio = gate.macs / profile.gate_macs
+        if not 1 / _MAX_GATE_RATIO <= ratio <= _MAX_GATE_RATIO:
+            print_status(
+                f"The gate has {gate.macs:,.0f} MACs, the one in the latency profile "
+                f"{profile.gate_macs:,.0f}; its time is estimated in proportion. Measure it with: "
+                f"{program('profile')} {self.folder.path}"
+            )

@@ -23,6 +23,7 @@ from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.experiments.config import DEFAULT_BUDGET
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
@@ -90,7 +91,11 @@ def build_trainer(
 
 
 def budgeted_rewards(
-    records: GateRecords, costs: CostTable, *, budget: float, budgets: BudgetRange | None = None
+    records: GateRecords,
+    costs: CostTable,
+    *,
+    budget: float | None,
+    budgets: BudgetRange | None = None,
 ) -> Tensor:
     """Return each image's reward under a gate with bounded mean computation, float64 ``[n]``.
 
@@ -102,6 +107,7 @@ def budgeted_rewards(
     computation = records.computation(costs)
     overshoot = RewardWeights.overshoot
     if budgets is None:
+        assert budget is not None, "a gate without a range of budgets has one"
         return rewards - overshoot * max(0.0, float(computation.mean()) - budget) / 100.0
     preferences = low_discrepancy_preferences(len(computation)).double()
     over = computation - budgets.at(preferences)
@@ -127,9 +133,9 @@ def budgets_of(
     fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
     first = 1 if costs.options[0] == SKIP else 0
     lowest = 100.0 * float(costs.option_costs()[:, first].sum())
+    own = [] if config.budget is None else [config.budget]
     return BudgetRange(
-        lowest=min(fixed + lowest, config.budget),
-        highest=max(fixed + _SPAN * lowest, config.budget),
+        lowest=min([fixed + lowest, *own]), highest=max([fixed + _SPAN * lowest, *own])
     )
 
 
@@ -143,6 +149,7 @@ def targets(
     """
     budgets = budgets_of(config, costs, gate_macs=gate_macs)
     lowest = config.budget if budgets is None else budgets.lowest
+    assert lowest is not None, "a gate without a range of budgets has one"
     left = gated_budget(costs, lowest, gate_macs=gate_macs)
     if budgets is None:
         return lambda preferences: torch.full_like(preferences, left)
@@ -170,9 +177,9 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     try:
         targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
     except ConfigError as error:
-        if config.budget != type(config).budget:
+        if config.budget != DEFAULT_BUDGET:
             raise
-        default = f"{config.budget:g} % is the default of --budget; give a higher one."
+        default = f"{DEFAULT_BUDGET:g} % is the default of --budget; give a higher one."
         raise ConfigError(f"{error} {default}") from error
     kind = "" if config.training.gate else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"

@@ -13,7 +13,7 @@ from dfs_rl.agents.supervised.config import (
     SupervisedMethodName,
 )
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import GateTrainingConfig
+from dfs_rl.experiments.config import DEFAULT_BUDGET, GateTrainingConfig
 from dfs_rl.gating.registry import GateKind
 from dfs_rl.utils.config import PositiveFloat, configuration
 
@@ -29,8 +29,9 @@ class TrainGumbelConfig(GateTrainingConfig):
             reinforcement alone, with all layers decided before the first.
         gate: A small network for each layer, or one LSTM for all; BlockDrop has a single network
             instead and accepts only ff.
-        budget: Budget on the mean computation in percent, gate, stem and head included. A Gumbel
-            gate learns all budgets and is set to this one; evaluate and load set it to others.
+        budget: Budget on the mean computation, gate, stem and head included; default 1 without
+            --max-accuracy-drop. A Gumbel gate learns all budgets and is set to this one; evaluate
+            and load set it to others.
         budgets: Lowest and highest budget that a Gumbel gate learns; by default from all layers at
             the lowest bits to eight times that.
         start: Initial gate: "uniform" prefers the option that is best within the budget if all
@@ -58,7 +59,7 @@ class TrainGumbelConfig(GateTrainingConfig):
 
     method: SupervisedMethodName = "gumbel"
     gate: GateKind = "ff"
-    budget: PositiveFloat = 1.0
+    budget: PositiveFloat | None = None
     budgets: tuple[PositiveFloat, PositiveFloat] | None = None
     features: FeatureChoice | None = None
     training: SupervisedConfig = None  # type: ignore[assignment] # None: from ``method``
@@ -69,6 +70,9 @@ class TrainGumbelConfig(GateTrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._complete_blocks()
+        self._check_accuracy_drop()
+        if self.budget is None and self.max_accuracy_drop is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET)
         method = self.training
         if method.gate is not None and self.gate != type(self).gate:
             raise ConfigError(
@@ -115,7 +119,8 @@ class TrainGumbelConfig(GateTrainingConfig):
         return self.training.all_budgets and not self.fixed_budget
 
     def _check_budgets(self, lowest: float, highest: float) -> None:
-        given = f"budgets is {lowest:g} to {highest:g} %"
+        unit = "%" if self.budget_unit == "percent" else self.budget_unit
+        given = f"budgets is {lowest:g} to {highest:g} {unit}"
         if not self.all_budgets:
             fixed = f"method {self.method!r}"
             if self.training.all_budgets:
@@ -123,8 +128,10 @@ class TrainGumbelConfig(GateTrainingConfig):
             raise ConfigError(f"{given}, but with {fixed} a gate learns one budget; give --budget.")
         if not lowest < highest:
             raise ConfigError(f"{given}; the first must be below the second.")
-        if not lowest <= self.budget <= highest:
-            raise ConfigError(f"budget is {self.budget:g} %, but {given}; it must be among them.")
+        if self.budget is not None and not lowest <= self.budget <= highest:
+            raise ConfigError(
+                f"budget is {self.budget:g} {unit}, but {given}; it must be among them."
+            )
 
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start."""

@@ -36,8 +36,9 @@ def gated_budget(
             else ""
         )
         raise ConfigError(
-            f"{name} {budget:g} % is not enough for the cheapest choice of every layer, which with "
-            f"the fixed parts of the network{gate} costs {100.0 * (cheapest + fixed):.6g} %."
+            f"{name} {costs.cost_text(budget)} is not enough for the cheapest choice of every "
+            f"layer, which with the fixed parts of the network{gate} costs "
+            f"{costs.cost_text(100.0 * (cheapest + fixed))}."
         )
     return left
 

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.config import PositiveFloat, configuration
+from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, configuration
 
 MIN_PREFERENCE_GAP = 2.0**-12
 """Distance of two preferences below which no interpolation takes place."""
+_ROUNDING = 1e-9
+"""Rounding tolerance for differences of accuracies in points."""
 
 
 @configuration
 class BudgetConditioning:
-    """Measured costs of a budget-conditioned gate.
+    """Measured costs and accuracies of a budget-conditioned gate.
 
     A preference lies in [0, 1]: 0 has the largest cost weight and the least computation, 1 the most
     computation. The gate receives the preference as an input and is trained at all of them.
@@ -28,6 +31,9 @@ class BudgetConditioning:
         computations: Mean computation of the trained gate in percent, everything included, on the
             validation split at each preference; empty before the measurement.
         preferences: Measured preferences, increasing from 0 to 1; evenly spaced by default.
+        accuracies: Accuracy in percent at each preference, on the same images; may be empty.
+        full_precision_accuracy: Accuracy in percent of the backbone with all layers at the largest
+            bits, on the same images; given with ``accuracies``.
 
     Raises:
         ConfigError: If a value is invalid, or their numbers differ.
@@ -35,6 +41,8 @@ class BudgetConditioning:
 
     computations: tuple[PositiveFloat, ...] = ()
     preferences: tuple[float, ...] = ()
+    accuracies: tuple[NonNegativeFloat, ...] = ()
+    full_precision_accuracy: NonNegativeFloat | None = None
 
     def __post_init__(self) -> None:
         n = len(self.computations)
@@ -51,6 +59,12 @@ class BudgetConditioning:
             raise ConfigError(
                 f"preferences are {list(self.preferences)}; needed are {n}, increasing from 0 to 1."
             )
+        has_full = self.full_precision_accuracy is not None
+        if len(self.accuracies) != (n if has_full else 0) or (has_full and not n):
+            raise ConfigError(
+                f"accuracies are {list(self.accuracies)} and full_precision_accuracy is "
+                f"{self.full_precision_accuracy}; needed are {n} with the latter, or neither."
+            )
 
     @property
     def budget_range(self) -> tuple[float, float]:
@@ -63,12 +77,45 @@ class BudgetConditioning:
             raise ConfigError("the costs of this gate were not measured at any preference.")
         return min(self.computations), max(self.computations)
 
-    def preference_for_budget(self, budget: float) -> float:
+    @property
+    def smallest_accuracy_drop(self) -> float:
+        """Smallest loss of accuracy against full precision, in points; negative for a gain.
+
+        Raises:
+            ConfigError: If nothing was measured.
+        """
+        if self.full_precision_accuracy is None:
+            raise ConfigError("the accuracies of this gate were not measured at any preference.")
+        return self.full_precision_accuracy - max(self.accuracies)
+
+    def preference_for_accuracy_drop(self, drop: float) -> float:
+        """Return the cheapest measured preference that loses at most ``drop`` points of accuracy.
+
+        The loss is that against full precision, on the images of the measurement.
+
+        Raises:
+            ConfigError: If no preference loses so little, or nothing was measured.
+        """
+        smallest = self.smallest_accuracy_drop
+        if drop < smallest - _ROUNDING:
+            raise ConfigError(
+                f"max_accuracy_drop is {drop:g}, but the smallest drop of this gate against full "
+                f"precision is {smallest:.6g} points, on the val split."
+            )
+        lowest = max(self.accuracies) - (drop - smallest) - _ROUNDING
+        measured = zip(self.computations, self.accuracies, self.preferences, strict=True)
+        return min((cost, -accuracy, at) for cost, accuracy, at in measured if accuracy >= lowest)[
+            2
+        ]
+
+    def preference_for_budget(
+        self, budget: float, in_words: Callable[[float], str] = "{:.6g} %".format
+    ) -> float:
         """Return the largest preference with a mean computation of at most ``budget`` percent.
 
         The logarithm of the cost is interpolated linearly between measured preferences. Between two
         preferences within ``MIN_PREFERENCE_GAP`` the cost of the gate jumps, and the cheaper one is
-        returned.
+        returned. ``in_words`` gives the text of a cost in percent, for the error.
 
         Raises:
             ConfigError: If the budget is below the smallest cost, or nothing was measured.
@@ -76,8 +123,8 @@ class BudgetConditioning:
         least, most = self.budget_range
         if not budget >= least:
             raise ConfigError(
-                f"budget {budget:g} % is below the smallest computation of this gate, whose images "
-                f"cost {least:.6g} % to {most:.6g} % on average."
+                f"budget {in_words(budget)} is below the smallest computation of this gate, whose "
+                f"images cost {in_words(least)} to {in_words(most)} on average."
             )
         last = max(i for i, cost in enumerate(self.computations) if cost <= budget)
         if last == len(self.computations) - 1:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone, confidence_sizes
-from dfs_rl.costs import SKIP, CostTable
+from dfs_rl.costs import SKIP, BudgetUnit, CostTable
 from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import Gate, TableGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rollout import rollout
@@ -85,23 +86,51 @@ class GatedModel(nn.Module):
         self.classes = tuple(classes)
         self.image_size = image_size
 
-    def set_budget(self, budget: float) -> None:
-        """Bound the mean computation per image of a budget-conditioned gate, in percent.
+    def set_budget(self, budget: float, unit: BudgetUnit = "percent") -> None:
+        """Bound the mean computation per image of a budget-conditioned gate.
 
         The bound holds for images like those of the validation split, where the cost of each
-        preference was measured.
+        preference was measured. It includes stem, head and gate.
+
+        Args:
+            budget: The bound.
+            unit: ``"percent"`` of all gated layers in full precision, or ``"ms"`` per image for a
+                network with the cost model ``latency``.
 
         Raises:
-            ConfigError: If the gate is not budget-conditioned, or the budget is below its minimum.
+            ConfigError: If the gate is not budget-conditioned, the budget is below its minimum, or
+                the unit does not fit.
         """
         if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
-            raise ConfigError(f"budget is {budget!r}; allowed are positive, finite percents.")
+            raise ConfigError(f"budget is {budget!r}; allowed are positive, finite numbers.")
+        costs = self.backbone.costs
+        percent = costs.percent_of_budget(float(budget), unit)
+        gate, measured = self._conditioned_gate(f"budget is {costs.cost_text(percent)}")
+        gate.preference = measured.preference_for_budget(percent, costs.cost_text)
+
+    def set_max_accuracy_drop(self, drop: float) -> None:
+        """Set a budget-conditioned gate to the cheapest point of little loss in accuracy.
+
+        Args:
+            drop: Points of accuracy that it may lose on the validation split, against all layers
+                at the largest bits.
+
+        Raises:
+            ConfigError: If the gate is not budget-conditioned, or always loses more.
+        """
+        if not isinstance(drop, SupportsFloat) or not 0 <= drop < math.inf:
+            raise ConfigError(f"max_accuracy_drop is {drop!r}; allowed are finite numbers from 0.")
+        gate, measured = self._conditioned_gate(f"max_accuracy_drop is {drop:g}")
+        gate.preference = measured.preference_for_accuracy_drop(drop)
+
+    def _conditioned_gate(self, given: str) -> tuple[LearnedGate, BudgetConditioning]:
+        """Return a gate for all budgets with its measurements; ``given`` begins the error."""
         if not isinstance(self.gate, LearnedGate) or self.gate.budget_conditioning is None:
             raise ConfigError(
-                f"budget is {budget:g} %, but gate {self.gate.name!r} is not budget-conditioned "
-                "and supports only the budget that it was made for."
+                f"{given}, but gate {self.gate.name!r} is not budget-conditioned and supports only "
+                "the budget that it was made for."
             )
-        self.gate.preference = self.gate.budget_conditioning.preference_for_budget(budget)
+        return self.gate, self.gate.budget_conditioning
 
     # The layers that run differ per image, and a loop compiled piecewise is slower.
     @torch.compiler.disable(reason="each image runs its own layers")  # type: ignore[no-untyped-call,untyped-decorator]
@@ -210,6 +239,8 @@ def load(
     inference_form: bool = True,
     dtype: torch.dtype = torch.float32,
     budget: float | None = None,
+    budget_unit: BudgetUnit = "percent",
+    max_accuracy_drop: float | None = None,
     trust_code: bool = False,
 ) -> GatedModel:
     """Load the trained backbone and gate of a run folder.
@@ -225,13 +256,15 @@ def load(
             supports gradients.
         dtype: Data type of the inference form: float32, or bfloat16 if the hardware is fast at it.
         budget: See ``GatedModel.set_budget``; ``None`` for the stored setting.
+        budget_unit: Unit of ``budget``.
+        max_accuracy_drop: See ``GatedModel.set_max_accuracy_drop``; instead of ``budget``.
         trust_code: Allow the import of the constructor, ``module:function``, that made the network
             of a run.
 
     Raises:
         CheckpointError: If the folder contains no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate does not support ``budget``, the network needs code that is not
-            trusted, or a value is invalid.
+        ConfigError: If the gate does not support ``budget`` or ``max_accuracy_drop``, the network
+            needs code that is not trusted, or a value is invalid.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
@@ -252,6 +285,8 @@ def load(
         device=place,
         dtype=dtype if inference_form else None,
         budget=budget,
+        budget_unit=budget_unit,
+        max_accuracy_drop=max_accuracy_drop,
     )
 
 
@@ -261,20 +296,28 @@ def add_gate(
     *,
     device: torch.device,
     dtype: torch.dtype | None,
-    budget: float | None,
+    budget: float | None = None,
+    budget_unit: BudgetUnit = "percent",
+    max_accuracy_drop: float | None = None,
 ) -> GatedModel:
     """Return a loaded backbone with the gate in a folder, see ``load``.
 
     ``dtype`` is that of the inference form; ``None`` uses the training form.
     """
     _check_folder(folder)
+    if budget is not None and max_accuracy_drop is not None:
+        raise ConfigError(
+            f"budget is {budget} and max_accuracy_drop is {max_accuracy_drop}; give one of them."
+        )
     trained, info, gate = stored.backbone, stored.info, load_gate(folder)
     backbone: GatedBackbone = trained if dtype is None else trained.to_inference(dtype)
     model = GatedModel(
         backbone, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
     )
     if budget is not None:
-        model.set_budget(budget)
+        model.set_budget(budget, budget_unit)
+    if max_accuracy_drop is not None:
+        model.set_max_accuracy_drop(max_accuracy_drop)
     return model.to(device).eval()
 
 

@@ -6,8 +6,9 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments import gate_run, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.backbone_resolver import preview_backbone
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.config import program
+from dfs_rl.experiments.config import program, with_percent_budgets
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
@@ -32,8 +33,14 @@ class GateCommand:
         """Raise ``ConfigError`` if the settings are invalid for the data set."""
         gate_run.validate(config, dataset)
 
+    def with_percent_budgets(self, config: Config, dataset: Dataset) -> Config:
+        """Return the settings with their budgets in percent."""
+        if config.budget_unit == "percent":
+            return config
+        return with_percent_budgets(config, preview_backbone(config, dataset).backbone.costs)
+
     def with_resolved_defaults(self, config: Config) -> Config:
-        """Return the settings as a run stores them."""
+        """Return the settings as a run stores them; budgets are in percent."""
         return config.with_resolved_defaults()
 
     def create(self, config: Config, dataset: Dataset) -> RunFolder:
@@ -59,6 +66,9 @@ class BackboneCommand:
 
     def check(self, config: Config, dataset: Dataset) -> None:  # noqa: D102
         supernet_training.make_trainer(config, dataset)
+
+    def with_percent_budgets(self, config: Config, dataset: Dataset) -> Config:  # noqa: ARG002, D102
+        return config
 
     def with_resolved_defaults(self, config: Config) -> Config:  # noqa: D102
         return config

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from dfs_rl.costs import BudgetUnit
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint, accuracy_at, hypervolume, pareto_front
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
@@ -26,7 +27,9 @@ class ObjectiveConfig:
             computation; accuracy: highest accuracy at no more computation than ``budget``; reward:
             highest reward at reference weights, which all trials share; pareto_front: accuracy and
             computation together, for gates with one cost weight or budget each.
-        budget: For accuracy: computation in percent.
+        budget: For accuracy: computation.
+        budget_unit: Unit of ``budget``: percent, or ms with the cost latency; a sweep stores
+            percent.
         cost_weight: For reward: weight of the computation, as a fraction of running everything at
             32 bit; a correct answer counts 1.
         reference_point: For hypervolume: computation in percent and accuracy in percent that bound
@@ -36,6 +39,7 @@ class ObjectiveConfig:
 
     name: Literal["hypervolume", "accuracy", "reward", "pareto_front"] = "hypervolume"
     budget: PositiveFloat | None = None
+    budget_unit: BudgetUnit = "percent"
     cost_weight: PositiveFloat | None = None
     reference_point: tuple[PositiveFloat, float] | None = None
     last: PositiveInt = 3

@@ -38,6 +38,7 @@ _Count = Annotated[int, Field(ge=1, le=_MOST)]
 _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip"),
     *("backbone", "device", "threads", "workers"),
+    *("cost", "latency", "budget_unit"),
 )
 """Settings that must be the same in all trials, or that the sweep sets itself."""
 _SCHEDULER_SETTINGS = {
@@ -228,6 +229,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, object]:
 def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate settings, every choice and both ends of every range against data and backbone."""
     command, given = command_of(file.command), read_yaml(path)
+    with _located(given, str(path), "objective"):
+        _check_objective_unit(file)
     with _located(given, str(path), "settings"):
         command.check(file.config({}), dataset)
     for name in file.search:
@@ -362,6 +365,16 @@ def _check_objective(file: SweepFile) -> None:
         raise ConfigError(
             "objective.name is 'pareto_front', but these gates learn all budgets and have no "
             "single point; set fixed_budget: true, or take hypervolume."
+        )
+
+
+def _check_objective_unit(file: SweepFile) -> None:
+    """Check that the budget of the objective is in the unit of the settings."""
+    theirs = getattr(file.config({}), "budget_unit", "percent")
+    if file.objective.budget is not None and file.objective.budget_unit != theirs:
+        raise ConfigError(
+            f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
+            f"{theirs!r}; give both in one unit."
         )
 
 

@@ -15,7 +15,12 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
-from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
+from dfs_rl.experiments.backbone_resolver import (
+    load_data,
+    load_or_train_backbone,
+    preview_backbone,
+)
+from dfs_rl.experiments.config import with_percent_budgets
 from dfs_rl.sweeping.commands import command_of
 from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
@@ -77,6 +82,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
         dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
     if folder is None:
         check_with_dataset(file, dataset, config.file)
+        file = with_percent_objective(file, dataset)
     else:
         folder.check_data(dataset.fingerprint, dataset.name)
     reference_point = reference_point_of(file, dataset)
@@ -132,6 +138,14 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     stored = load_or_train_backbone(file.config({}), dataset)
     running = uniform_points(stored.backbone, stored.info.accuracy)
     return hypervolume_reference_point(running, [], gates=running)
+
+
+def with_percent_objective(file: SweepFile, dataset: Dataset) -> SweepFile:
+    """Return the sweep with the budget of its objective in percent."""
+    if file.objective.budget_unit == "percent":
+        return file
+    costs = preview_backbone(file.config({}), dataset).backbone.costs
+    return replace(file, objective=with_percent_budgets(file.objective, costs))
 
 
 def _create_run(

@@ -83,6 +83,7 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
             for seed in seeds:
                 settings = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
                 set_threads(settings.threads)
+                settings = command.with_percent_budgets(settings, shared)
                 run = resume_if_started(command, settings)
                 run = run or command.create(settings, shared)
                 with run.lock():

@@ -222,7 +222,7 @@ def test_only_agents_keep_the_exits(config, backbone, tmp_path, capsys):
     )
     exits = config == TrainAgentConfig()
     config = replace(config, backbone=backbone)
-    _, preview = gate_run.validate(config, dataset)
+    _, _, preview = gate_run.validate(config, dataset)
     costs = backbone_of_run(run, config, dataset).backbone.costs
     assert costs.exits_after == ((1, 3) if exits else ())
     assert capsys.readouterr().err.count("does not use the backbone's exits") == (0 if exits else 1)
