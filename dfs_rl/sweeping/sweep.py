@@ -112,6 +112,9 @@ def resolved(config: SweepConfig) -> SweepFile:
         name: _absolute_path(value) if name in _PATHS else value
         for name, value in file.settings.items()
     }
+    latency = settings.get("latency")
+    if isinstance(latency, dict) and "profile" in latency:
+        settings["latency"] = {**latency, "profile": _absolute_path(latency["profile"])}
     return replace(file, settings=settings)
 
 

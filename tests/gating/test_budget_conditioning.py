@@ -125,6 +125,44 @@ def test_bad_preferences(preferences):
         conditioning(1.0, 2.0, 3.0, preferences=preferences)
 
 
+ACCURATE = {"accuracies": (90.0, 96.0, 95.5, 96.5), "full_precision_accuracy": 97.0}
+
+
+@pytest.mark.parametrize(
+    ("drop", "index"),
+    [(0.5, 3), (0.75, 3), (1.0, 1), (1.5, 2), (6.9, 2), (7.0, 0), (100.0, 0)],
+)
+def test_the_cheapest_point_within_an_accuracy_drop(drop, index):
+    measured = conditioning(1.0, 4.0, 2.0, 8.0, **ACCURATE)
+    assert measured.preference_for_accuracy_drop(drop) == measured.preferences[index]
+
+
+def test_an_accuracy_drop_that_no_point_holds():
+    measured = conditioning(1.0, 4.0, 2.0, 8.0, **ACCURATE)
+    with pytest.raises(ConfigError, match=r"drop is 0\.4, but the smallest drop .* is 0\.5 points"):
+        measured.preference_for_accuracy_drop(0.4)
+    better = conditioning(1.0, 2.0, accuracies=(96.0, 98.0), full_precision_accuracy=97.0)
+    assert better.smallest_accuracy_drop == -1.0
+    assert better.preference_for_accuracy_drop(0.0) == 1.0
+    with pytest.raises(ConfigError, match="accuracies of this gate were not measured"):
+        conditioning(1.0, 2.0).preference_for_accuracy_drop(1.0)
+
+
+@pytest.mark.parametrize(
+    "accuracies",
+    [
+        {"accuracies": (1.0, 2.0)},
+        {"full_precision_accuracy": 1.0},
+        {"accuracies": (1.0, 2.0, 3.0), "full_precision_accuracy": 1.0},
+    ],
+)
+def test_accuracies_belong_to_computations(accuracies):
+    with pytest.raises(ConfigError, match="full_precision_accuracy is"):
+        conditioning(1.0, 2.0, **accuracies)
+    with pytest.raises(ConfigError, match="full_precision_accuracy is"):
+        conditioning(**accuracies)
+
+
 @pytest.mark.parametrize("computations", [(1.0,), (1.0, -1.0), (math.nan, 1.0)])
 def test_bad_computations(computations):
     with pytest.raises(ConfigError, match="computations"):

@@ -91,6 +91,8 @@ def test_errors():
         rollout(ToyBackbone(), make(0.7), toy_images(2), budget=50.0)
     with pytest.raises(ConfigError, match="is not budget-conditioned"):
         GatedModel(ToyBackbone(), make(0.7)).set_budget(50.0)
+    with pytest.raises(ConfigError, match=r"max_accuracy_drop is 1, but .* not budget-conditioned"):
+        GatedModel(ToyBackbone(), make(0.7)).set_max_accuracy_drop(1.0)
     with pytest.raises(CheckpointError, match=r"'cascade' chooses from \[0, 2, 4, 8\] bit"):
         GatedModel(ToyBackbone(bits=(0, 2, 4)), make(0.7))
     with pytest.raises(CheckpointError, match=r"is the table \[1, 0, 2\]"):

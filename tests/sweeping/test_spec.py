@@ -107,6 +107,7 @@ RATE = "search.reward.log_likelihood"
         ("reward.log_lik", "reward.loglik", 8, "reward.loglikelihood is not a setting of train_a"),
         ("range.0", "range.2", 9, "cost_weight_range.2 is not a setting of train_a"),
         ("cost_weight_range.0", "seed", 9, "seed cannot be searched; it must be the same"),
+        ("cost_weight_range.0", "cost", 9, "cost cannot be searched; it must be the same"),
         ("timesteps: 1000", "run_dir: x", 3, "settings has run_dir, which the sweep"),
         ("timesteps: 1000", "dataset: /x", 3, "settings has data set '/x' but no backbone"),
         ("timesteps: 1000", "seed: 4294967295", 3, "settings has seed 4294967295, but fresh"),
@@ -205,6 +206,10 @@ def test_errors_of_flags_and_file_are_told_apart(load, tmp_path):
         (
             "command: train_agent\nsearch:\n  cost_weight_range.0: {loguniform: [0.1, 50]}\n",
             "line 3: cost_weight_range.0 may be 50.0, which is not allowed: the cost weights run f",
+        ),
+        (
+            f"{GRID}objective: {{name: accuracy, budget: 2, budget_unit: ms}}\n",
+            "line 5: objective.budget is in ms, but settings.budget_unit is 'percent'",
         ),
     ],
 )

@@ -2,20 +2,38 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from ray import tune
 
+from dfs_rl.backbones import default_digits
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.config import TrainStaticConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping.config import SweepConfig
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain
-from dfs_rl.sweeping.spec import SweepFile
+from dfs_rl.sweeping.spec import SweepFile, check_with_dataset, load_sweep_file
+from dfs_rl.sweeping.sweep import resolved, sweep_yaml, with_percent_objective
 from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, resume_if_started
-from dfs_rl.utils.config import load_config
+from dfs_rl.utils.config import config_to_dict, load_config
+from dfs_rl.utils.io import write_json
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
+from tests.helpers.latencies import made_up_profile
+
+SWEEP_IN_MS = """\
+command: train_static
+settings:
+  cost: latency
+  latency: {profile: profile.json, other_machine: true}
+  budget: 13.86
+  budget_unit: ms
+search: {budget: {uniform: [13.86, 20.79]}}
+objective: {name: accuracy, budget: 13.86, budget_unit: ms}
+"""
 
 
 def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
@@ -34,6 +52,28 @@ def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
     assert state_of(resume_if_started(command, other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)
     assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "uniform", 1)
+
+
+def test_budgets_in_milliseconds_are_converted_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = made_up_profile(default_digits().costs)  # full precision takes 69.3 ms
+    write_json(tmp_path / "profile.json", config_to_dict(profile))
+    (tmp_path / "sweep.yaml").write_text(SWEEP_IN_MS)
+    file, digits = resolved(SweepConfig(file=tmp_path / "sweep.yaml")), load_dataset("digits")
+    assert file.settings["latency"]["profile"] == str(tmp_path / "profile.json")
+    check_with_dataset(file, digits, tmp_path / "sweep.yaml")
+    file = with_percent_objective(file, digits)
+    (tmp_path / "sweep.yaml").write_text(sweep_yaml(file))
+    again = with_percent_objective(load_sweep_file(tmp_path / "sweep.yaml"), digits)
+    assert again.objective.budget == file.objective.budget == pytest.approx(20.0)
+
+    command = command_of("train_static")
+    given = file.config({"budget": 20.79}, run_dir=str(tmp_path / "seed0"))
+    config = command.with_percent_budgets(given, digits)
+    assert command.with_percent_budgets(config, digits) == config
+    run = command.create(config, digits)
+    assert resume_if_started(command, config) is not None
+    assert load_config(run.config_path, TrainStaticConfig).budget == pytest.approx(30.0)
 
 
 def test_reports_average_the_last_validations(tmp_path, monkeypatch):

@@ -1,0 +1,240 @@
+"""Budgets in milliseconds and bounds on the loss of accuracy, from the commands to the gate.
+
+By the made-up profile, the gated layers take 69.3 ms in full precision: 0.1 * 33 ms times 1 to 6.
+"""
+
+import shutil
+
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl import train_agent, train_cascade, train_gumbel, train_static
+from dfs_rl.backbones import default_digits
+from dfs_rl.compare import main as compare_main
+from dfs_rl.data import load_dataset
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluate import main as evaluate_main
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.config import GateRunConfig
+from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.gating.storage import load_gate
+from dfs_rl.utils.config import config_from_dict, config_to_dict, load_config
+from dfs_rl.utils.io import read_json, write_json
+from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.latencies import made_up_profile
+
+FULL_MS = 69.3
+AGENT = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+GUMBEL = ["--timesteps", "400", "--training.batch-size", "32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    write_json(path, config_to_dict(made_up_profile(default_digits().costs)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def in_ms(profile):
+    given = ["--latency.profile", str(profile), "--latency.other-machine"]
+    return ["--cost", "latency", *given, "--budget-unit", "ms"]
+
+
+@pytest.fixture(scope="module")
+def agent(in_ms, tmp_path_factory):
+    path = tmp_path_factory.mktemp("agent") / "run"
+    assert train_agent.main([*AGENT, *in_ms, "--budget", "20.79", "--run-dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plain") / "run"
+    assert train_gumbel.main([*GUMBEL, "--max-accuracy-drop", "100", "--run-dir", str(path)]) == 0
+    return path
+
+
+def stored_config(run) -> GateRunConfig:
+    config_type = GATE_COMMANDS[RunFolder.open(run).kind]
+    return load_config(run / "config.yaml", config_type)
+
+
+def milliseconds(options: torch.Tensor) -> torch.Tensor:
+    """Time of images without gate, by the definition of the made-up profile."""
+    bits = torch.tensor([0, 2, 3, 4, 8, 32])[options].double()
+    return 0.5 + 0.25 + (0.1 * torch.arange(1, 7) * (1 + bits)).sum(dim=1)
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- milliseconds --------------------------------------------------------------------------------
+
+
+def test_an_agent_is_set_to_milliseconds(agent):
+    config, gate = stored_config(agent), load_gate(agent / "gate")
+    assert (config.budget, config.budget_unit) == (pytest.approx(30.0), "percent")
+    measured = gate.budget_conditioning
+    least, _ = measured.budget_range
+    assert gate.preference == measured.preference_for_budget(max(config.budget, least))
+    _, trace = dfs_rl.load(agent)(load_dataset("digits").val.images)
+    spent = milliseconds(trace.options) + 6 * 0.0625 * gate.macs / 1000.0
+    torch.testing.assert_close(trace.computation, 100 * spent / FULL_MS)
+
+
+def test_a_resumed_run_keeps_its_percent(agent, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(agent, run)
+    (run / "training.json").unlink()  # as if it had been killed before the end
+    before = load_gate(agent / "gate").preference
+    assert train_agent.main(["--resume", str(run)]) == 0
+    assert "budget" not in capsys.readouterr().err.split("Measuring")[0]
+    assert stored_config(run).budget == stored_config(agent).budget
+    assert load_gate(run / "gate").preference == before
+
+
+def test_the_same_budget_in_both_units(agent):
+    least, most = load_gate(agent / "gate").budget_conditioning.budget_range
+    percent = (least + most) / 2
+    ms = percent * FULL_MS / 100
+    model = dfs_rl.load(agent, budget=ms, budget_unit="ms")
+    assert model.gate.preference == pytest.approx(
+        dfs_rl.load(agent, budget=percent).gate.preference
+    )
+    model.set_budget(most * FULL_MS / 100 * 1.001, unit="ms")
+    assert model.gate.preference == dfs_rl.load(agent, budget=1.001 * most).gate.preference
+    assert evaluate_main([str(agent), "--budget", f"{ms}", "--budget-unit", "ms"]) == 0
+    assert (agent / f"summary-at-{percent:g}.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("main", "flags"),
+    [
+        (train_static.main, ["--method", "greedy", "--images", "60"]),
+        (train_cascade.main, []),
+    ],
+    ids=["static", "cascade"],
+)
+def test_gates_without_training_take_milliseconds(in_ms, tmp_path, main, flags):
+    run = tmp_path / "run"
+    assert main([*flags, *in_ms, "--budget", "20.79", "--run-dir", str(run)]) == 0
+    assert stored_config(run).budget == pytest.approx(30.0)
+    _, trace = dfs_rl.load(run)(load_dataset("digits").val.images)
+    once = milliseconds(trace.options)
+    spent = trace.computation * FULL_MS / 100
+    assert float(spent.mean()) <= 20.79 * (1 + 1e-9)
+    torch.testing.assert_close(spent[~trace.escalated], once[~trace.escalated])
+
+
+def test_a_comparison_trains_for_milliseconds(in_ms, tmp_path):
+    folder = tmp_path / "contest"
+    chosen = ["--gates", "static-greedy", "--budgets", "20.79", "--search.tables", "5"]
+    flags = ["--dataset", "digits", *chosen, "--run-dir", str(folder)]
+    assert compare_main([*flags, *in_ms]) == 0
+    assert compare_main(["--resume", str(folder)]) == 0
+    config = load_config(folder / "config.yaml", CompareConfig)
+    assert (config.budgets, config.budget_unit) == (pytest.approx((30.0,)), "percent")
+    assert stored_config(folder / "gates" / "static-greedy-seed0-at-30").budget == config.budgets[0]
+
+
+def test_finished_runs_are_compared_at_milliseconds(agent, plain, tmp_path, capsys):
+    folder = tmp_path / "report"
+    most = load_gate(agent / "gate").budget_conditioning.budget_range[1]
+    ms = ["--budgets", str(most * FULL_MS / 50), "--budget-unit", "ms"]
+    flags = [*ms, "--search.tables", "5", "--run-dir"]
+    assert compare_main([str(agent), *flags, str(folder)]) == 0
+    assert compare_main(["--resume", str(folder)]) == 0
+    path = folder / "comparison.json"
+    found = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    assert [p.budget for p in found.points if p.kind == "gate"] == [pytest.approx(2 * most)]
+    assert compare_main([str(plain), *flags, str(tmp_path / "other")]) == 2
+    assert "ms, but the cost is computation" in sentence(capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_gate_of_another_size_is_noted(in_ms, tmp_path, capsys):
+    run, hidden = tmp_path / "run", ["--hidden", "64"]
+    flags = [*hidden, "--budget", "60", "--method", "dfs", *in_ms]
+    assert train_gumbel.main([*GUMBEL, *flags, "--run-dir", str(run)]) == 0
+    macs = load_gate(run / "gate").macs
+    assert macs > 1500
+    told = f"The gate has {macs:,.0f} MACs, the one in the latency profile 1,000; its time is"
+    assert told in capsys.readouterr().err
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+
+def test_a_gate_is_set_to_its_loss_of_accuracy(plain, capsys):
+    gate, val = load_gate(plain / "gate"), load_dataset("digits").val
+    measured = gate.budget_conditioning
+    backbone = default_digits().to_inference()
+    with torch.inference_mode():
+        h = backbone.stem(val.images)
+        for layer in backbone.layers:
+            h = layer(h, 32)
+        right = backbone.head(h).argmax(dim=1) == val.labels
+    assert measured.full_precision_accuracy == pytest.approx(100 * float(right.double().mean()))
+    cheapest = measured.computations.index(min(measured.computations))
+    assert gate.preference == measured.preferences[cheapest]  # it may lose 100 points
+    drop = max(0.0, measured.smallest_accuracy_drop)
+    model = dfs_rl.load(plain, max_accuracy_drop=drop)
+    logits, _ = model(val.images)
+    reached = 100 * float((logits.argmax(dim=1) == val.labels).double().mean())
+    assert reached >= measured.full_precision_accuracy - drop - 1e-6
+    assert evaluate_main([str(plain), "--max-accuracy-drop", f"{drop}", "--split", "val"]) == 0
+    method = read_json(plain / f"summary-val-drop-{drop:g}.json")["methods"][0]
+    assert method["accuracy"] == pytest.approx(reached)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "words"),
+    [
+        (train_agent.main, ["--budget", "1"], "budget_unit is 'ms', but cost is computation"),
+        (train_cascade.main, ["--cost", "macs"], "budget_unit is 'ms', but cost is macs"),
+        (compare_main, ["--dataset", "digits", "--budgets", "1"], "but cost is computation"),
+        (compare_main, ["run", "--dataset", "digits"], "budgets is empty; give budgets in ms"),
+    ],
+)
+def test_milliseconds_need_measured_times(refusal, main, flags, words):
+    assert words in refusal(main, [*flags, "--budget-unit", "ms"])
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "words"),
+    [
+        (train_agent.main, ["--budget", "2"], "budget is 2 and max_accuracy_drop is 1; give one"),
+        (train_agent.main, ["--cost-weight", "2"], "cost_weight is 2 and max_accuracy_drop is 1"),
+        (train_agent.main, ["--fixed-budget"], "this gate learns for one"),
+        (train_gumbel.main, ["--budget", "1"], "budget is 1 and max_accuracy_drop is 1"),
+        (train_gumbel.main, ["--method", "dfs"], "this gate learns for one"),
+    ],
+)
+def test_a_gate_has_one_aim(refusal, main, flags, words):
+    assert words in refusal(main, [*flags, "--max-accuracy-drop", "1"])
+
+
+def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):
+    said = refusal(train_static.main, [*in_ms, "--budget", "0.693"])
+    assert "budget 1 % (0.693 ms) is not enough" in said
+    assert "costs 4.11255 % (2.85 ms)" in said  # 0.75 and 0.1 * 21 ms
+    with pytest.raises(ConfigError, match=r"budget 1 % \(0\.693 ms\) is below .* ms\) on average"):
+        dfs_rl.load(agent, budget=0.693, budget_unit="ms")
+
+
+def test_what_a_gate_cannot_be_set_to(plain):
+    for settings, words in (
+        ({"budget": 2.0, "budget_unit": "ms"}, "2 ms, but the cost is computation"),
+        ({"budget": 2.0, "budget_unit": "s"}, "unit of the budget is 's'; allowed are percent, ms"),
+        ({"budget": 2.0, "max_accuracy_drop": 1.0}, "give one of them"),
+        ({"max_accuracy_drop": -1.0}, "allowed are finite numbers from 0"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            dfs_rl.load(plain, **settings)
