@@ -7,14 +7,14 @@ from typing import Literal
 
 import tyro
 
-from dfs_rl.costs import BudgetUnit
+from dfs_rl.experiments.config import GateSettings
 from dfs_rl.utils.cli import Invocation, run_command
-from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, configuration
+from dfs_rl.utils.config import configuration
 from dfs_rl.utils.logging import print_status
 
 
 @configuration
-class ExportConfig:
+class ExportConfig(GateSettings):
     """Settings of ``export``.
 
     Attributes:
@@ -22,19 +22,11 @@ class ExportConfig:
         out: File to create or replace.
         format: "onnx" has a branch for each option of each layer; "onnx-static" has no control
             flow, and needs a static bit table.
-        budget: Budget on the mean computation that a gate for all budgets is set to.
-        budget_unit: Unit of the budget: percent of the gated layers in full precision, or ms for a
-            run with the cost latency.
-        max_accuracy_drop: Points of accuracy that a gate for all budgets may lose on val, against
-            all layers at the largest bits; it is set to the cheapest such point.
     """
 
     run: tyro.conf.Positional[Path]
     out: Path = Path("gate.onnx")
     format: Literal["onnx", "onnx-static"] = "onnx"
-    budget: PositiveFloat | None = None
-    budget_unit: BudgetUnit = "percent"
-    max_accuracy_drop: NonNegativeFloat | None = None
 
 
 def run(invocation: Invocation[ExportConfig]) -> None:

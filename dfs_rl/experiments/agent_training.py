@@ -72,8 +72,8 @@ Examples:
     MODULE: ClassVar = "dfs_rl.experiments.gate_training"
     CHOICES: ClassVar = {"algorithm": ("algo", ALGORITHM_CONFIGS)}
     FIRST: ClassVar = (
-        *("algo", "dataset", "backbone", "budget", "cost_weight"),
-        *("timesteps", "seed", "run_dir", "algorithm"),
+        *("algo", "dataset", "backbone", "budget", "budget_unit", "cost_weight"),
+        *("max_accuracy_drop", "timesteps", "seed", "run_dir", "algorithm"),
     )
 
     algo: AlgorithmName = "ppo"

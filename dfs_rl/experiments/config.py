@@ -142,18 +142,30 @@ class RunConfig(BackboneSettings):
 
 
 @configuration
-class EvaluateConfig:
+class GateSettings:
+    """Settings of every command that takes a trained gate.
+
+    Attributes:
+        budget: Budget on the mean computation that a gate for all budgets is set to.
+        budget_unit: Unit of the budget: percent of the gated layers in full precision, or ms for a
+            run with the cost latency.
+        max_accuracy_drop: Points of accuracy that a gate for all budgets may lose on val, against
+            all layers at the largest bits; it is set to the cheapest such point.
+    """
+
+    budget: PositiveFloat | None = None
+    budget_unit: BudgetUnit = "percent"
+    max_accuracy_drop: NonNegativeFloat | None = None
+
+
+@configuration
+class EvaluateConfig(GateSettings):
     """Settings of ``evaluate``.
 
     Attributes:
         run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
             uniform options alone.
         split: Split to report on; test is for one final evaluation.
-        budget: Budget on the mean computation that a gate for all budgets is set to.
-        budget_unit: Unit of the budget: percent of the gated layers in full precision, or ms for a
-            run with the cost latency.
-        max_accuracy_drop: Points of accuracy that a gate for all budgets may lose on val, against
-            all layers at the largest bits; it is set to the cheapest such point.
         dataset: New location of the run's data set, if it moved; the images must be the same.
         device: "auto", "cpu", "cuda", ...
         batch_size: Images per batch.
@@ -169,9 +181,6 @@ class EvaluateConfig:
 
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
-    budget: PositiveFloat | None = None
-    budget_unit: BudgetUnit = "percent"
-    max_accuracy_drop: NonNegativeFloat | None = None
     dataset: str | None = None
     device: str = "auto"
     batch_size: PositiveInt = 128

@@ -53,8 +53,8 @@ class TrainGumbelConfig(GateTrainingConfig):
     MODULE: ClassVar = "dfs_rl.experiments.gumbel_training"
     CHOICES: ClassVar = {"training": ("method", SUPERVISED_METHODS)}
     FIRST: ClassVar = (
-        *("method", "gate", "dataset", "backbone", "budget"),
-        *("timesteps", "seed", "run_dir", "training"),
+        *("method", "gate", "dataset", "backbone", "budget", "budget_unit"),
+        *("max_accuracy_drop", "timesteps", "seed", "run_dir", "training"),
     )
 
     method: SupervisedMethodName = "gumbel"
