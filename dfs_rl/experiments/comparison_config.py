@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
+from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
@@ -33,7 +34,7 @@ class CompareConfig(BackboneSettings):
             moved.
         budgets: Budgets on the mean computation. Gates for all budgets are set to each; the others
             are trained for each. Default 0.5, 0.75, 1, 1.5 and 3 percent for gates that are
-            trained; finished runs keep their own.
+            trained, none with the cost latency; finished runs keep their own.
         budget_unit: Unit of the budgets: percent of the gated layers in full precision, or ms per
             image with the cost latency. A comparison stores percent.
         gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
@@ -76,6 +77,8 @@ class CompareConfig(BackboneSettings):
             check_budget_unit(self.budget_unit, self.cost)
         if self.budget_unit == "ms" and not self.budgets:
             raise ConfigError("budget_unit is 'ms', but budgets is empty; give budgets in ms.")
+        if self.cost == LATENCY and not self.budgets:
+            raise ConfigError("cost is latency, which has no default budgets; give --budgets.")
         asked = [
             name
             for name in _TRAINING_FIELDS

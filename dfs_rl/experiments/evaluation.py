@@ -22,6 +22,7 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.storage import weights_digest
+from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.baselines.methods import uniform_baselines
@@ -297,12 +298,12 @@ def _evaluate_methods(
         role="gate",
         records=(records,),
         selection=on_selection,
-        detail=_gate_text(model.gate),
+        detail=_gate_text(model.gate, backbone.costs),
     )
     return [gate, *run_baselines(setup, baselines)]
 
 
-def _gate_text(gate: Gate) -> str:
+def _gate_text(gate: Gate, costs: CostTable) -> str:
     """Describe a cascade, or the preference of a calibrated gate for all budgets."""
     if isinstance(gate, CascadeGate):
         return gate.description
@@ -310,8 +311,8 @@ def _gate_text(gate: Gate) -> str:
         return ""
     if not gate.budget_conditioning.computations:
         return ""
-    computation = gate.budget_conditioning.computation_at(gate.preference)
-    return f"budget-conditioned, at a preference where val images cost {computation:.3g} %"
+    cost = costs.cost_text(gate.budget_conditioning.computation_at(gate.preference), 3)
+    return f"budget-conditioned, at a preference where val images cost {cost}"
 
 
 def figure_prefix(config: EvaluateConfig) -> str:

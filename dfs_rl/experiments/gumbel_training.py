@@ -123,8 +123,9 @@ def budgets_of(
     """Return the range of budgets that a gate learns, ``None`` for a single budget.
 
     By default it ranges from the cost of all layers at the lowest bits, about the minimum without
-    skipping, to eight times that, where more bits gain no accuracy; it always includes the
-    configuration's own budget.
+    skipping, to eight times that, where more bits gain no accuracy. Where low bits save little, as
+    on most clocks, it ranges from an eighth of full precision, or what is possible, to all of it.
+    It always includes the configuration's own budget.
     """
     if not config.all_budgets:
         return None
@@ -132,10 +133,11 @@ def budgets_of(
         return BudgetRange(lowest=config.budgets[0], highest=config.budgets[1])
     fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
     first = 1 if costs.options[0] == SKIP else 0
-    lowest = 100.0 * float(costs.option_costs()[:, first].sum())
+    lowest = min(100.0 * float(costs.option_costs()[:, first].sum()), 100.0 / _SPAN)
+    lowest = max(lowest, 100.0 * float(costs.least_costs()[0]))
     own = [] if config.budget is None else [config.budget]
     return BudgetRange(
-        lowest=min([fixed + lowest, *own]), highest=max([fixed + _SPAN * lowest, *own])
+        lowest=min([fixed + lowest, *own]), highest=max([fixed + min(_SPAN * lowest, 100.0), *own])
     )
 
 

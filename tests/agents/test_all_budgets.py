@@ -24,6 +24,7 @@ from dfs_rl.gating.budget_conditioning import (
     low_discrepancy_preferences,
 )
 from dfs_rl.gating.reward import RewardWeights
+from tests.helpers.latencies import made_up_profile
 from tests.helpers.planted_task import (
     WEIGHTS,
     SmoothPlantedBackbone,
@@ -174,6 +175,18 @@ def test_default_budgets_start_at_the_lowest_bits(bits, budget, expected):
     assert budgets_of(config, costs, gate_macs=4.0).lowest == pytest.approx(found.lowest + 1.0)
     spend = targets(config, costs, gate_macs=4.0)(torch.tensor([0.0], dtype=torch.float64))
     assert float(spend) == pytest.approx(found.lowest / 100)
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"), [((0, 8, 32), (12.5, 100.0)), ((8, 32), (60.0, 100.0))]
+)
+def test_default_budgets_where_low_bits_save_little(bits, expected):
+    costs = CostTable(options=BitOptions(bits), layer_macs=(300, 100))
+    ms = {0: 0.0, 8: 6.0, 32: 10.0}
+    times = made_up_profile(costs, layer=lambda _, bits: ms[bits], stem=1.0, head=1.0)
+    config = TrainGumbelConfig(max_accuracy_drop=1.0)
+    found = budgets_of(config, costs.with_cost_model("latency", times), gate_macs=0.0)
+    assert (found.lowest, found.highest) == pytest.approx(expected)
 
 
 def test_one_budget_has_one_target():

@@ -221,6 +221,11 @@ def test_a_gate_has_one_aim(refusal, main, flags, words):
     assert words in refusal(main, [*flags, "--max-accuracy-drop", "1"])
 
 
+def test_latency_has_no_default_budgets(refusal, profile):
+    given = ["--dataset", "digits", "--latency.profile", str(profile), "--cost", "latency"]
+    assert "cost is latency, which has no default budgets" in refusal(compare_main, given)
+
+
 def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):
     said = refusal(train_static.main, [*in_ms, "--budget", "0.693"])
     assert "budget 1 % (0.693 ms) is not enough" in said

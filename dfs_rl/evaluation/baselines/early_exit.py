@@ -142,8 +142,8 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
                     best = (score, rule)
     if best is None:
         raise ConfigError(
-            f"budget is {budget:.4g} %; no rule of confidence exits costs less than "
-            f"{cheapest:.4g} %."
+            f"budget is {costs.cost_text(budget, 4)}; no rule of confidence exits costs less than "
+            f"{costs.cost_text(cheapest, 4)}."
         )
     return best[1]
 

@@ -62,8 +62,8 @@ def check_table_budget(costs: CostTable, budget: float, *, exits: bool = True) -
     if not is_within_budget(costs, cheapest, budget):
         without = "" if exits or not costs.exits else " without an exit"
         raise ConfigError(
-            f"budget is {budget:.4g} %; no static bit table{without} costs less than "
-            f"{static_table_computation(costs, cheapest):.4g} %."
+            f"budget is {costs.cost_text(budget, 4)}; no static bit table{without} costs less than "
+            f"{costs.cost_text(static_table_computation(costs, cheapest), 4)}."
         )
 
 
