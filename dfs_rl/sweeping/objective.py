@@ -75,10 +75,11 @@ class ObjectiveConfig:
     def description(self, reference_point: CurvePoint) -> str:
         """Describe the objective in a sentence; ``reference_point`` bounds the hypervolume."""
         computation, accuracy = reference_point
+        budget = "" if self.budget is None else f"{self.budget:g}"
         about = {
             "hypervolume": "area under accuracy over the logarithm of computation, left of "
             f"{computation:g} % and above {accuracy:.1f} %",
-            "accuracy": f"accuracy in percent at no more than {self.budget} % computation",
+            "accuracy": f"accuracy in percent at no more than {budget} % computation",
             "reward": f"correct answers minus {self.cost_weight} x computation, both as fractions",
             "pareto_front": "accuracy and computation in percent, together",
         }
