@@ -143,7 +143,10 @@ class CostTable:
 
     @cached_property
     def total_cost(self) -> float:
-        """Cost of all gated layers at 32 bit: the denominator of every fraction."""
+        """Cost of all gated layers in full precision: 100 % of every cost and budget.
+
+        Full precision is 32 bit by formula, and the largest bit option where times are measured.
+        """
         full = FULL if self.profile is None else self.options[self.options.full]
         return sum(self.layer_cost(layer, full) for layer in self._layers)
 

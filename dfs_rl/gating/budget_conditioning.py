@@ -97,16 +97,16 @@ class BudgetConditioning:
             ConfigError: If no preference loses so little, or nothing was measured.
         """
         smallest = self.smallest_accuracy_drop
-        if drop < smallest - _ROUNDING:
+        if not drop >= smallest - _ROUNDING:
             raise ConfigError(
                 f"max_accuracy_drop is {drop:g}, but the smallest drop of this gate against full "
                 f"precision is {smallest:.6g} points, on the val split."
             )
         lowest = max(self.accuracies) - (drop - smallest) - _ROUNDING
         measured = zip(self.computations, self.accuracies, self.preferences, strict=True)
-        return min((cost, -accuracy, at) for cost, accuracy, at in measured if accuracy >= lowest)[
-            2
-        ]
+        found = [(cost, -accuracy, at) for cost, accuracy, at in measured if accuracy >= lowest]
+        _, _, preference = min(found)
+        return preference
 
     def preference_for_budget(
         self, budget: float, in_words: Callable[[float], str] = "{:.6g} %".format
