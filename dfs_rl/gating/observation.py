@@ -15,7 +15,7 @@ from dfs_rl.gating.execution import ExecutionState
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
 """Number of context values without budget conditioning; a preference adds one."""
-_MIN_STD = 1e-6  # avoids division by zero for a channel that never fires
+MIN_STD = 1e-6  # avoids division by zero for a channel that never fires
 
 
 class Observation(NamedTuple):
@@ -84,7 +84,7 @@ def observe(
     if with_features and state.layer < costs.n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
-        std = backbone.feature_std[state.layer, :size].clamp(min=_MIN_STD)
+        std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
         normalised = (backbone.feature(state.hidden, state.layer) - mean) / std  # [batch, size]
         normalised = normalised.clamp_(-FEATURE_LIMIT, FEATURE_LIMIT)
         features = functional.pad(normalised, (0, observation_width(backbone) - size))

@@ -18,6 +18,10 @@ class Parts:
         self.constants = constants
         self.maker = {name: i for i, node in enumerate(nodes) for name in node.output}
 
+    def __contains__(self, value: str) -> bool:
+        """Return whether the trace makes a value."""
+        return value in self.maker or value in self.constants
+
 
 class Scope:
     """A graph under construction, which sees the values of the graphs around it.
@@ -83,6 +87,7 @@ class Scope:
     def graph(self, name: str, results: Sequence[str]) -> GraphProto:
         """Return the graph with these results, which a graph around it may have made."""
         own = {output for node in self.nodes for output in node.output}
+        own |= {tensor.name for tensor in self.constants}
         named = [
             result if result in own else self.node("Identity", [result], f"{name}.{i}")
             for i, result in enumerate(results)
@@ -165,29 +170,48 @@ def _run_layer(
     scope: Scope, layer: int, costs: CostTable, choices: Sequence[int]
 ) -> tuple[str, str]:
     """Add a layer and all that follow it; return the names of logits and options."""
-    _branches(scope, layer, choices, f"hidden_{layer + 1}")
+    names = {"layer": f"hidden_{layer + 1}"}
+    if layer + 1 < costs.n_layers and f"spent_{layer}_0" in scope.parts:
+        names |= {name: f"{name}_{layer + 1}" for name in ("spent", "previous")}
+    _branches(scope, layer, costs, choices, names)
     return _run_from(scope, layer + 1, costs, choices)
 
 
-def _branches(scope: Scope, layer: int, choices: Sequence[int], output: str) -> None:
-    """Add a layer as a binary tree of branches, one leaf for each option."""
+def _branches(
+    scope: Scope, layer: int, costs: CostTable, choices: Sequence[int], names: Mapping[str, str]
+) -> None:
+    """Add a layer as a binary tree of branches, one leaf for each option.
+
+    ``names`` are those of its outputs, by the kinds of parts that they come from.
+    """
+
+    def leaf(inner: Scope, option: int) -> list[str]:
+        values = [f"{kind}_{layer}_{option}" for kind in names]
+        if "previous" in names:
+            share = np.full((1, 1), option / max(len(costs.options) - 1, 1), np.float32)
+            inner.constant(f"previous_{layer}_{option}", share)
+        return [inner.require(value) for value in values]
+
     if len(choices) == 1:
-        scope.node("Identity", [scope.require(f"layer_{layer}_{choices[0]}")], output)
+        for value, output in zip(leaf(scope, choices[0]), names.values(), strict=True):
+            scope.node("Identity", [value], output)
         return
     low, high = choices[: len(choices) // 2], choices[len(choices) // 2 :]
+    output = names["layer"]
     first = scope.constant(f"{output}.first", np.int64(high[0]))
     condition = scope.node("Less", [f"options_{layer}", first], f"{output}.below")
 
-    def fill(some: Sequence[int], name: str) -> Callable[[Scope], list[str]]:
+    def fill(some: Sequence[int], suffix: str) -> Callable[[Scope], list[str]]:
         def add(inner: Scope) -> list[str]:
             if len(some) == 1:
-                return [inner.require(f"layer_{layer}_{some[0]}")]
-            _branches(inner, layer, some, name)
-            return [name]
+                return leaf(inner, some[0])
+            inside = {kind: f"{name}.{suffix}" for kind, name in names.items()}
+            _branches(inner, layer, costs, some, inside)
+            return list(inside.values())
 
         return add
 
-    scope.branch(condition, fill(low, f"{output}.low"), fill(high, f"{output}.high"), [output])
+    scope.branch(condition, fill(low, "low"), fill(high, "high"), list(names.values()))
 
 
 def _all_options(scope: Scope, layer: int, costs: CostTable) -> str:

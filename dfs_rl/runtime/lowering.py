@@ -4,6 +4,7 @@ The codes are those of the inference form: ``QuantizeLinear`` with our scales, c
 of fewer than 8 bits, then ``DequantizeLinear``. onnxruntime fuses such nodes into integer kernels.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -18,6 +19,8 @@ from dfs_rl.runtime.tracing import DOMAIN
 Array = NDArray[np.floating[Any]]
 _BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _LARGEST_BIAS = 2.0**30
+_IMAGES = "images"
+_ROWS = 2  # rank of a batch of vectors
 
 
 class Builder:
@@ -57,7 +60,10 @@ def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProt
     """Return the nodes and constants of a traced graph with its quantized operators replaced."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[NodeProto] = []
+    inputs = {value.name for value in graph.input}
     for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] in inputs:
+            _take_batch_of_images(node)
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
@@ -65,7 +71,37 @@ def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProt
         _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants))
         nodes += builder.nodes
         constants |= builder.constants
-    return nodes, constants
+    return _merge_linear(nodes, constants), constants
+
+
+def _take_batch_of_images(node: NodeProto) -> None:
+    """Let a node that asks an input for the batch size ask the images, which are there first."""
+    ends = {a.name: a.i for a in node.attribute}
+    assert ends == {"start": 0, "end": 1}, "only the batch is open"
+    node.input[0] = _IMAGES
+
+
+def _merge_linear(nodes: Sequence[NodeProto], constants: dict[str, TensorProto]) -> list[NodeProto]:
+    """Return the nodes with one linear map in place of two after one another."""
+    makers = {node.output[0]: node for node in nodes if node.op_type == "Gemm"}
+    uses = Counter(name for node in nodes for name in node.input)
+    merged: dict[int, NodeProto] = {}
+    for node in makers.values():
+        first = makers.get(node.input[0])
+        if first is None or uses[node.input[0]] > 1:
+            continue
+        names = [*first.input[1:], *node.input[1:]]
+        if any(name not in constants for name in names):
+            continue
+        values = [numpy_helper.to_array(constants[name]).astype(np.float64) for name in names]
+        (inner, offset), (outer, bias) = values[:2], values[2:]
+        builder = Builder(node.output[0])
+        weight = builder.constant((outer @ inner).astype(np.float32))
+        added = builder.constant((outer @ offset + bias).astype(np.float32))
+        builder.node("Gemm", first.input[0], weight, added, output=node.output[0], transB=1)
+        constants |= builder.constants
+        merged[id(node)] = builder.nodes[0]
+    return [merged.get(id(node), node) for node in nodes]
 
 
 class _Operator:
@@ -158,10 +194,9 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
     fused = conv.feeds_quantizer() or conv.follows_fused()
     x = _quantize(builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
     if integers is None or not conv.feeds_quantizer():
-        # onnxruntime multiplies the weights once, and then runs its fast float convolution.
+        # onnxruntime has no fast convolution of integers to floats.
         x = builder.node("Cast", x, to=TensorProto.FLOAT)
-        weight = builder.node("Cast", builder.constant(codes.astype(np.int8)), to=TensorProto.FLOAT)
-        weight = builder.node("Mul", weight, builder.constant(scale.reshape(-1, 1, 1, 1)))
+        weight = _float_weight(builder, codes, scale.reshape(-1, 1, 1, 1))
         added = builder.constant(bias)
     else:
         x = _dequantize(builder, x, input_scale, conv.range())
@@ -210,8 +245,16 @@ def _integer_weight(codes: Array, scale: Array, bias: Array) -> tuple[Array, Arr
 
 
 def _lower_linear(builder: Builder, linear: _Operator) -> None:
-    codes, scale = linear.value(2), linear.value(3).reshape(-1) * linear.value(1)
-    x = _quantize(builder, linear.inputs[0], linear.value(1), linear.range())
+    codes, scale = linear.value(2), linear.value(3).reshape(-1)
+    fused, rows = linear.attributes["fused"], linear.attributes["rank"] == _ROWS
+    x = _quantize(builder, linear.inputs[0], linear.value(1), linear.range(), fused=bool(fused))
+    added = builder.constant(linear.value(4))
+    if rows:  # too small for integers: few nodes matter most
+        x = builder.node("Cast", x, to=TensorProto.FLOAT)
+        weight = _float_weight(builder, codes, scale.reshape(-1, 1))
+        builder.node("Gemm", x, weight, added, output=linear.output, transB=1)
+        return
+    scale = scale * linear.value(1)
     x = _dequantize(builder, x, np.reciprocal(linear.value(1)), linear.range())
     per_channel = len(scale) > 1
     weight = builder.node(
@@ -222,7 +265,13 @@ def _lower_linear(builder: Builder, linear: _Operator) -> None:
         axis=1,
     )
     product = builder.node("MatMul", x, weight)
-    builder.node("Add", product, builder.constant(linear.value(4)), output=linear.output)
+    builder.node("Add", product, added, output=linear.output)
+
+
+def _float_weight(builder: Builder, codes: Array, scale: Array) -> str:
+    """Add weights in float, which onnxruntime multiplies once; return their name."""
+    floats = builder.node("Cast", builder.constant(codes.astype(np.int8)), to=TensorProto.FLOAT)
+    return builder.node("Mul", floats, builder.constant(scale))
 
 
 def _lower_matmul(builder: Builder, matmul: _Operator) -> None:

@@ -47,7 +47,7 @@ def onnx_model(
         scope = cascade_graph(Parts(*lower(traced)))
     else:
         batch = "batch"
-        traced = trace(FixedPasses(backbone, [_table(model, backbone)]), any_batch=True)
+        traced = trace(FixedPasses(backbone, [_table(model, backbone)]))
         scope = plain_graph(Parts(*lower(traced)))
     shape = [batch, *backbone.image_shape]
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]

@@ -20,19 +20,17 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.execution import ExecutionState
-from dfs_rl.gating.model import macs_taken
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.observation import observe
 from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
+from dfs_rl.runtime.decisions import Decisions
 
 OPSET = 18
 DOMAIN = "dfs"
 """Domain of the quantized operators in a trace, which ``lowering`` replaces."""
 LARGEST_BYTE = 255
+_BATCH = 2  # of a trace whose batch stays open
 Attributes = dict[
     str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
 ]
@@ -83,13 +81,16 @@ class _Conv2d(InferenceConv2d):
 
 
 class _Linear(InferenceLinear):
+    divides = False
+    """Whether the input may be divided by its scale, which rounds a few codes otherwise."""
+
     def forward(self, x: Tensor) -> Tensor:
         if self.quant_range is None or not fits_byte(self.quant_range):
             return super().forward(x)
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::Linear",
             (x, self.inverse_scale, self.weight, self.scale, self.bias),
-            _range(self.quant_range),
+            _range(self.quant_range) | {"rank": x.dim(), "fused": int(self.divides)},
             dtype=torch.float32,
             shape=(*x.shape[:-1], len(self.weight)),
             version=1,
@@ -130,14 +131,13 @@ def with_quantized_operators(backbone: GatedBackbone) -> GatedBackbone:
 class GatedParts(nn.Module):
     """Every part of a network with a learned gate, as a function of the activations between them.
 
-    Without a gate there are only the layers, exits, stem and head.
-
-    ``forward`` takes images ``[1, c, h, w]``, the preference ``[1]``, the chosen option of every
-    layer, int64 ``[1]`` each, the activation after every layer, and the options of all layers,
-    ``[1, layers]``, which are known at the end. It returns by name:
-    ``hidden_0``, the stem's; ``choice_L``, the gate's action at layer L; ``layer_L_O``, the output
-    of layer L at option O; ``answer_L``, the logits of the exit before layer L; ``head``, the
-    logits after the last layer; ``computation``.
+    Without a gate there are only the layers, exits, stem and head. ``forward`` takes images
+    ``[n, c, h, w]``, the preference ``[n]``, after every layer the activation, the cost spent and
+    the layer's option in [0, 1], see ``Decisions``, and the options of all layers, ``[n, layers]``,
+    which are known at the end. It returns by name:
+    ``hidden_0``, the stem's; ``choice_L``, the gate's action at layer L; ``layer_L_O`` and
+    ``spent_L_O``, what follows from option O at layer L; ``answer_L``, the logits of the exit
+    before layer L; ``head``, the logits after the last layer; ``computation``.
     """
 
     def __init__(
@@ -145,81 +145,54 @@ class GatedParts(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
-        self.gate = gate
-        self.budget = budget
+        self.decisions = None if gate is None else Decisions(self.backbone, gate, budget)
 
     def example(self) -> tuple[tuple[Tensor | list[Tensor], ...], list[str]]:
         """Return arguments of ``forward`` and their names."""
-        images = torch.zeros(1, *self.backbone.image_shape)
+        images = torch.zeros(_BATCH, *self.backbone.image_shape)
         after, hidden = [], self.backbone.stem(images)
         for layer in self.backbone.layers:
             hidden = layer(hidden, self.backbone.options[-1])
             after.append(hidden)
-        layers = range(len(after))
-        options = [torch.zeros(1, dtype=torch.int64) for _ in layers]
-        names = [*(f"options_{i}" for i in layers), *(f"hidden_{i + 1}" for i in layers)]
-        taken = torch.zeros(1, len(after), dtype=torch.int64)
-        arguments = images, torch.ones(1), options, after, taken
+        layers = range(1, len(after) + 1)
+        cost_type = torch.float32 if self.decisions is None else self.decisions.cost_type
+        spent = [torch.zeros(_BATCH, 1, dtype=cost_type) for _ in layers]
+        previous = [torch.zeros(_BATCH, 1) for _ in layers]
+        taken = torch.zeros(_BATCH, len(after), dtype=torch.int64)
+        names = [f"{name}_{layer}" for name in ("hidden", "spent", "previous") for layer in layers]
+        arguments = images, torch.ones(_BATCH), after, spent, previous, taken
         return arguments, ["images", "preference", *names, "options"]
 
     def forward(
         self,
         images: Tensor,
         preference: Tensor,
-        options: list[Tensor],
         hidden: list[Tensor],
+        spent: list[Tensor],
+        previous: list[Tensor],
         taken: Tensor,
     ) -> dict[str, Tensor]:
         """Return the outputs of all parts."""
-        backbone, costs = self.backbone, self.backbone.costs
+        backbone, decisions = self.backbone, self.decisions
         first = backbone.stem(images)
         outputs = {"hidden_0": first}
-        spent = torch.zeros(1, dtype=torch.float64)
-        if self.gate is not None:
-            self.gate.reset(1)
         for layer, before in enumerate([first, *hidden[:-1]]):
-            if self.gate is not None:
-                choice = self._choose(self.gate, before, layer, options, spent, preference)
-                outputs[f"choice_{layer}"] = choice
             for option, bits in enumerate(backbone.options):
                 outputs[f"layer_{layer}_{option}"] = backbone.layers[layer](before, bits)
-            if layer in costs.exits_after:
+            if layer in backbone.costs.exits_after:
                 outputs[f"answer_{layer}"] = cast("WithExits", backbone).answer(before, layer)
-            spent = spent + costs.option_costs(spent.device)[layer][options[layer]]
         outputs["head"] = backbone.head(hidden[-1])
-        if self.gate is not None:
-            self.gate.reset(1)
-            gate_macs = macs_taken(self.gate, costs.n_layers_run(taken))
-            outputs["computation"] = costs.computation(taken, gate_macs=gate_macs)
+        if decisions is None:
+            return outputs
+        decisions.gate.reset(images.shape[0])
+        for layer, before in enumerate([first, *hidden[:-1]]):
+            context = (spent[layer - 1], previous[layer - 1]) if layer else None
+            outputs[f"choice_{layer}"] = decisions(before, layer, context, preference)
+            for option in range(len(backbone.options)):
+                outputs[f"spent_{layer}_{option}"] = decisions.spend(context, layer, option)
+        decisions.gate.reset(images.shape[0])
+        outputs["computation"] = decisions.computation(taken)
         return outputs
-
-    def _choose(
-        self,
-        gate: LearnedGate,
-        hidden: Tensor,
-        layer: int,
-        options: list[Tensor],
-        spent: Tensor,
-        preference: Tensor,
-    ) -> Tensor:
-        """Return the action before a layer, as in ``rollout``."""
-        costs = self.backbone.costs
-        earlier = torch.stack(options[: max(layer, 1)], dim=1)
-        seen = observe(
-            self.backbone,
-            ExecutionState(hidden, layer, earlier, spent),
-            budget=self.budget,
-            gate_macs=gate.macs,
-            preferences=None if gate.budget_conditioning is None else preference,
-        )
-        allowed = None
-        if self.budget is not None:
-            allowed = action_masks(costs, layer, spent, self.budget, gate_macs=gate.macs)
-            allowed = allowed[:, : gate.n_actions]
-        choice = gate.decide(seen.features, layer, seen.context, allowed)
-        if costs.exits and layer not in costs.exits_after:
-            choice = choice.masked_fill(choice == costs.exit_action, 0)
-        return choice
 
 
 class FixedPasses(nn.Module):
@@ -245,8 +218,7 @@ class FixedPasses(nn.Module):
 
     def example(self) -> tuple[tuple[Tensor], list[str]]:
         """Return arguments of ``forward`` and their names."""
-        n = 1 if self.cascade else 2
-        return (torch.zeros(n, *self.backbone.image_shape),), ["images"]
+        return (torch.zeros(_BATCH, *self.backbone.image_shape),), ["images"]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs of all passes."""
@@ -270,18 +242,15 @@ class FixedPasses(nn.Module):
         return self.backbone.head(hidden)
 
 
-def trace(module: GatedParts | FixedPasses, *, any_batch: bool = False) -> onnx.GraphProto:
-    """Return the traced graph of a module, with quantized operators.
-
-    Args:
-        module: The module.
-        any_batch: Leave the number of images open.
+def trace(module: GatedParts | FixedPasses) -> onnx.GraphProto:
+    """Return the traced graph of a module for any batch, with quantized operators.
 
     Raises:
         ConfigError: If the network has an operator that ONNX lacks, or cannot be traced.
     """
     arguments, names = module.example()
-    shapes = ({0: torch.export.Dim.DYNAMIC},) if any_batch else None
+    batch = {0: torch.export.Dim.DYNAMIC}
+    shapes = tuple([batch] * len(a) if isinstance(a, list) else batch for a in arguments)
     outputs = list(module(*arguments))  # it fills caches too, which a trace must not do
     try:
         with _quiet():
@@ -320,12 +289,14 @@ def _entropy_terms(shares: Any) -> Any:  # noqa: ANN401 - values of onnxscript
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter writes about its own code."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
