@@ -215,12 +215,16 @@ def _branches(
 
 
 def _all_options(scope: Scope, layer: int, costs: CostTable) -> str:
-    """Add the options of all layers: the first ``layer`` as chosen, the others as exited."""
+    """Add the options of all layers, before layer ``layer`` or after the exit there."""
     name = f"options_after_{layer}"
-    columns = [f"options_{i}" for i in range(layer)]
-    if layer < costs.n_layers:
-        rest = np.full(costs.n_layers - layer, costs.exit_action)
-        columns.append(scope.constant(f"{name}.rest", rest))
+    columns = [f"options_{i}" for i in range(min(layer + 1, costs.n_layers))]
     joined = scope.node("Concat", columns, f"{name}.joined", axis=0)
-    row = scope.constant(f"{name}.row", np.array([0]))
-    return scope.node("Unsqueeze", [joined, row], name)
+    shape = scope.constant(f"{name}.shape", np.array([len(columns), -1]))
+    rows = scope.node("Reshape", [joined, shape], f"{name}.rows")
+    if len(columns) == costs.n_layers:
+        return scope.node("Transpose", [rows], name)
+    known = scope.node("Transpose", [rows], f"{name}.known")
+    missing = costs.n_layers - len(columns)  # left out, as the last one is, which exits
+    pads = scope.constant(f"{name}.pads", np.array([0, 0, 0, missing]))
+    action = scope.constant(f"{name}.exit", np.int64(costs.exit_action))
+    return scope.node("Pad", [known, pads, action], name)

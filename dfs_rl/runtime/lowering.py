@@ -63,7 +63,7 @@ def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProt
     inputs = {value.name for value in graph.input}
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] in inputs:
-            _take_batch_of_images(node)
+            node.input[0] = _IMAGES  # only the batch size is open, and the images are there first
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
@@ -72,13 +72,6 @@ def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProt
         nodes += builder.nodes
         constants |= builder.constants
     return _merge_linear(nodes, constants), constants
-
-
-def _take_batch_of_images(node: NodeProto) -> None:
-    """Let a node that asks an input for the batch size ask the images, which are there first."""
-    ends = {a.name: a.i for a in node.attribute}
-    assert ends == {"start": 0, "end": 1}, "only the batch is open"
-    node.input[0] = _IMAGES
 
 
 def _merge_linear(nodes: Sequence[NodeProto], constants: dict[str, TensorProto]) -> list[NodeProto]:

@@ -1,8 +1,10 @@
 """Networks that ``export`` wrote, run by onnxruntime."""
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.runtime.export import check_extra
+
+if TYPE_CHECKING:
+    from dfs_rl.runtime.batching import BatchedGraph
 
 
 class OnnxResult(NamedTuple):
@@ -47,17 +52,21 @@ class OnnxModel:
         check_extra()
         import onnxruntime
 
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path} is not a file; export writes one.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         # CPUs without 8-bit dot products would saturate sums of signed and unsigned codes.
         options.add_session_config_entry("session.x64quantprecision", "1")
-        if not Path(path).is_file():
-            raise CheckpointError(f"{path} is not a file; export writes one.")
+        # Many sessions share the cores when a batch is regrouped.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._open = partial(
+            onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"]
+        )
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._content = Path(path).read_bytes()
+            self._session = self._open(self._content)
             properties = self._session.get_modelmeta().custom_metadata_map
             self.metadata: dict[str, Any] = {k: json.loads(v) for k, v in properties.items()}
             self._image_shape = tuple(self.metadata["image_shape"])
@@ -66,6 +75,7 @@ class OnnxModel:
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._single = inputs["images"].shape[0] == 1
         self._conditioned = "preference" in inputs
+        self._batched: BatchedGraph | None = None
 
     def __call__(
         self, images: NDArray[np.generic], *, preference: float | None = None
@@ -73,8 +83,8 @@ class OnnxModel:
         """Classify images.
 
         Args:
-            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. A network
-                with branches takes one image.
+            images: uint8 ``[batch, c, h, w]``, or float in [0, 1]; normalised inside. Where the
+                network branches, images with the same choice run together.
             preference: Preference in [0, 1] of a gate for all budgets, by default the exported one.
 
         Raises:
@@ -87,21 +97,27 @@ class OnnxModel:
             raise ConfigError(f"preference is {preference}; {reason}.")
         if self._conditioned:
             value = self.metadata["preference"] if preference is None else preference
-            feeds["preference"] = np.array([value], np.float32)
+            feeds["preference"] = np.full(len(images), value, np.float32)
+        if self._single and len(images) > 1:
+            return OnnxResult(*self._batch(feeds, len(images)))
         return OnnxResult(*self._session.run(None, feeds))
+
+    def _batch(self, feeds: Mapping[str, NDArray[Any]], n: int) -> list[NDArray[Any]]:
+        """Run a network with branches, regrouping the images at each of them."""
+        from dfs_rl.runtime.batching import batched_graph
+
+        if self._batched is None:
+            self._batched = batched_graph(self._content, self._open)
+        return self._batched(feeds, n)
 
     def _pixels(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return valid images as float32 in [0, 1]."""
         check_pixels(torch.from_numpy(images))
-        if images.ndim != len(self._image_shape) + 1 or images.shape[1:] != self._image_shape:
+        alike = images.ndim == len(self._image_shape) + 1 and images.shape[1:] == self._image_shape
+        if not alike or len(images) == 0:
             raise DataError(
                 f"images are {list(images.shape)}; this network takes "
-                f"[batch, {', '.join(map(str, self._image_shape))}]."
-            )
-        if self._single and len(images) != 1:
-            raise DataError(
-                f"images are a batch of {len(images)}; a branch holds for a whole batch, so this "
-                "network takes one image at a time."
+                f"[batch, {', '.join(map(str, self._image_shape))}] with at least one image."
             )
         if images.dtype == np.uint8:
             return images.astype(np.float32) / np.float32(255)

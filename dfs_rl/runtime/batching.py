@@ -1,0 +1,174 @@
+"""Graphs with branches on batches.
+
+An ``If`` holds for a whole batch. Here the rows of a batch are regrouped at every ``If``: each
+branch runs once, on the rows that take it. The nodes in between run as they stand, so every value
+has one row for each image, or one row for all.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+Values = dict[str, NDArray[Any]]
+Run = Callable[[Values], Sequence[NDArray[Any]]]
+MakeRun = Callable[[GraphProto], Run]
+"""Makes a function from inputs to outputs of a graph without branches."""
+
+
+def batched_graph(content: bytes, open_session: Callable[[bytes], Any]) -> "BatchedGraph":
+    """Return the graph of a file for batches.
+
+    Args:
+        content: The file.
+        open_session: Makes an onnxruntime session of a file.
+    """
+    model = onnx.load_from_string(content)
+    versions = {"opset_imports": model.opset_import, "ir_version": model.ir_version}
+
+    def make_run(graph: GraphProto) -> Run:
+        part = helper.make_model(graph, **versions)
+        return partial(open_session(part.SerializeToString()).run, None)
+
+    return BatchedGraph(model.graph, make_run)
+
+
+class BatchedGraph:
+    """A graph for batches.
+
+    Args:
+        graph: The graph.
+        make_run: Makes what runs the nodes between branches, once they are reached.
+        around: Constants of the graphs around it.
+
+    Attributes:
+        inputs: Names of the values that it reads.
+        outputs: Names of its outputs.
+    """
+
+    def __init__(
+        self, graph: GraphProto, make_run: MakeRun, around: Mapping[str, TensorProto] | None = None
+    ) -> None:
+        self._constants = dict(around or {}) | {tensor.name: tensor for tensor in graph.initializer}
+        self._make_run = make_run
+        self._steps: list[_Segment | _Branch] = []
+        self.outputs = [value.name for value in graph.output]
+        self._fixed = {
+            name: numpy_helper.to_array(self._constants[name])
+            for name in self.outputs
+            if name in self._constants
+        }
+        wanted, nodes = set(self.outputs), []
+        for node in reversed(graph.node):  # from the end, where it is known what is read later
+            if node.op_type == "If":
+                self._add_segment(nodes[::-1], wanted)
+                nodes = []
+                self._steps.insert(0, branch := _Branch(node, make_run, self._constants))
+                wanted |= branch.inputs
+            else:
+                nodes.append(node)
+        self._add_segment(nodes[::-1], wanted)
+        made = {name for node in graph.node for name in node.output}
+        self.inputs = wanted - made - set(self._constants)
+
+    def _add_segment(self, nodes: Sequence[NodeProto], wanted: set[str]) -> None:
+        """Insert nodes as the first step, and add what they read to what is wanted."""
+        if nodes:
+            segment = _Segment(nodes, wanted, self._make_run, self._constants)
+            self._steps.insert(0, segment)
+            wanted |= segment.inputs
+
+    def __call__(self, values: Mapping[str, NDArray[Any]], n: int) -> list[NDArray[Any]]:
+        """Return the outputs for ``n`` rows of the values that it reads."""
+        known = {**values, **self._fixed}
+        for step in self._steps:
+            step(known, n)
+        return [known[name] for name in self.outputs]
+
+
+class _Segment:
+    """Nodes without branches, of which ``wanted`` values are read later."""
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeProto],
+        wanted: Iterable[str],
+        make_run: MakeRun,
+        constants: Mapping[str, TensorProto],
+    ) -> None:
+        self._make_run = make_run
+        self._run: Run | None = None
+        self._same: dict[str, str] = {}  # copies would cost time
+        self._nodes = []
+        for node in nodes:
+            sources = [self._same.get(name, name) for name in node.input]
+            if node.op_type == "Identity":
+                self._same[node.output[0]] = sources[0]
+            else:
+                self._nodes.append(NodeProto())
+                self._nodes[-1].CopyFrom(node)
+                self._nodes[-1].input[:] = sources
+        made = {name for node in self._nodes for name in node.output}
+        read = {name for node in self._nodes for name in node.input if name}
+        self._same = {name: root for name, root in self._same.items() if name in set(wanted)}
+        self._outputs = sorted(made & (set(wanted) | set(self._same.values())))
+        self._constants = [constants[name] for name in sorted(read & set(constants))]
+        self._reads = sorted(read - made - set(constants))
+        self.inputs = set(self._reads) | (set(self._same.values()) - made)
+
+    def __call__(self, values: Values, n: int) -> None:  # noqa: ARG002 - as of a branch
+        """Add the wanted values."""
+        if self._outputs:
+            feeds = {name: values[name] for name in self._reads}
+            if self._run is None:
+                self._run = self._make_run(self._graph(feeds))
+            values.update(zip(self._outputs, self._run(feeds), strict=True))
+        values.update({name: values[root] for name, root in self._same.items()})
+
+    def _graph(self, feeds: Values) -> GraphProto:
+        """Return the nodes as a graph that reads values of these types and shapes."""
+        inputs = [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(value.dtype), [None, *value.shape[1:]]
+            )
+            for name, value in feeds.items()
+        ]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in self._outputs]
+        return helper.make_graph(self._nodes, "segment", inputs, outputs, self._constants)
+
+
+class _Branch:
+    """An ``If`` whose condition has a row for each image."""
+
+    def __init__(
+        self, node: NodeProto, make_run: MakeRun, constants: Mapping[str, TensorProto]
+    ) -> None:
+        graphs = {a.name: BatchedGraph(a.g, make_run, constants) for a in node.attribute}
+        self._sides = {True: graphs["then_branch"], False: graphs["else_branch"]}
+        self._condition = node.input[0]
+        self._outputs = list(node.output)
+        self.inputs = {self._condition}.union(*(graph.inputs for graph in graphs.values()))
+
+    def __call__(self, values: Values, n: int) -> None:
+        """Add the outputs of the branches that rows take."""
+        condition = np.broadcast_to(values[self._condition].reshape(-1), n)
+        merged: list[NDArray[Any]] = []
+        for side, graph in self._sides.items():
+            rows = np.flatnonzero(condition == side)
+            if len(rows) == 0:
+                continue
+            own = {name: values[name] for name in graph.inputs}
+            if len(rows) < n:
+                own = {k: v if len(v) != n else v[rows] for k, v in own.items()}
+            results = [np.broadcast_to(v, (len(rows), *v.shape[1:])) for v in graph(own, len(rows))]
+            if len(rows) == n:
+                merged = results
+                break
+            merged = merged or [np.empty((n, *v.shape[1:]), v.dtype) for v in results]
+            for whole, part in zip(merged, results, strict=True):
+                whole[rows] = part
+        values.update(zip(self._outputs, merged, strict=True))
