@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dfs_rl.runtime.batching import BatchedGraph
 
 
+_REGROUPED = 10
+"""Images in a batch from which on regrouping takes less time than running one by one."""
+
+
 class OnnxResult(NamedTuple):
     """Outputs of an exported network.
 
@@ -98,12 +102,16 @@ class OnnxModel:
         if self._conditioned:
             value = self.metadata["preference"] if preference is None else preference
             feeds["preference"] = np.full(len(images), value, np.float32)
-        if self._single and len(images) > 1:
-            return OnnxResult(*self._batch(feeds, len(images)))
-        return OnnxResult(*self._session.run(None, feeds))
+        if not self._single or len(images) == 1:
+            return OnnxResult(*self._session.run(None, feeds))
+        return OnnxResult(*self._batch(feeds, len(images)))
 
     def _batch(self, feeds: Mapping[str, NDArray[Any]], n: int) -> list[NDArray[Any]]:
-        """Run a network with branches, regrouping the images at each of them."""
+        """Run a network with branches, regrouping the images at each of them if they are many."""
+        if n < _REGROUPED:
+            ones = [{name: v[i : i + 1] for name, v in feeds.items()} for i in range(n)]
+            rows = [self._session.run(None, one) for one in ones]
+            return [np.concatenate(column) for column in zip(*rows, strict=True)]
         from dfs_rl.runtime.batching import batched_graph
 
         if self._batched is None:

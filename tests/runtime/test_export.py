@@ -42,6 +42,11 @@ def agreement(model, path, images, **settings):
     """Compare every image; return logits' differences where options agree, and our trace."""
     onnx_model = OnnxModel(path)
     rows = [onnx_model(image[None].numpy(), **settings) for image in images]
+    for n in (3, len(images)):  # one by one, and regrouped
+        for column, alone in zip(
+            onnx_model(images[:n].numpy(), **settings), zip(*rows, strict=True), strict=True
+        ):
+            np.testing.assert_allclose(column, np.concatenate(alone)[:n], rtol=1e-4, atol=1e-6)
     logits, options, computation = (
         torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True)
     )
@@ -210,8 +215,8 @@ def test_bad_images_and_files(tmp_path):
     sure = CascadeGate([0, 0, 0], [1, 1, 1], threshold=0.5, options=net.options)
     path = dfs_rl.export(GatedModel(net.to_inference(), sure), tmp_path / "cascade.onnx")
     model = OnnxModel(path)
-    with pytest.raises(DataError, match="one image at a time"):
-        model(images)
+    with pytest.raises(DataError, match="at least one"):
+        model(images[:0])
     with pytest.raises(DataError, match="1, 8, 8"):
         model(images[:1, :, :4])
     with pytest.raises(DataError, match=r"\[0, 1\]"):
