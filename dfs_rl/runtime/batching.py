@@ -62,7 +62,8 @@ class BatchedGraph:
             for name in self.outputs
             if name in self._constants
         }
-        wanted, nodes = set(self.outputs), []
+        wanted = set(self.outputs)
+        nodes: list[NodeProto] = []
         for node in reversed(graph.node):  # from the end, where it is known what is read later
             if node.op_type == "If":
                 self._add_segment(nodes[::-1], wanted)
@@ -73,7 +74,7 @@ class BatchedGraph:
                 nodes.append(node)
         self._add_segment(nodes[::-1], wanted)
         made = {name for node in graph.node for name in node.output}
-        self.inputs = wanted - made - set(self._constants)
+        self.inputs: set[str] = wanted - made - set(self._constants)
 
     def _add_segment(self, nodes: Sequence[NodeProto], wanted: set[str]) -> None:
         """Insert nodes as the first step, and add what they read to what is wanted."""
@@ -148,10 +149,14 @@ class _Branch:
         self, node: NodeProto, make_run: MakeRun, constants: Mapping[str, TensorProto]
     ) -> None:
         graphs = {a.name: BatchedGraph(a.g, make_run, constants) for a in node.attribute}
-        self._sides = {True: graphs["then_branch"], False: graphs["else_branch"]}
+        self._sides: dict[bool, BatchedGraph] = {
+            True: graphs["then_branch"],
+            False: graphs["else_branch"],
+        }
         self._condition = node.input[0]
         self._outputs = list(node.output)
-        self.inputs = {self._condition}.union(*(graph.inputs for graph in graphs.values()))
+        self.inputs: set[str] = {self._condition}
+        self.inputs.update(*(graph.inputs for graph in graphs.values()))
 
     def __call__(self, values: Values, n: int) -> None:
         """Add the outputs of the branches that rows take."""

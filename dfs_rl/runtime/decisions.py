@@ -113,7 +113,9 @@ class Decisions(nn.Module):
     @property
     def _network(self) -> Backbone | None:
         """The network, if its features are a probe's confidence and the channels' means."""
-        network = self.backbone.network if isinstance(self.backbone, InferenceBackbone) else None
+        if not isinstance(self.backbone, InferenceBackbone):
+            return None
+        network = self.backbone.network
         return network if type(network).feature is Backbone.feature else None
 
     def _features(self, hidden: Tensor, layer: int, *, whole: bool) -> list[Tensor]:

@@ -6,6 +6,7 @@ of fewer than 8 bits, then ``DequantizeLinear``. onnxruntime fuses such nodes in
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -20,6 +21,7 @@ Array = NDArray[np.floating[Any]]
 _BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _LARGEST_BIAS = 2.0**30
 _IMAGES = "images"
+_FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convolution of floats
 _ROWS = 2  # rank of a batch of vectors
 
 
@@ -182,12 +184,15 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
     inverse_scale = conv.value(1)
     input_scale = np.reciprocal(inverse_scale)
     codes, scale, bias = conv.value(2), conv.value(3), conv.value(4)
-    geometry = {k: v for k, v in conv.attributes.items() if k not in ("qmin", "qmax")}
+    geometry = {k: v for k, v in conv.attributes.items() if k not in ("qmin", "qmax", "sides")}
     integers = _integer_weight(codes, scale / input_scale, bias / input_scale)
     fused = conv.feeds_quantizer() or conv.follows_fused()
     x = _quantize(builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
     if integers is None or not conv.feeds_quantizer():
         # onnxruntime has no fast convolution of integers to floats.
+        if geometry["group"] == 1 and codes.shape[1] >= _FEWEST_CHANNELS:
+            _multiply_windows(builder, conv, x)
+            return
         x = builder.node("Cast", x, to=TensorProto.FLOAT)
         weight = _float_weight(builder, codes, scale.reshape(-1, 1, 1, 1))
         added = builder.constant(bias)
@@ -209,6 +214,42 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
             axis=0,
         )
     builder.node("Conv", x, weight, added, output=conv.output, **geometry)
+
+
+def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
+    """Add a convolution of codes as an integer product of its windows with the weights."""
+    codes, scale, bias = conv.value(2), conv.value(3), conv.value(4)
+    out, _, *kernel = codes.shape
+    pads, strides, dilations = (conv.attributes[k] for k in ("pads", "strides", "dilations"))
+    sides = conv.attributes["sides"]
+    ints = partial(np.array, dtype=np.int64)
+    x = builder.node("Transpose", x, perm=[0, 2, 3, 1])
+    if any(pads):
+        before, after = pads[:2], pads[2:]
+        x = builder.node("Pad", x, builder.constant(ints([0, *before, 0, 0, *after, 0])))
+    if kernel != [1, 1] or strides != [1, 1]:
+        axes, steps = builder.constant(ints([1, 2])), builder.constant(ints(strides))
+        shifted = []
+        for place in np.ndindex(*kernel):
+            start = ints(place) * dilations
+            end = start + (ints(sides) - 1) * strides + 1
+            ends = builder.constant(start), builder.constant(end)
+            shifted.append(builder.node("Slice", x, *ends, axes, steps))
+        x = builder.node("Concat", *shifted, axis=3)
+    rows = builder.constant(ints([0, sides[0] * sides[1], -1]))
+    x = builder.node("Reshape", x, rows)
+    x = _dequantize(builder, x, np.ones((), np.float32), conv.range())
+    weight = builder.node(
+        "DequantizeLinear",
+        builder.constant(codes.transpose(2, 3, 1, 0).reshape(-1, out).astype(np.int8)),
+        builder.constant(scale),
+        builder.constant(np.zeros(out, np.int8)),
+        axis=1,
+    )
+    product = builder.node("Transpose", builder.node("MatMul", x, weight), perm=[0, 2, 1])
+    image = builder.node("Reshape", product, builder.constant(ints([0, out, *sides])))
+    # Added last: onnxruntime makes a float product of a MatMul with an Add right after it.
+    builder.node("Add", image, builder.constant(bias.reshape(-1, 1, 1)), output=conv.output)
 
 
 def _integer_weight(codes: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array] | None:

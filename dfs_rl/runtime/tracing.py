@@ -73,6 +73,7 @@ class _Conv2d(InferenceConv2d):
                 "pads": [*geometry.padding, *geometry.padding],
                 "dilations": list(geometry.dilation),
                 "group": geometry.groups,
+                "sides": sides,
             },
             dtype=torch.float32,
             shape=(x.shape[0], len(self.weight), *sides),

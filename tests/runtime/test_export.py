@@ -10,6 +10,8 @@ import torch
 
 import dfs_rl
 from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveResNet,
     BackboneInfo,
     ResNet,
     VisionTransformer,
@@ -146,6 +148,24 @@ def test_each_bit_width_of_a_transformer(bits, tmp_path):
     check_table(net, [1, 0, 1], pictures_for(VisionTransformer, 16), tmp_path, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (AdaptiveResNet, {"blocks": (2, 2), "block": "bottleneck", "width": 32}),
+        (AdaptiveMobileNet, {"width": 64}),
+    ],
+)
+def test_wide_convolutions_run_on_integers(kind, shape, tmp_path):
+    net = network(kind, bits=(0, 4), **shape)
+    table = [1] * len(net.blocks)
+    path = check_table(net, table, pictures_for(kind, 16), tmp_path, 1e-2)
+    session = onnxruntime.SessionOptions()
+    session.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, session)
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) > 3
+
+
 def check_table(net, table, images, folder, tolerance):
     gate = TableGate(table, options=net.options)
     model = GatedModel(net.to_inference(), gate)
@@ -156,6 +176,7 @@ def check_table(net, table, images, folder, tolerance):
     assert np.array_equal(result.options, trace.options)
     np.testing.assert_allclose(result.computation, trace.computation)
     np.testing.assert_allclose(result.logits, logits, atol=tolerance, rtol=tolerance)
+    return path
 
 
 def test_cascade(tmp_path):
