@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dfs_rl.experiments.api import evaluate as evaluate
     from dfs_rl.experiments.api import train_backbone as train_backbone
     from dfs_rl.experiments.api import train_gate as train_gate
+    from dfs_rl.experiments.profiling import profile as profile
     from dfs_rl.gating.base import Gate as Gate
     from dfs_rl.gating.model import load as load
     from dfs_rl.gating.networks import LearnedGate as LearnedGate
@@ -49,6 +50,7 @@ _PUBLIC = {
     "fractionalize": "backbones",
     "load": "gating.model",
     "load_dataset": "data",
+    "profile": "experiments.profiling",
     "register_backbone": "backbones",
     "register_cost_model": "costs",
     "register_dataset": "data",

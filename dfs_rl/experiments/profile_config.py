@@ -1,0 +1,48 @@
+"""Settings of ``profile``; imports no torch, to keep its help page quick."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+from pydantic import Field
+
+from dfs_rl.costs.latency_profile import Runtime
+from dfs_rl.utils.config import PositiveInt, configuration
+
+DEFAULT_BATCH_SIZES: dict[Runtime, tuple[int, ...]] = {"torch": (1, 64), "onnx": (1,)}
+
+_BatchSizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+@configuration
+class ProfileConfig:
+    """Settings of ``profile``.
+
+    Attributes:
+        source: Run of train_backbone or train_exits, a folder with a backbone, or the run of a
+            gate; by default the included digits network. Its own gate is measured, and without a
+            learned one the gate that train_agent makes by default.
+        out: File to create; a profile that is there is replaced.
+        runtime: "torch" runs the network as dfs_rl.load does, "onnx" as export writes it.
+        batch_sizes: Images per call; by default 1 and 64, with onnx 1. Training for the cost
+            latency takes the times of the smallest, unless told otherwise.
+        threads: Number of CPU threads.
+        device: "cpu", "cuda", ...
+        calls: Calls of each option at each layer, on average; deep networks need more and get them.
+    """
+
+    KIND: ClassVar = "profile"
+    DESCRIPTION: ClassVar = (
+        "Measure the time of each part of a network on this machine: stem, gated layers at every "
+        "bit option, exits, head and gate. Training takes the file by --cost latency "
+        "--latency.profile FILE."
+    )
+    RUN: ClassVar = "dfs_rl.experiments.profiling:run"
+
+    source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.DisallowNone] = None
+    out: Path = Path("profile.json")
+    runtime: Runtime = "torch"
+    batch_sizes: Annotated[_BatchSizes | None, tyro.conf.DisallowNone] = None
+    threads: PositiveInt = 1
+    device: str = "cpu"
+    calls: Annotated[int, Field(ge=20, le=100_000)] = 100

@@ -1,0 +1,141 @@
+"""Latency profiles of backbones and gates."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, load_backbone
+from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_profile
+from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.api import TrainedGate
+from dfs_rl.experiments.gate_training import make_gate
+from dfs_rl.experiments.profile_config import DEFAULT_BATCH_SIZES, ProfileConfig
+from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.reporting.latency_table import latency_text
+from dfs_rl.runtime.export import check_extra
+from dfs_rl.runtime.latency import measure_latency
+from dfs_rl.utils.cli import Invocation
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.io import write_json
+from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.trusted_import import trusting
+
+
+def run(invocation: Invocation[ProfileConfig]) -> None:
+    """Measure a network, write its profile and print it."""
+    config = invocation.config
+    result = _profile(config.source, config)
+    sys.stdout.write(latency_text(result))
+    sys.stdout.flush()
+    print_status(f"Written to {config.out}.")
+
+
+def profile(
+    network: Backbone | GatedModel | TrainedGate | str | Path | None = None,
+    path: str | Path | None = None,
+    *,
+    runtime: Runtime = "torch",
+    batch_sizes: Sequence[int] | None = None,
+    threads: int = 1,
+    device: str | torch.device = "cpu",
+    calls: int = 100,
+    trust_code: bool = False,
+) -> LatencyProfile:
+    """Measure stem, gated layers at every bit option, exits, head and gate of a network.
+
+    The gate is the network's own; without a learned one it is the default gate of ``train_agent``,
+    untrained.
+
+    Args:
+        network: Backbone, gated network, trained gate, or the folder of one of them; ``None`` for
+            the included digits network.
+        path: File to create, or to replace if it is a profile; ``None`` for no file.
+        runtime: Library that runs the network; ``"onnx"`` needs the extra ``export``.
+        batch_sizes: Images per call; ``None`` for 1 and 64, with ``"onnx"`` for 1.
+        threads: Number of CPU threads.
+        device: Device that runs the network.
+        calls: Mean number of calls of each option at each layer, at least 20; deep networks get
+            more.
+        trust_code: True to import the constructor that a folder names, see ``load``; that of a
+            ``TrainedGate`` is trusted.
+
+    Returns:
+        The profile, in milliseconds per image.
+
+    Raises:
+        ConfigError: If a value is not allowed, the extra is missing, or ``path`` is another file.
+        CheckpointError: If the folder has no backbone.
+    """
+    config = ProfileConfig(
+        out=Path("profile.json" if path is None else path),
+        runtime=runtime,
+        batch_sizes=None if batch_sizes is None else tuple(batch_sizes),
+        threads=threads,
+        device=str(device),
+        calls=calls,
+    )
+    if isinstance(network, TrainedGate):
+        network, trust_code = network.path, True
+    before = torch.get_num_threads()
+    try:
+        with trusting(code=trust_code):
+            return _profile(network, config, writes=path is not None)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _profile(
+    network: Backbone | GatedModel | str | Path | None,
+    config: ProfileConfig,
+    *,
+    writes: bool = True,
+) -> LatencyProfile:
+    """Measure a network and write its profile."""
+    if writes:
+        _check_replaceable(config.out)
+    if config.runtime == "onnx":
+        check_extra()
+    set_threads(config.threads)
+    result = measure_latency(
+        _model(network, resolve_device(config.device)),
+        runtime=config.runtime,
+        batch_sizes=config.batch_sizes or DEFAULT_BATCH_SIZES[config.runtime],
+        threads=config.threads,
+        calls=config.calls,
+    )
+    if writes:
+        write_json(config.out, config_to_dict(result))
+    return result
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise a ConfigError if a path is there and no profile."""
+    if not path.exists():
+        return
+    try:
+        read_latency_profile(path)
+    except DfsRlError as error:
+        raise ConfigError(
+            f"out is {path}, which is there and is no latency profile; give another file."
+        ) from error
+
+
+def _model(network: Backbone | GatedModel | str | Path | None, device: torch.device) -> GatedModel:
+    """Return a network in its inference form with a learned gate."""
+    if isinstance(network, str | Path) and (Path(network) / GATE_FOLDER).is_dir():
+        network = load(network)
+    elif network is None or isinstance(network, str | Path):
+        network = load_backbone(PRETRAINED_DIGITS if network is None else network)
+    model = network if isinstance(network, GatedModel) else None
+    backbone = network.backbone if isinstance(network, GatedModel) else network
+    if isinstance(backbone, Backbone):
+        backbone = backbone.to_inference()
+    if model is None or not isinstance(model.gate, LearnedGate):
+        gate = make_gate(TrainAgentConfig(), backbone)
+        return GatedModel(backbone, gate).to(device).eval()
+    return GatedModel(backbone, model.gate, budget=model.budget).to(device).eval()

@@ -1,0 +1,11 @@
+"""Command ``profile``: measure the time of each part of a network on this machine."""
+
+import sys
+
+from dfs_rl.experiments.command import main_of
+from dfs_rl.experiments.profile_config import ProfileConfig
+
+main = main_of(ProfileConfig, makes_run=False)
+
+if __name__ == "__main__":
+    sys.exit(main())

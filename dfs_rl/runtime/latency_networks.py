@@ -1,0 +1,187 @@
+"""Networks that a latency profile measures, in the form in which they are deployed."""
+
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_rl.backbones.interfaces import activations
+from dfs_rl.costs.latency_profile import Runtime
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.observation import observation_width
+from dfs_rl.runtime.export import export, export_options_graph
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Result = TypeVar("Result")
+Setting = tuple[int, ...]
+"""Action of every layer, see ``CostTable``."""
+_IMAGES = 32
+_CALLS_ALONE = 20
+
+
+class TimesAlone(NamedTuple):
+    """Seconds of parts that run alone, all layers at the first option.
+
+    Attributes:
+        parts: Stem, every gated layer, head.
+        gate: Features and decision before every gated layer.
+    """
+
+    parts: NDArray[np.float64]
+    gate: NDArray[np.float64]
+
+
+class TimedNetwork(Protocol):
+    """A network that runs with its gate or at a setting, on images of its own.
+
+    A run is a function, prepared outside of the time that it takes, which returns its setting.
+    """
+
+    def at(self, setting: Setting) -> Callable[[], Setting]:
+        """Return a run at a setting."""
+        ...
+
+    def gated(self) -> Callable[[], Setting]:
+        """Return a run with the gate."""
+        ...
+
+    def times_alone(self) -> TimesAlone | None:
+        """Measure the parts one by one; ``None`` where they cannot run alone."""
+        ...
+
+
+class TorchNetwork:
+    """A network as ``dfs_rl.load`` returns it.
+
+    Args:
+        model: The network, with a learned gate.
+        batch_size: Images per call, all the same, so that the gate decides equally for them.
+    """
+
+    def __init__(self, model: GatedModel, *, batch_size: int) -> None:
+        self._model = model
+        self._device = model.backbone.feature_mean.device
+        shape = model.backbone.image_shape
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (_IMAGES, 1, *shape), dtype=torch.uint8, generator=generator)
+        batches = [one.expand(batch_size, *shape).contiguous().to(self._device) for one in pixels]
+        self._batches = cycle(batches)
+
+    def at(self, setting: Setting) -> Callable[[], Setting]:
+        """Return a run at a setting."""
+        return self._run_of(GatedModel(self._model.backbone, TableGate(setting)).eval())
+
+    def gated(self) -> Callable[[], Setting]:
+        """Return a run with the gate."""
+        return self._run_of(self._model)
+
+    @torch.no_grad()
+    def times_alone(self) -> TimesAlone:
+        """Measure the parts one by one."""
+        backbone, gate = self._model.backbone, self._model.gate
+        assert isinstance(gate, LearnedGate)
+        images, least = next(self._batches), backbone.options[0]
+        hidden = list(activations(backbone, backbone.stem(images), least))
+        n = len(images)
+        features = torch.zeros(n, observation_width(backbone), device=self._device)
+        context = torch.zeros(n, gate.context_size, device=self._device)
+        parts, decisions = [self._time(backbone.stem, images)], []
+        gate.reset(n)
+        for i, layer in enumerate(backbone.layers):
+            parts.append(self._time(layer, hidden[i], least))
+            seconds = self._time(backbone.feature, hidden[i], i)
+            decisions.append(seconds + self._time(gate.decide, features, i, context))
+        parts.append(self._time(backbone.head, hidden[-1]))
+        return TimesAlone(np.array(parts), np.array(decisions))
+
+    def _run_of(self, model: GatedModel) -> Callable[[], Setting]:
+        images = next(self._batches)
+
+        def run() -> Setting:
+            _, trace = self._finished(model(images))
+            return tuple(trace.options[0].tolist())
+
+        return run
+
+    def _finished(self, result: Result) -> Result:
+        """Return a result when the device is done with it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return result
+
+    def _time(self, call: Callable[..., object], *arguments: object) -> float:
+        """Return the median time of a call in seconds."""
+        times = []
+        for _ in range(_CALLS_ALONE):
+            start = time.perf_counter()
+            self._finished(call(*arguments))
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+
+class OnnxNetwork:
+    """A network as ``export`` writes it, one image at a time.
+
+    Args:
+        model: The network, with a learned gate.
+        threads: Number of CPU threads.
+    """
+
+    def __init__(self, model: GatedModel, *, threads: int) -> None:
+        with TemporaryDirectory() as folder:
+            gated, fixed = Path(folder, "gate.onnx"), Path(folder, "options.onnx")
+            self._gated = _session(export(model, gated), threads)
+            self._fixed = _session(export_options_graph(model.backbone, fixed), threads)
+        shape = (_IMAGES, 1, *model.backbone.image_shape)
+        self._images = cycle(np.random.default_rng(0).random(shape, dtype=np.float32))
+        assert isinstance(model.gate, LearnedGate)
+        self._preference: dict[str, NDArray[np.float32]] = {}
+        if model.gate.budget_conditioning is not None:
+            self._preference["preference"] = np.array([model.gate.preference], np.float32)
+
+    def at(self, setting: Setting) -> Callable[[], Setting]:
+        """Return a run at a setting."""
+        feeds = {"images": next(self._images), "options": np.array([setting])}
+
+        def run() -> Setting:
+            self._fixed.run(None, feeds)
+            return setting
+
+        return run
+
+    def gated(self) -> Callable[[], Setting]:
+        """Return a run with the gate."""
+        feeds = {"images": next(self._images), **self._preference}
+        return lambda: tuple(self._gated.run(None, feeds)[1][0].tolist())
+
+    def times_alone(self) -> None:
+        """Return ``None``: the parts lie in one graph."""
+
+
+def _session(path: Path, threads: int) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as in ``OnnxModel``
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def timed_network(
+    model: GatedModel, runtime: Runtime, *, batch_size: int, threads: int
+) -> TimedNetwork:
+    """Return a network in the form that a runtime runs."""
+    if runtime == "torch":
+        return TorchNetwork(model, batch_size=batch_size)
+    return OnnxNetwork(model, threads=threads)
