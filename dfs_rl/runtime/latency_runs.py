@@ -14,8 +14,6 @@ from dfs_rl.runtime.latency_networks import Setting, TimedNetwork
 
 RANDOM_CHECKS = 20
 _WARM_UP = 5
-_CONCENTRATION = 0.5
-"""Of the Dirichlet distribution of a run's options: runs lean to some, as those of gates do."""
 
 
 class TimedRuns(NamedTuple):
@@ -34,8 +32,8 @@ class NetworkRuns(NamedTuple):
     """Runs of a network, which took turns.
 
     Attributes:
-        random: At random options.
-        exits: At random options up to each exit in turn.
+        random: At random options, which lean to some, as those of gates do.
+        exits: At random options up to an exit.
         gated: With the gate, in time beyond that of the options that it chose.
         checks: Uniform and random settings, with the median time of each.
     """
@@ -47,46 +45,56 @@ class NetworkRuns(NamedTuple):
 
 
 def time_runs(network: TimedNetwork, costs: CostTable, *, calls: int, name: str) -> NetworkRuns:
-    """Time ``calls`` rounds of runs, each with one run of every kind per option or exit."""
+    """Time ``calls`` rounds of runs; ``name`` stands before the progress bar."""
     n_options, n_layers = len(costs.options), costs.n_layers
     generator = np.random.default_rng(0)
 
-    def draw() -> Setting:
-        shares = generator.dirichlet(np.full(n_options, _CONCENTRATION))
-        return tuple(generator.choice(n_options, n_layers, p=shares).tolist())
+    def draw(n: int) -> list[Setting]:
+        shares = generator.dirichlet(np.ones(n_options), n)
+        return [tuple(generator.choice(n_options, n_layers, p=own).tolist()) for own in shares]
 
-    def seconds_at(setting: Setting) -> float:
-        return _time(network.at(setting))[0]
-
-    checked = [(option,) * n_layers for option in range(n_options)]
-    for _ in range(_WARM_UP):
-        for setting in checked:
-            seconds_at(setting)
+    checked = [(option,) * n_layers for option in range(n_options)] + draw(RANDOM_CHECKS)
+    to_exits = [
+        setting[:after] + (costs.exit_action,) * (n_layers - after)
+        for after in costs.exits_after
+        for setting in draw(calls)
+    ]
+    random = draw(calls * n_options)
+    for setting in checked * _WARM_UP:
+        network.at(setting)()
         network.gated()()
-    checked += [draw() for _ in range(RANDOM_CHECKS)]
-    random, exits, gated = [], [], []
-    checks: list[list[float]] = [[] for _ in checked]
+    random_runs, exit_runs, gated_runs = [], [], []
+    check_times: list[list[float]] = [[] for _ in checked]
     for number in tqdm(range(calls), desc=name, unit="round", disable=None, leave=False):
         for turn in range(number * n_options, (number + 1) * n_options):
-            setting, check = draw(), turn % len(checked)
-            random.append((setting, seconds_at(setting)))
-            checks[check].append(seconds_at(checked[check]))
-        for after in costs.exits_after:
-            setting = draw()[:after] + (costs.exit_action,) * (n_layers - after)
-            exits.append((setting, seconds_at(setting)))
-        seconds, chosen = _time(network.gated())
-        gated.append((chosen, seconds - seconds_at(chosen)))
-    medians = [(s, float(np.median(t))) for s, t in zip(checked, checks, strict=True) if t]
-    return NetworkRuns(*(_columns(runs, n_layers) for runs in (random, exits, gated, medians)))
+            random_runs.append(_time(network.at(random[turn])))
+            check = turn % len(checked)
+            check_times[check].append(_time(network.at(checked[check])).seconds)
+        exit_runs += [_time(network.at(setting)) for setting in to_exits[number::calls]]
+        gated = _time(network.gated())
+        fixed = _time(network.at(gated.setting))
+        gated_runs.append(_Run(gated.setting, gated.seconds - fixed.seconds))
+    check_runs = [
+        _Run(setting, float(np.median(seconds)))
+        for setting, seconds in zip(checked, check_times, strict=True)
+        if seconds
+    ]
+    kinds = (random_runs, exit_runs, gated_runs, check_runs)
+    return NetworkRuns(*(_columns(runs, n_layers) for runs in kinds))
 
 
-def _time(run: Callable[[], Setting]) -> tuple[float, Setting]:
-    """Return the seconds of a run and its result."""
+class _Run(NamedTuple):
+    setting: Setting
+    seconds: float
+
+
+def _time(run: Callable[[], Setting]) -> _Run:
+    """Time a run."""
     start = time.perf_counter()
     setting = run()
-    return time.perf_counter() - start, setting
+    return _Run(setting, time.perf_counter() - start)
 
 
-def _columns(runs: Sequence[tuple[Setting, float]], n_layers: int) -> TimedRuns:
-    settings = np.array([setting for setting, _ in runs], dtype=np.int64)
-    return TimedRuns(settings.reshape(-1, n_layers), np.array([seconds for _, seconds in runs]))
+def _columns(runs: Sequence[_Run], n_layers: int) -> TimedRuns:
+    settings = np.array([run.setting for run in runs], dtype=np.int64).reshape(-1, n_layers)
+    return TimedRuns(settings, np.array([run.seconds for run in runs]))
