@@ -3,34 +3,41 @@
     python benchmarks/latency_prediction.py
     python benchmarks/latency_prediction.py --runtime onnx
 
-The network is a CIFAR ResNet on 32 x 32 pixels with random weights, which change no timing. It is
-profiled at batch 1. Then learned gates with random weights, which lean to options of their own, run
-images one by one, all gates in turn. The prediction is that of the cost model ``latency`` for the
-options that a gate chose; the measured time of an image is the median over its calls.
+The network is a CIFAR ResNet on 32 x 32 pixels with random weights, which change no timing. Learned
+gates with random weights, which lean to options of their own, run images one by one, in turn. The
+prediction is that of the cost model ``latency`` for the options that a gate chose. Profiles and
+gates take turns too, so that both see the same load of the machine: the error of a gate is the
+median over the turns of predicted over measured time, each the mean over the images. A call that
+another process interrupted is repeated.
 """
 
 import json
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnxruntime
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import Tensor
 
 import dfs_rl
 from dfs_rl.backbones import InferenceBackbone, ResNet, ResNetConfig
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime
-from dfs_rl.data import ChannelStatistics
+from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GatedModel, macs_taken
 from dfs_rl.gating.networks import LearnedGate, MLPGate
-from dfs_rl.runtime import OnnxModel
-from dfs_rl.training.calibration import calibrate_scales
+from dfs_rl.training.calibration import calibrate_scales, measure_features
+
+ATTEMPTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,7 @@ class Settings:
         bits: Bit options.
         gates: Number of gates.
         images: Number of images of each gate.
-        repeats: Calls of each gate for each image.
+        turns: Number of profiles.
         calls: See ``dfs_rl.profile``.
     """
 
@@ -52,17 +59,27 @@ class Settings:
     bits: tuple[int, ...] = (0, 8, 32)
     gates: int = 20
     images: int = 200
-    repeats: int = 5
-    calls: int = 200
+    turns: int = 5
+    calls: int = 60
 
 
-def network(settings: Settings) -> ResNet:
-    """Return a calibrated ResNet with random weights."""
+def random_images(n: int) -> Tensor:
+    """Return noise of various contrasts and means."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(n, 3, 32, 32, generator=generator)
+    contrast, mean = torch.rand(2, n, 1, 1, 1, generator=generator)
+    return (255 * (contrast * noise + (1 - contrast) * mean)).byte()
+
+
+def network(settings: Settings, images: Tensor) -> InferenceBackbone:
+    """Return a ResNet with random weights, calibrated on the images."""
     torch.manual_seed(0)
     config = ResNetConfig(depth=settings.depth, bits=settings.bits, stem_bits=8)
     net = ResNet(config, ChannelStatistics(mean=(0.5,) * 3, std=(0.25,) * 3))
-    calibrate_scales(net, torch.rand(16, 3, 32, 32), parts=[net])
-    return net.eval()
+    calibrate_scales(net, images[:16].float() / 255, parts=[net])
+    labels = torch.arange(len(images)) % net.n_classes
+    measure_features(net, [ImageSet(images, labels)], torch.Generator().manual_seed(0))
+    return net.eval().to_inference()
 
 
 def random_gate(backbone: InferenceBackbone, seed: int) -> LearnedGate:
@@ -81,11 +98,16 @@ def random_gate(backbone: InferenceBackbone, seed: int) -> LearnedGate:
 def calls_of(model: GatedModel, runtime: Runtime, images: Tensor) -> list[Callable[[], object]]:
     """Return the calls that classify the images one by one."""
     if runtime == "torch":
-        return [lambda image=image: model(image[None]) for image in images]
+        return [partial(model, image[None]) for image in images]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
     with TemporaryDirectory() as folder:
-        onnx = OnnxModel(dfs_rl.export(model, Path(folder, "gate.onnx")))
+        path = dfs_rl.export(model, Path(folder, "gate.onnx"))
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    preference = {"preference": np.array([model.gate.preference], np.float32)}
     floats = images.float().div(255).numpy()
-    return [lambda image=image: onnx(image[None]) for image in floats]
+    return [partial(session.run, None, {"images": image[None], **preference}) for image in floats]
 
 
 def predict(model: GatedModel, profile: LatencyProfile, images: Tensor) -> float:
@@ -97,49 +119,57 @@ def predict(model: GatedModel, profile: LatencyProfile, images: Tensor) -> float
     return float(shares.mean()) * costs.total_cost
 
 
+def undisturbed_seconds(call: Callable[[], object]) -> float:
+    """Return the time of a call that no other process interrupted, or of the last of a few."""
+    for _ in range(ATTEMPTS):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        if resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw == before:
+            break
+    return seconds
+
+
+def measure(calls: Sequence[Sequence[Callable[[], object]]]) -> NDArray[np.float64]:
+    """Return the mean milliseconds per image of each gate; the gates take turns."""
+    seconds = np.zeros((len(calls), len(calls[0])))
+    for image, gate in np.ndindex(*reversed(seconds.shape)):
+        seconds[gate, image] = undisturbed_seconds(calls[gate][image])
+    mean: NDArray[np.float64] = 1e3 * seconds.mean(axis=1)
+    return mean
+
+
 def main(settings: Settings) -> None:
     """Measure and print the errors."""
     torch.set_num_threads(1)
-    backbone = network(settings).to_inference()
+    images = random_images(settings.images)
+    backbone = network(settings, images)
     models = [
         GatedModel(backbone, random_gate(backbone, seed)).eval() for seed in range(settings.gates)
     ]
-    torch.manual_seed(1)
-    contrast = torch.rand(settings.images, 3, 1, 1)
-    noise = torch.rand(settings.images, 3, 32, 32)
-    images = ((contrast * noise + torch.rand_like(contrast) * (1 - contrast)) * 255).byte()
-    profile = dfs_rl.profile(
-        models[0], runtime=settings.runtime, batch_sizes=[1], calls=settings.calls
-    )
     calls = [calls_of(model, settings.runtime, images) for model in models]
-    seconds = np.zeros((settings.repeats, settings.gates, settings.images))
-    for repeat in range(-1, settings.repeats):  # the first one warms up
-        for i, gate in np.ndindex(settings.images, settings.gates):
-            start = time.perf_counter()
-            calls[gate][i]()
-            seconds[repeat, gate, i] = time.perf_counter() - start
-    measured = 1e3 * np.median(seconds, axis=0).mean(axis=1)
-    predicted = np.array([predict(model, profile, images) for model in models])
-    errors = 100.0 * (predicted / measured - 1.0)
-    print(
-        json.dumps(
-            {
-                "machine": profile.machine,
-                "versions": profile.versions,
-                "gates": settings.gates,
-                "images": settings.images,
-                "measured_ms": [round(float(f(measured)), 3) for f in (np.min, np.max)],
-                "profile_error_percent": round(profile.error, 2),
-            }
+    ratios, measured = [], []
+    for _ in range(settings.turns):
+        profile = dfs_rl.profile(
+            models[0], runtime=settings.runtime, batch_sizes=[1], calls=settings.calls
         )
-    )
-    for ms, error in sorted(zip(measured, errors, strict=True)):
+        measured.append(measure(calls))
+        ratios.append([predict(model, profile, images) for model in models] / measured[-1])
+    milliseconds = np.median(measured, axis=0)
+    errors = 100.0 * (np.median(ratios, axis=0) - 1.0)
+    patterns = [len(model(images)[1].options.unique(dim=0)) for model in models]
+    print(f"different settings per gate: {min(patterns)} to {max(patterns)}")
+    facts = {"machine": profile.machine, "versions": profile.versions}
+    print(json.dumps({**vars(settings), **facts}))
+    for ms, error in sorted(zip(milliseconds, errors, strict=True)):
         print(f"{ms:8.3f} ms measured, predicted {error:+6.2f} %")
     sizes = np.abs(errors)
     low, middle, high = np.quantile(sizes, [0.25, 0.5, 0.75])
     print(
-        f"mean absolute error {sizes.mean():.2f} % over {settings.gates} gates, median {middle:.2f} "
-        f"({low:.2f} to {high:.2f}), largest {sizes.max():.2f}, mean error {errors.mean():+.2f}"
+        f"mean absolute error {sizes.mean():.2f} % (n {len(sizes)} gates, quartiles {low:.2f}, "
+        f"{middle:.2f} and {high:.2f} %, largest {sizes.max():.2f} %), mean error "
+        f"{errors.mean():+.2f} %"
     )
 
 
