@@ -19,7 +19,7 @@ COMMANDS = re.findall(
 )
 NAMES = (
     *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
-    *("train_exits", "evaluate", "compare", "sweep", "export"),
+    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
 )
 MAINS = {name: import_module(name).main for name in map("dfs_rl.{}".format, NAMES)}
 

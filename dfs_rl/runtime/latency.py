@@ -58,7 +58,7 @@ def measure_latency(
     for batch_size in sorted(set(batch_sizes)):
         network = timed_network(model, runtime, batch_size=batch_size, threads=threads)
         runs = time_runs(network, costs, calls=calls, name=f"batch {batch_size}")
-        times = _PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
+        times = PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
         parts += times.part_records(batch_size)
         checks += times.check_records(batch_size)
     return LatencyProfile(
@@ -88,7 +88,7 @@ def _check_onnx(batch_sizes: Sequence[int], device: str) -> None:
         )
 
 
-class _PartTimes:
+class PartTimes:
     """Times of the parts of a network in seconds, which add up to those of its runs.
 
     Args:

@@ -18,7 +18,7 @@ from dfs_rl.utils.config import load_config, save_config
 
 NAMES = (
     *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
-    *("train_exits", "evaluate", "compare", "sweep"),
+    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
 )
 HELP = """
 import sys

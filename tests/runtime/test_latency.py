@@ -1,0 +1,199 @@
+"""Profiles hold every part of any network, and their sums are those of whole runs."""
+
+import json
+import time
+from itertools import cycle, product
+
+import numpy as np
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.backbones import (
+    AdaptiveMobileNet,
+    AdaptiveSwin,
+    BackboneInfo,
+    ResNet,
+    VisionTransformer,
+    save_backbone,
+)
+from dfs_rl.costs import BitOptions, CostTable, ExitCost
+from dfs_rl.costs.latency_profile import read_latency_profile
+from dfs_rl.costs.machine import check_machine
+from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LSTMGate, MLPGate, exit_info
+from dfs_rl.gating.storage import save_gate
+from dfs_rl.profile import main
+from dfs_rl.runtime import export as export_module
+from dfs_rl.runtime.latency import PartTimes
+from dfs_rl.runtime.latency_networks import TimesAlone
+from dfs_rl.runtime.latency_runs import time_runs
+from tests.helpers.models import BasicResNet, converted
+from tests.helpers.networks import network
+
+COSTS = CostTable(
+    options=BitOptions((2, 8, 32)),
+    layer_macs=(10, 20, 30),
+    exits=(ExitCost(after=1, macs=5, bits=8), ExitCost(after=2, macs=5, bits=8)),
+)
+STEM, HEAD, EXITS, GATE = 5.0, 2.0, {1: 0.75, 2: 0.5}, (0.25, 0.5, 1.0)
+LAYERS = np.array([[1.0, 2.0, 4.0], [1.5, 1.25, 3.0], [2.0, 2.0, 5.0]])
+
+
+class MadeUpNetwork:
+    """A network that moves the hands of the clock by known times."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.settings = cycle([(0, 1, 2), (1, 3, 3), (2, 0, 3)])
+
+    def clock(self):
+        return self.now
+
+    def at(self, setting, gate=0.0):
+        n = setting.index(3) if 3 in setting else 3
+        seconds = STEM + LAYERS[range(n), setting[:n]].sum() + EXITS.get(n, HEAD) + gate
+
+        def run():
+            self.now += seconds
+            return setting
+
+        return run
+
+    def gated(self):
+        setting = next(self.settings)
+        decisions = min(setting.index(3) + 1 if 3 in setting else 3, 3)
+        return self.at(setting, sum(GATE[:decisions]))
+
+    def times_alone(self):
+        parts = [STEM, *LAYERS[:, 0], HEAD]
+        return TimesAlone(np.array(parts), 10 * np.array(GATE))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_made_up_times_are_found(batch_size, monkeypatch):
+    made_up = MadeUpNetwork()
+    monkeypatch.setattr(time, "perf_counter", made_up.clock)
+    runs = time_runs(made_up, COSTS, calls=40, name="made up")
+    times = PartTimes(runs, made_up.times_alone(), costs=COSTS, gate=None)
+    found = {(p.part, p.layer, p.bits): p for p in times.part_records(batch_size)}
+    scale = 1000 / batch_size
+    expected = {("stem", None, None): STEM, ("head", None, None): HEAD}
+    expected |= {("exit", after, None): seconds for after, seconds in EXITS.items()}
+    expected |= {("gate", layer, None): seconds for layer, seconds in enumerate(GATE)}
+    for layer, option in product(range(3), range(3)):
+        expected["layer", layer, COSTS.options[option]] = LAYERS[layer, option]
+    assert found.keys() == expected.keys()
+    for name, seconds in expected.items():
+        assert found[name].median == pytest.approx(scale * seconds, rel=0.02), name
+        assert found[name].low <= found[name].median <= found[name].high
+    checks = times.check_records(batch_size)
+    assert len(checks) == 23
+    for check in checks:
+        assert check.predicted == pytest.approx(check.measured, rel=0.01)
+    full = next(check for check in checks if check.bits == (32, 32, 32))
+    assert full.measured == pytest.approx(scale * (STEM + LAYERS[:, 2].sum() + HEAD))
+
+
+@pytest.mark.parametrize("kind", [ResNet, AdaptiveMobileNet, VisionTransformer, AdaptiveSwin])
+def test_every_kind_of_network_is_measured(kind, tmp_path):
+    net = network(kind)
+    profile = dfs_rl.profile(net, tmp_path / "p.json", batch_sizes=[1], calls=20)
+    assert profile == read_latency_profile(tmp_path / "p.json")
+    check_machine(profile)
+    costs = net.costs.with_cost_model("latency", profile)  # every part is there
+    options = torch.randint(len(net.options), (5, costs.n_layers))
+    parts = [
+        profile.milliseconds("stem")
+        + sum(profile.milliseconds("layer", i, net.options[o]) for i, o in enumerate(row))
+        + sum(profile.milliseconds("gate", i) for i in range(costs.n_layers))
+        + profile.milliseconds("head")
+        for row in options.tolist()
+    ]
+    percent = costs.computation(options, gate_macs=profile.gate_macs)
+    np.testing.assert_allclose(percent * costs.total_cost / 100, parts, rtol=1e-9)
+
+
+def test_your_own_network_is_measured():
+    backbone = converted(BasicResNet)[1]
+    profile = dfs_rl.profile(backbone, batch_sizes=[1], calls=20)
+    backbone.costs.with_cost_model("latency", profile)
+
+
+def test_own_gate_and_exits():
+    net = network(ResNet, bits=(4, 32))
+    net.set_exits((1, 2))
+    gate = LSTMGate(net.feature_sizes, net.options, exits=exit_info(net), hidden=3)
+    before = torch.get_num_threads()
+    profile = dfs_rl.profile(GatedModel(net, gate), batch_sizes=[2, 1], calls=20)
+    assert profile.batch_sizes == (1, 2)
+    profile = profile.at(2)
+    assert profile.gate_macs == gate.macs
+    assert [part.layer for part in profile.parts if part.part == "exit"] == [1, 2]
+    assert torch.get_num_threads() == before
+
+
+def test_onnx_has_the_same_parts():
+    pytest.importorskip("onnxruntime")
+    net = network(ResNet, bits=(0, 32))
+    net.set_exits((2,))
+    ours, theirs = (
+        dfs_rl.profile(net, batch_sizes=[1], calls=20, runtime=r) for r in ("torch", "onnx")
+    )
+    names = [[(p.part, p.layer, p.bits) for p in profile.parts] for profile in (ours, theirs)]
+    assert names[0] == names[1]
+    assert theirs.runtime == "onnx"
+    assert theirs.versions[0].startswith("onnxruntime ")
+
+
+def stored(folder):
+    net = network(ResNet, bits=(0, 32))
+    info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=("a", "b", "c"))
+    save_backbone(net, info, folder / "run" / "backbone")
+    return net
+
+
+def test_command(tmp_path, capsys):
+    net, run, out = stored(tmp_path), str(tmp_path / "run"), tmp_path / "profile.json"
+    flags = [run, "--out", str(out), "--batch-sizes", "1", "--calls", "20"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "mean absolute error" in printed
+    default = read_latency_profile(out).gate_macs
+    gate = MLPGate(net.feature_sizes, net.options, hidden=50, feature_macs=net.feature_macs)
+    for own, expected in ((gate, gate.macs), (TableGate([0, 1, 0], options=net.options), default)):
+        save_gate(own, tmp_path / "run" / "gate")
+        assert main(flags) == 0  # a profile may be replaced
+        assert read_latency_profile(out).gate_macs == expected
+
+
+def test_bad_input(tmp_path, refusal, monkeypatch):
+    stored(tmp_path)
+    run = str(tmp_path / "run")
+    (tmp_path / "other.json").write_text(json.dumps({"format": 1}))
+    for flags, words in (
+        (["nowhere"], "nowhere"),
+        ([run, "--batch-sizes", "0"], "batch_sizes"),
+        ([run, "--runtime", "tflite"], "runtime"),
+        ([run, "--calls", "1"], "calls is 1; it must be at least 20"),
+        ([run, "--threads", "100000"], "threads is 100000"),
+        ([run, "--device", "abacus"], "abacus"),
+        ([run, "--runtime", "onnx", "--batch-sizes", "1", "8"], "batch_sizes has 8"),
+        ([run, "--out", str(tmp_path / "other.json")], "other.json"),
+        ([run, "--out", run], "run"),
+    ):
+        assert words in refusal(main, flags)
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    assert "dfs-rl[export]" in refusal(main, [run, "--runtime", "onnx"])
+    assert (tmp_path / "other.json").read_text() == '{"format": 1}'
+    assert not (tmp_path / "profile.json").exists()
+
+
+def test_bad_values_in_python():
+    for settings in ({"runtime": "tflite"}, {"batch_sizes": []}, {"threads": 0}, {"calls": 2}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            dfs_rl.profile(**settings)
+    with pytest.raises(CheckpointError):
+        dfs_rl.profile("nowhere")
