@@ -7,8 +7,8 @@ The network is a CIFAR ResNet on 32 x 32 pixels with random weights, which chang
 gates with random weights, which lean to options of their own, run images one by one. The
 prediction is that of the cost model ``latency`` for the options that a gate chose. Profiles and
 gates take turns too, so that both see the same load of the machine: the error of a gate is the
-median over the turns of predicted over measured time, each the mean over the images. A call that
-another process interrupted is repeated.
+median over the turns of predicted over measured time, each the mean over the images of the median
+over the calls. A call that another process interrupted is repeated.
 """
 
 import json
@@ -51,6 +51,7 @@ class Settings:
         gates: Number of gates.
         images: Number of images of each gate.
         turns: Number of profiles.
+        repeats: Calls of each gate for each image in a turn.
         calls: See ``dfs_rl.profile``.
     """
 
@@ -60,6 +61,7 @@ class Settings:
     gates: int = 20
     images: int = 200
     turns: int = 5
+    repeats: int = 3
     calls: int = 60
 
 
@@ -131,14 +133,17 @@ def undisturbed_seconds(call: Callable[[], object]) -> float:
     return seconds
 
 
-def measure(calls: Sequence[Sequence[Callable[[], object]]]) -> NDArray[np.float64]:
+def measure(calls: Sequence[Sequence[Callable[[], object]]], repeats: int) -> NDArray[np.float64]:
     """Return the mean milliseconds per image of each gate, one after the other.
 
     Gates of the runtime onnx have a network each, and would displace each other from the caches.
     """
-    return np.array(
-        [1e3 * np.mean([undisturbed_seconds(call) for call in of_gate]) for of_gate in calls]
-    )
+    seconds = [
+        [[undisturbed_seconds(call) for call in of_gate] for _ in range(repeats)]
+        for of_gate in calls
+    ]
+    mean: NDArray[np.float64] = 1e3 * np.median(seconds, axis=1).mean(axis=1)
+    return mean
 
 
 def main(settings: Settings) -> None:
@@ -155,7 +160,7 @@ def main(settings: Settings) -> None:
         profile = dfs_rl.profile(
             models[0], runtime=settings.runtime, batch_sizes=[1], calls=settings.calls
         )
-        measured.append(measure(calls))
+        measured.append(measure(calls, settings.repeats))
         ratios.append([predict(model, profile, images) for model in models] / measured[-1])
     milliseconds = np.median(measured, axis=0)
     errors = 100.0 * (np.median(ratios, axis=0) - 1.0)

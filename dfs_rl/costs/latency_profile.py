@@ -73,7 +73,7 @@ class LatencyProfile:
         runtime: Library that ran the network.
         threads: Number of CPU threads.
         versions: Libraries with their versions, for example ``"torch 2.13.0"``.
-        calls: Number of calls behind each median.
+        calls: Mean number of calls behind the median of an option of a layer.
         layer_macs: MACs of each gated layer, which identify the network.
         fixed_macs: MACs of each never-gated part, likewise.
         fixed_bits: Bit width of each never-gated part, likewise.
