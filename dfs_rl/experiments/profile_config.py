@@ -24,8 +24,8 @@ class ProfileConfig:
             learned one the gate that train_agent makes by default.
         out: File to create; a profile that is there is replaced.
         runtime: "torch" runs the network as dfs_rl.load does, "onnx" as export writes it.
-        batch_sizes: Images per call; by default 1 and 64, with onnx 1. Training for the cost
-            latency takes the times of the smallest, unless told otherwise.
+        batch_sizes: Images per call, all at the same options; by default 1 and 64, with onnx 1.
+            Training for the cost latency takes the times of the smallest, unless told otherwise.
         threads: Number of CPU threads.
         device: "cpu", "cuda", ...
         calls: Calls of each option at each layer, on average; deep networks need more and get them.
@@ -45,4 +45,4 @@ class ProfileConfig:
     batch_sizes: Annotated[_BatchSizes | None, tyro.conf.DisallowNone] = None
     threads: PositiveInt = 1
     device: str = "cpu"
-    calls: Annotated[int, Field(ge=20, le=100_000)] = 100
+    calls: Annotated[int, Field(ge=20, le=100_000)] = 60

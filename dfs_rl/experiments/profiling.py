@@ -43,7 +43,7 @@ def profile(
     batch_sizes: Sequence[int] | None = None,
     threads: int = 1,
     device: str | torch.device = "cpu",
-    calls: int = 100,
+    calls: int = 60,
     trust_code: bool = False,
 ) -> LatencyProfile:
     """Measure stem, gated layers at every bit option, exits, head and gate of a network.
@@ -56,7 +56,8 @@ def profile(
             the included digits network.
         path: File to create, or to replace if it is a profile; ``None`` for no file.
         runtime: Library that runs the network; ``"onnx"`` needs the extra ``export``.
-        batch_sizes: Images per call; ``None`` for 1 and 64, with ``"onnx"`` for 1.
+        batch_sizes: Images per call, all at the same options; ``None`` for 1 and 64, with
+            ``"onnx"`` for 1.
         threads: Number of CPU threads.
         device: Device that runs the network.
         calls: Mean number of calls of each option at each layer, at least 20; deep networks get

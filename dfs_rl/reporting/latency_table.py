@@ -25,12 +25,16 @@ def _batch_text(profile: LatencyProfile) -> str:
         [f"layer {layer}", *(_cell(times.get((name, layer, bits))) for name, bits in columns)]
         for layer in range(len(profile.layer_macs))
     ]
-    worst = max(abs(100.0 * (check.predicted / check.measured - 1.0)) for check in profile.checks)
+    errors = {
+        check.bits: 100.0 * (check.predicted / check.measured - 1.0) for check in profile.checks
+    }
+    worst = max(errors, key=lambda bits: abs(errors[bits]))
+    where = f"all layers at {worst[0]} bit" if len(set(worst)) == 1 else "a random one"
     note = (
         f"Milliseconds per image, medians of about {profile.calls} calls; stem "
         f"{_cell(times['stem', None, None])}, head {_cell(times['head', None, None])}. Sums of "
         f"parts against {len(profile.checks)} whole networks, uniform and random: mean absolute "
-        f"error {profile.error:.1f} %, largest {worst:.1f} %."
+        f"error {profile.error:.1f} %, largest {errors[worst]:+.1f} %, of {where}."
     )
     return aligned_table(head, [rows]) + "\n" + filled(note)
 

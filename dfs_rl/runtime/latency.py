@@ -57,7 +57,7 @@ def measure_latency(
     checks: list[NetworkLatency] = []
     for batch_size in sorted(set(batch_sizes)):
         network = timed_network(model, runtime, batch_size=batch_size, threads=threads)
-        runs = time_runs(network, costs, calls=calls, name=f"batch {batch_size}")
+        runs = time_runs(network, costs, calls=calls, batch_size=batch_size)
         times = PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
         parts += times.part_records(batch_size)
         checks += times.check_records(batch_size)

@@ -45,8 +45,10 @@ class NetworkRuns(NamedTuple):
     checks: TimedRuns
 
 
-def time_runs(network: TimedNetwork, costs: CostTable, *, calls: int, name: str) -> NetworkRuns:
-    """Time ``calls`` rounds of runs; ``name`` stands before the progress bar."""
+def time_runs(
+    network: TimedNetwork, costs: CostTable, *, calls: int, batch_size: int
+) -> NetworkRuns:
+    """Time ``calls`` rounds of runs."""
     n_options, n_layers = len(costs.options), costs.n_layers
     generator = np.random.default_rng(0)
 
@@ -66,16 +68,18 @@ def time_runs(network: TimedNetwork, costs: CostTable, *, calls: int, name: str)
         network.gated()()
     random_runs, exit_runs, gated_runs = [], [], []
     check_times: list[list[float]] = [[] for _ in checked]
-    bar = partial(tqdm, desc=name, unit="round", disable=None, leave=False)
+    # A single image often finds the weights in the caches that the image before it needed.
+    timed = partial(_time, warm=batch_size == 1)
+    bar = partial(tqdm, desc=f"batch {batch_size}", unit="round", disable=None, leave=False)
     for number in bar(range(calls)):
         for turn in range(number * n_options, (number + 1) * n_options):
-            random_runs.append(_time(network.at(random[turn])))
+            random_runs.append(timed(network.at(random[turn])))
             check = turn % len(checked)
-            check_times[check].append(_time(network.at(checked[check])).seconds)
-        exit_runs += [_time(network.at(setting)) for setting in to_exits[number::calls]]
+            check_times[check].append(timed(network.at(checked[check])).seconds)
+        exit_runs += [timed(network.at(setting)) for setting in to_exits[number::calls]]
     for _ in bar(range(calls)):  # apart: other runs between the two would slow down one of them
-        gated = _time(network.gated())
-        fixed = _time(network.at(gated.setting))
+        gated = timed(network.gated())
+        fixed = timed(network.at(gated.setting))
         gated_runs.append(_Run(gated.setting, gated.seconds - fixed.seconds))
     check_runs = [
         _Run(setting, float(np.median(seconds)))
@@ -91,9 +95,10 @@ class _Run(NamedTuple):
     seconds: float
 
 
-def _time(run: Callable[[], Setting]) -> _Run:
-    """Time a run for the second time, when its weights lie in the caches."""
-    run()
+def _time(run: Callable[[], Setting], *, warm: bool) -> _Run:
+    """Time a run, or if ``warm`` its repetition."""
+    if warm:
+        run()
     start = time.perf_counter()
     setting = run()
     return _Run(setting, time.perf_counter() - start)

@@ -76,7 +76,7 @@ class MadeUpNetwork:
 def test_made_up_times_are_found(batch_size, monkeypatch):
     made_up = MadeUpNetwork()
     monkeypatch.setattr(time, "perf_counter", made_up.clock)
-    runs = time_runs(made_up, COSTS, calls=40, name="made up")
+    runs = time_runs(made_up, COSTS, calls=40, batch_size=batch_size)
     times = PartTimes(runs, made_up.times_alone(), costs=COSTS, gate=None)
     found = {(p.part, p.layer, p.bits): p for p in times.part_records(batch_size)}
     scale = 1000 / batch_size
@@ -167,6 +167,20 @@ def test_command(tmp_path, capsys):
         save_gate(own, tmp_path / "run" / "gate")
         assert main(flags) == 0  # a profile may be replaced
         assert read_latency_profile(out).gate_macs == expected
+
+
+def test_an_interrupted_profile_leaves_no_file(tmp_path, monkeypatch, capsys):
+    calls = iter(range(300))
+
+    def interrupted():
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return 0.001 * time.monotonic_ns()
+
+    stored(tmp_path)
+    monkeypatch.setattr(time, "perf_counter", interrupted)
+    assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out" / "profile.json")]) == 130
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input(tmp_path, refusal, monkeypatch):
