@@ -18,6 +18,7 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observation_width
 from dfs_rl.runtime.export import export, export_options_graph
+from dfs_rl.runtime.onnx_model import session_options
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -171,11 +172,9 @@ class OnnxNetwork:
 def _session(path: Path, threads: int) -> "InferenceSession":
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as in ``OnnxModel``
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        path, session_options(threads), providers=["CPUExecutionProvider"]
+    )
 
 
 def timed_network(

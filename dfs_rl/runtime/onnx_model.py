@@ -15,6 +15,8 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.runtime.export import check_extra
 
 if TYPE_CHECKING:
+    from onnxruntime import SessionOptions
+
     from dfs_rl.runtime.batching import BatchedGraph
 
 
@@ -58,15 +60,10 @@ class OnnxModel:
 
         if not Path(path).is_file():
             raise CheckpointError(f"{path} is not a file; export writes one.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        if not _sums_are_exact():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        # Many sessions share the cores when a batch is regrouped.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._open = partial(
-            onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"]
+            onnxruntime.InferenceSession,
+            sess_options=session_options(threads),
+            providers=["CPUExecutionProvider"],
         )
         try:
             self._content = Path(path).read_bytes()
@@ -130,6 +127,20 @@ class OnnxModel:
         if images.dtype == np.uint8:
             return images.astype(np.float32) / np.float32(255)
         return images.astype(np.float32)
+
+
+def session_options(threads: int) -> "SessionOptions":
+    """Return the options of sessions that run exported networks on a CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not _sums_are_exact():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    # Many sessions share the cores when a batch is regrouped.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 @cache
