@@ -186,6 +186,7 @@ class InferenceConv2d(nn.Module):
             bias=bias.reshape(1, -1, 1, 1).to(dtype),
         )
         self._integer: IntegerConv2d | None = None
+        self._input_scale: float | None = None
         self.may_use_integers = (
             self.geometry.groups == 1
             and self.quant_range is not None
@@ -213,9 +214,16 @@ class InferenceConv2d(nn.Module):
             )
         return self._integer
 
+    @property
+    def input_scale(self) -> float:
+        """Scale of the input's codes, computed on first use."""
+        if self._input_scale is None:
+            self._input_scale = 1.0 / float(self.inverse_scale)
+        return self._input_scale
+
     def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch calls it
         super()._load_from_state_dict(*arguments)
-        self._integer = None  # made of the weights from before
+        self._integer = self._input_scale = None  # made of the values from before
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
@@ -344,15 +352,16 @@ def convolve_in_turn(
         return cast("Tensor", convolutions[-1](x, bits, norm_set))
     forms = [cast("InferenceConv2d", cast("PerBits", c).at(bits, norm_set)) for c in convolutions]
     first, *others = forms
-    if not all(convolution.fits_integers(x) for convolution in forms):
+    if not (first.fits_integers(x) and all(form.may_use_integers for form in others)):
         out = first(x)
         for convolution in others:
             out = convolution(out.relu_())
         return cast("Tensor", out)
     codes = to_uint8_codes(x, first.inverse_scale, _qmax(first))
     for convolution, following in pairwise(forms):
-        scale = 1.0 / float(following.inverse_scale)
-        codes = convolution.integer.to_codes(codes, scale=scale, qmax=_qmax(following))
+        codes = convolution.integer.to_codes(
+            codes, scale=following.input_scale, qmax=_qmax(following)
+        )
     return forms[-1].integer(codes)
 
 

@@ -53,6 +53,8 @@ class IntegerConv2d:
             *self._moves,
             None,
         )
+        # The overload itself, since finding it takes as long as a small operator.
+        self._convolve = torch.ops.onednn.qconv_pointwise.default
 
     def __reduce__(self) -> tuple[Callable[..., "IntegerConv2d"], tuple[object, ...]]:
         # The packed weight can be neither copied nor pickled; it is packed again.
@@ -74,7 +76,7 @@ class IntegerConv2d:
         after: str,
         limits: list[float],
     ) -> Tensor:
-        result = torch.ops.onednn.qconv_pointwise(
+        result = self._convolve(
             codes,
             _INPUT_SCALE,
             _ZERO_POINT,
