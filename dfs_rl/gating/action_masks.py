@@ -61,20 +61,48 @@ def action_masks(
     Returns:
         bool ``[batch, actions]``; each row allows the cheapest options up to a limit.
     """
-    exists = torch.ones(costs.n_actions, dtype=torch.bool, device=spent.device)
-    if costs.exits:
-        exists[costs.exit_action] = layer in costs.exits_after
     if budget is None:
+        exists = _actions_exist(costs, layer).to(spent.device)
         return exists.expand(len(spent), -1).clone()
-    through = costs.action_costs(spent.device)[layer].clone()  # cost up to the answer, [actions]
-    through[: len(costs.options)] += costs.least_costs(spent.device)[layer + 1]
-    through[~exists] = torch.inf
+    through = _costs_to_answer(costs, layer).to(spent.device)
     # A tensor, since the export to ONNX rounds numbers to float32.
     total = torch.tensor(gated_budget(costs, budget, gate_macs=gate_macs), dtype=spent.dtype)
     left = total.to(spent.device) - spent  # [batch]
     allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
     cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
     return allowed | cheapest
+
+
+def action_mask(
+    costs: CostTable, layer: int, spent: float, budget: float, *, gate_macs: float = 0.0
+) -> list[bool]:
+    """Return the row of ``action_masks`` for one sample, in plain numbers."""
+    through, cheapest = _plain_costs_to_answer(costs, layer)
+    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent + _TOLERANCE
+    return [cost <= left or action == cheapest for action, cost in enumerate(through)]
+
+
+def _actions_exist(costs: CostTable, layer: int) -> Tensor:
+    """Return the actions that a layer has, bool ``[actions]``."""
+    exists = torch.ones(costs.n_actions, dtype=torch.bool)
+    if costs.exits:
+        exists[costs.exit_action] = layer in costs.exits_after
+    return exists
+
+
+def _costs_to_answer(costs: CostTable, layer: int) -> Tensor:
+    """Return each action's least cost up to an answer, float64 ``[actions]``."""
+    through = costs.action_costs()[layer].clone()
+    through[: len(costs.options)] += costs.least_costs()[layer + 1]
+    through[~_actions_exist(costs, layer)] = torch.inf
+    return through
+
+
+@lru_cache(maxsize=1024)
+def _plain_costs_to_answer(costs: CostTable, layer: int) -> tuple[list[float], int]:
+    """Return ``_costs_to_answer`` and the cheapest action."""
+    through = _costs_to_answer(costs, layer)
+    return through.tolist(), int(through.argmin())
 
 
 def clamp_options(actions: Tensor, mask: Tensor, *, exit_action: int | None = None) -> Tensor:

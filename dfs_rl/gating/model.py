@@ -19,6 +19,7 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.device import resolve_device
 
@@ -85,6 +86,7 @@ class GatedModel(nn.Module):
         self.budget = budget
         self.classes = tuple(classes)
         self.image_size = image_size
+        self._form: SingleImageForm | None = None
 
     def set_budget(self, budget: float, unit: BudgetUnit = "percent") -> None:
         """Bound the mean computation per image of a budget-conditioned gate.
@@ -146,7 +148,11 @@ class GatedModel(nn.Module):
             DataError: If the shape, type, range or device of the images does not match the network.
         """
         images = self._preprocess(images)
-        result = rollout(self.backbone, self.gate, images, budget=self.budget)
+        form = self._single_image_form() if len(images) == 1 else None
+        if form is not None:
+            result = form.run(images)
+        else:
+            result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
         gate_macs = macs_taken(self.gate, n_layers_run)
@@ -162,6 +168,13 @@ class GatedModel(nn.Module):
             n_layers_run=n_layers_run,
             escalated=escalated,
         )
+
+    def _single_image_form(self) -> SingleImageForm | None:
+        """Return the form of single images that fits the present weights, ``None`` without one."""
+        form, parts = self._form, (self.backbone, self.gate, self.budget)
+        if form is None or not form.fits(*parts):
+            form = self._form = SingleImageForm(*parts)
+        return form if form.usable else None
 
     def _preprocess(self, images: Tensor) -> Tensor:
         """Validate images, and resize them if ``image_size`` is set."""

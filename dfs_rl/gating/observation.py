@@ -9,13 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.costs import CostTable
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.execution import ExecutionState
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
 """Number of context values without budget conditioning; a preference adds one."""
-MIN_STD = 1e-6  # avoids division by zero for a channel that never fires
+MIN_STD = 1e-6
+"""Lower bound of deviations, against division by zero for a channel that never fires."""
 
 
 class Observation(NamedTuple):
@@ -55,8 +57,15 @@ def cost_scale(fraction: Tensor) -> Tensor:
     return torch.log2(1.0 + 32.0 * fraction.clamp(0.0, 1.0).sqrt()) / math.log2(33.0)
 
 
+def scaled_cost(fraction: float) -> float:
+    """Return ``cost_scale`` of a number."""
+    return math.log2(1.0 + 32.0 * math.sqrt(min(max(fraction, 0.0), 1.0))) / math.log2(33.0)
+
+
 @lru_cache(maxsize=64)
-def _scaled_budget(left: float) -> float:
+def scaled_budget(costs: CostTable, budget: float, *, gate_macs: float) -> float:
+    """Return a budget in percent as the context of a gate contains it, see ``gated_budget``."""
+    left = gated_budget(costs, budget, gate_macs=gate_macs)
     return float(cost_scale(torch.tensor(left)))
 
 
@@ -91,7 +100,7 @@ def observe(
     spent = cost_scale(state.spent).float()
     left = torch.ones_like(spent)
     if budget is not None:
-        left = left * _scaled_budget(gated_budget(costs, budget, gate_macs=gate_macs))
+        left = left * scaled_budget(costs, budget, gate_macs=gate_macs)
     previous = torch.zeros_like(spent)
     if state.layer > 0 and len(backbone.options) > 1:
         previous = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
