@@ -10,7 +10,6 @@ the same sums in 8-bit integers do so, with the same result.
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from dfs_rl.costs import FULL
 from dfs_rl.quantization.functional import QuantRange, to_codes
-from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact, to_uint8_codes
+from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact
 from dfs_rl.quantization.modules import (
     BatchNormPerBits,
     FractionalConv2d,
@@ -113,10 +112,23 @@ class PerBits(nn.Module):
         self._at |= {(b,): self._at[b, 0] for b in source.bits}
         if len(source.bits) == 1:
             self._at[()] = self.forms[0]
+        self._chains: dict[tuple[object, ...], _Chain] = {}
 
     def at(self, *place: int) -> nn.Module:
         """Return the form at a bit width, by default the only one, and a set of norms."""
         return self._at[place]
+
+    def chain(self, convolutions: Sequence[nn.Module], bits: int, norm_set: int) -> "_Chain":
+        """Return the chain of convolutions, of which this is the first, at a bit width.
+
+        Finding the forms of each takes as long as a small operator, so chains are kept.
+        """
+        key = (bits, norm_set, *convolutions)
+        chain = self._chains.get(key)
+        if chain is None:
+            forms = [cast("PerBits", each).at(bits, norm_set) for each in convolutions]
+            chain = self._chains[key] = _Chain(forms)
+        return chain
 
     def forward(self, *arguments: Any) -> Tensor:  # noqa: ANN401 - tensors, then numbers
         """Run the operator, as in the training form."""
@@ -186,7 +198,6 @@ class InferenceConv2d(nn.Module):
             bias=bias.reshape(1, -1, 1, 1).to(dtype),
         )
         self._integer: IntegerConv2d | None = None
-        self._input_scale: float | None = None
         self.may_use_integers = (
             self.geometry.groups == 1
             and self.quant_range is not None
@@ -209,28 +220,27 @@ class InferenceConv2d(nn.Module):
     def integer(self) -> IntegerConv2d:
         """The same convolution in integer arithmetic, made on first use."""
         if self._integer is None:
+            assert self.quant_range is not None, "only quantized convolutions fit integers"
             self._integer = IntegerConv2d(
-                self.weight, self.scale.flatten(), self.bias.flatten(), geometry=self.geometry
+                self.weight,
+                self.scale.flatten(),
+                self.bias.flatten(),
+                geometry=self.geometry,
+                inverse_input_scale=self.inverse_scale,
+                qmax=self.quant_range.qmax,
             )
         return self._integer
 
-    @property
-    def input_scale(self) -> float:
-        """Scale of the input's codes, computed on first use."""
-        if self._input_scale is None:
-            self._input_scale = 1.0 / float(self.inverse_scale)
-        return self._input_scale
-
     def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch calls it
         super()._load_from_state_dict(*arguments)
-        self._integer = self._input_scale = None  # made of the values from before
+        self._integer = None  # made of the weights from before
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a fresh ``[batch, out, h, w]`` that the caller may change in place."""
         if self.quant_range is None:
             return self.geometry.convolve(x.to(self.dtype), self.weight, self.bias.flatten())
         if self.fits_integers(x):
-            return self.integer(to_uint8_codes(x, self.inverse_scale, self.quant_range.qmax))
+            return self.integer(self.integer.codes_of(x))
         codes = _input_codes(x, self.inverse_scale, self.quant_range).to(self.weight.dtype)
         out = self.geometry.convolve(codes, self.weight)
         return out.to(self.dtype).mul_(self.scale).add_(self.bias)
@@ -338,6 +348,30 @@ def keep_from_integers_unless_finite(network: nn.Module) -> None:
             module.may_use_integers = False
 
 
+class _Chain:
+    """Inference forms of convolutions, run one after another with a ReLU in between."""
+
+    def __init__(self, forms: Sequence[nn.Module]) -> None:
+        self._first, *self._others = cast("Sequence[InferenceConv2d]", forms)
+        self._others_may_use_integers = all(form.may_use_integers for form in self._others)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Stay on integers all the way where that gives the same result."""
+        first, others = self._first, self._others
+        if not (self._others_may_use_integers and first.fits_integers(x)):
+            out = first(x)
+            for convolution in others:
+                out = convolution(out.relu_())
+            return cast("Tensor", out)
+        integers = first.integer
+        codes = integers.codes_of(x)
+        for convolution in others:
+            following = convolution.integer
+            codes = integers.to_codes(codes, following)
+            integers = following
+        return integers(codes)
+
+
 def convolve_in_turn(
     convolutions: Sequence[nn.Module], x: Tensor, bits: int, norm_set: int = 0
 ) -> Tensor:
@@ -346,25 +380,9 @@ def convolve_in_turn(
     The inference forms stay on integers all the way where that gives the same result. The input
     ``[batch, in, h, w]`` stays unchanged; the caller may change the result in place.
     """
-    if not isinstance(convolutions[0], PerBits):
-        for convolution in convolutions[:-1]:
-            x = convolution(x, bits, norm_set).relu_()
-        return cast("Tensor", convolutions[-1](x, bits, norm_set))
-    forms = [cast("InferenceConv2d", cast("PerBits", c).at(bits, norm_set)) for c in convolutions]
-    first, *others = forms
-    if not (first.fits_integers(x) and all(form.may_use_integers for form in others)):
-        out = first(x)
-        for convolution in others:
-            out = convolution(out.relu_())
-        return cast("Tensor", out)
-    codes = to_uint8_codes(x, first.inverse_scale, _qmax(first))
-    for convolution, following in pairwise(forms):
-        codes = convolution.integer.to_codes(
-            codes, scale=following.input_scale, qmax=_qmax(following)
-        )
-    return forms[-1].integer(codes)
-
-
-def _qmax(convolution: InferenceConv2d) -> int:
-    assert convolution.quant_range is not None, "only quantized convolutions fit integers"
-    return convolution.quant_range.qmax
+    first = convolutions[0]
+    if isinstance(first, PerBits):
+        return first.chain(convolutions, bits, norm_set)(x)
+    for convolution in convolutions[:-1]:
+        x = convolution(x, bits, norm_set).relu_()
+    return cast("Tensor", convolutions[-1](x, bits, norm_set))

@@ -5,8 +5,8 @@ time.
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import cast
+from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ _ROUNDING = 2.0**23
 
 _INPUT_SCALE = 1.0
 _ZERO_POINT = 0
+_FLOATS_AS_OUTPUT = (1.0, _ZERO_POINT, torch.float32, "none", [], "")
+"""Scale, zero point and type of the output, and what follows: nothing."""
 
 
 def to_uint8_codes(x: Tensor, inverse_scale: Tensor, qmax: int) -> Tensor:
@@ -35,68 +37,69 @@ class IntegerConv2d:
         scale: Factor of each output channel, ``[out]``.
         bias: Addend of each output channel, ``[out]``.
         geometry: Stride, padding, dilation and groups.
+        inverse_input_scale: Inverse scale of the input's codes, a scalar.
+        qmax: Their largest.
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor, *, geometry: ConvGeometry
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        *,
+        geometry: ConvGeometry,
+        inverse_input_scale: Tensor,
+        qmax: int,
     ) -> None:
-        self._arguments = (weight, scale, bias, geometry)
-        self._moves = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        self._scale = scale.float().contiguous()
-        self._bias = bias.float().contiguous()
-        self._zero_points = torch.zeros(len(scale), dtype=torch.int64)
-        self._weight = torch.ops.onednn.qconv_prepack(
-            weight.to(torch.int8).contiguous(),
-            self._scale,
-            _INPUT_SCALE,
+        self._arguments = {
+            "weight": weight,
+            "scale": scale,
+            "bias": bias,
+            "geometry": geometry,
+            "inverse_input_scale": inverse_input_scale,
+            "qmax": qmax,
+        }
+        self._inverse_input_scale = inverse_input_scale
+        self._qmax = qmax
+        input_scale = 1.0 / float(inverse_input_scale)
+        # Scale, zero point and type of codes as an output, and the ReLU with its limits.
+        self._as_output = (
+            input_scale,
             _ZERO_POINT,
-            *self._moves,
-            None,
+            torch.uint8,
+            "hardtanh",
+            [0.0, qmax * input_scale],
+            "",
         )
+        moves = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        scale, bias = scale.float().contiguous(), bias.float().contiguous()
+        packed = torch.ops.onednn.qconv_prepack(
+            weight.to(torch.int8).contiguous(), scale, _INPUT_SCALE, _ZERO_POINT, *moves, None
+        )
+        zero_points = torch.zeros(len(scale), dtype=torch.int64)
+        self._common = (_INPUT_SCALE, _ZERO_POINT, packed, scale, zero_points, bias, *moves)
         # The overload itself, since finding it takes as long as a small operator.
         self._convolve = torch.ops.onednn.qconv_pointwise.default
 
     def __reduce__(self) -> tuple[Callable[..., "IntegerConv2d"], tuple[object, ...]]:
         # The packed weight can be neither copied nor pickled; it is packed again.
-        return _pack, self._arguments
+        return _pack, (self._arguments,)
+
+    def codes_of(self, x: Tensor) -> Tensor:
+        """Return the codes of an input, float32 ``[batch, in, h, w]``, as uint8."""
+        return to_uint8_codes(x, self._inverse_input_scale, self._qmax)
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """Map uint8 codes ``[batch, in, h, w]`` to a fresh float32 ``[batch, out, h', w']``."""
-        return self._run(codes, 1.0, torch.float32, "none", [])
+        """Map codes to a fresh float32 ``[batch, out, h', w']``."""
+        return cast("Tensor", self._convolve(codes, *self._common, *_FLOATS_AS_OUTPUT))
 
-    def to_codes(self, codes: Tensor, *, scale: float, qmax: int) -> Tensor:
-        """Map uint8 codes to those of the output's ReLU, 0 to ``qmax`` at ``scale``."""
-        return self._run(codes, scale, torch.uint8, "hardtanh", [0.0, qmax * scale])
-
-    def _run(
-        self,
-        codes: Tensor,
-        output_scale: float,
-        dtype: torch.dtype,
-        after: str,
-        limits: list[float],
-    ) -> Tensor:
-        result = self._convolve(
-            codes,
-            _INPUT_SCALE,
-            _ZERO_POINT,
-            self._weight,
-            self._scale,
-            self._zero_points,
-            self._bias,
-            *self._moves,
-            output_scale,
-            _ZERO_POINT,
-            dtype,
-            after,
-            limits,
-            "",
-        )
-        return cast("Tensor", result)
+    def to_codes(self, codes: Tensor, following: "IntegerConv2d") -> Tensor:
+        """Map codes to those of the output's ReLU, as ``following`` takes them."""
+        return cast("Tensor", self._convolve(codes, *self._common, *following._as_output))
 
 
-def _pack(weight: Tensor, scale: Tensor, bias: Tensor, geometry: ConvGeometry) -> IntegerConv2d:
-    return IntegerConv2d(weight, scale, bias, geometry=geometry)
+def _pack(arguments: dict[str, Any]) -> IntegerConv2d:
+    return IntegerConv2d(**arguments)
 
 
 @cache
@@ -116,9 +119,11 @@ def integer_convolutions_are_exact() -> bool:
     expected = functional.conv2d(codes, weight, padding=1) * scale.reshape(1, -1, 1, 1)
     expected += bias.reshape(1, -1, 1, 1)
     try:
-        convolution = IntegerConv2d(weight, scale, bias, geometry=ConvGeometry(padding=(1, 1)))
+        make = partial(IntegerConv2d, weight, scale, bias, geometry=ConvGeometry(padding=(1, 1)))
+        convolution = make(inverse_input_scale=torch.ones(()), qmax=255)
+        following = make(inverse_input_scale=torch.tensor(1.0 / 8.0), qmax=15)
         floats = convolution(codes.to(torch.uint8))
-        rounded = convolution.to_codes(codes.to(torch.uint8), scale=8.0, qmax=15)
+        rounded = convolution.to_codes(codes.to(torch.uint8), following)
     except (RuntimeError, AttributeError, TypeError):
         return False
     expected_codes = (expected / 8.0).round().clamp(0, 15)

@@ -58,12 +58,15 @@ def test_equals_floating_point_convolution_exactly(channels, out, kernel, geomet
         codes, weight, None, geometry.stride, geometry.padding, geometry.dilation
     )
     expected = sums * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-    convolution = IntegerConv2d(weight, scale, bias, geometry=geometry)
+    make = functools.partial(IntegerConv2d, weight, scale, bias, geometry=geometry, qmax=qmax)
+    convolution = make(inverse_input_scale=torch.tensor(0.5))
+    assert torch.equal(convolution.codes_of(0.5 * codes).float(), (0.25 * codes).round())
     small = codes.to(torch.uint8)
     assert torch.equal(convolution(small), expected)
     assert torch.equal(convolution(small[2:3]), expected[2:3])
     output_scale = float(expected.abs().amax()) / 3.0 / qmax
-    rounded = convolution.to_codes(small, scale=output_scale, qmax=qmax)
+    following = make(inverse_input_scale=torch.tensor(1.0 / output_scale))
+    rounded = convolution.to_codes(small, following)
     assert torch.equal(rounded.float(), (expected / output_scale).round().clamp(0, qmax))
     for again in (copy.deepcopy(convolution), pickle.loads(pickle.dumps(convolution))):
         assert torch.equal(again(small), expected)
