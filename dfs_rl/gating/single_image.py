@@ -4,17 +4,22 @@ For one image most operators of torch take longer to start than to compute. The 
 built-in gates and the probes of an inference form; ``rollout`` runs everything else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
+from operator import is_, mul
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone, WithExits
+from dfs_rl.backbones.probe import equal_parts, pool_grid
 from dfs_rl.gating.action_masks import action_mask
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate, FirstPass
@@ -26,9 +31,10 @@ from dfs_rl.gating.observation import (
     scaled_cost,
 )
 from dfs_rl.gating.rollout import RolloutResult
-from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceLinear, PerBits
 
+MANY_CLASSES = 256
+"""Number of classes up to which plain Python computes a softmax as fast as torch."""
 Array = NDArray[np.float32]
 Score = Callable[[int, Array], Array]
 """Maps a layer and the inputs of its network to the logits of the gate's ``choices``."""
@@ -48,8 +54,11 @@ class _Views:
     """
 
     def __init__(self) -> None:
-        self._members: list[tuple[Mapping[Any, Any], Any, object]] = []
-        self._places: list[tuple[Tensor, int]] = []
+        self._owners: list[dict[Any, Any]] = []
+        self._names: list[Any] = []
+        self._members: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._places: list[int] = []
 
     def child(self, module: nn.Module, *path: str | int, kind: type[nn.Module]) -> Any:  # noqa: ANN401
         """Return the submodule at a path of names; raise ``_NoForm`` unless its type is exact."""
@@ -74,20 +83,24 @@ class _Views:
             raise _NoForm
         if tensor.dtype != torch.float32:
             raise _NoForm
-        self._places.append((tensor, tensor.data_ptr()))
+        self._tensors.append(tensor)
+        self._places.append(tensor.data_ptr())
         return cast("Array", tensor.detach().numpy())
 
     def are_current(self) -> bool:
         """Return whether all views are of the tensors that the modules have now."""
-        return all([owner.get(name) is member for owner, name, member in self._members]) and all(
-            [tensor.data_ptr() == place for tensor, place in self._places]
-        )
+        found = map(dict.get, self._owners, self._names)
+        places = map(Tensor.data_ptr, self._tensors)
+        return all(map(is_, found, self._members)) and list(places) == self._places
 
-    def _member(self, owner: Mapping[Any, Any], name: str | tuple[()]) -> Any:  # noqa: ANN401
+    def _member(self, owner: dict[Any, Any], name: str | tuple[()]) -> Any:  # noqa: ANN401
         if name not in owner:
             raise _NoForm
-        self._members.append((owner, name, owner[name]))
-        return owner[name]
+        member = owner[name]
+        self._owners.append(owner)
+        self._names.append(name)
+        self._members.append(member)
+        return member
 
 
 class _Mlp:
@@ -181,33 +194,120 @@ _FORMS: dict[type, Callable[[Any, _Views], _MlpGate | _LstmGate | _OneShotGate]]
 }
 
 
+class _Reader:
+    """Reads the features of a gate before one layer, normalised as in ``observe``.
+
+    Args:
+        backbone: The network.
+        layer: Index of the layer.
+        size: Number of features that the gate reads.
+        views: For the tensors that are used.
+    """
+
+    def __init__(self, backbone: GatedBackbone, layer: int, size: int, views: _Views) -> None:
+        self._backbone, self._layer, self._size = backbone, layer, size
+        network: Any = backbone.network if isinstance(backbone, InferenceBackbone) else backbone
+        self._mean = views.array(network, "feature_mean")[layer, :size]
+        self._std = views.array(network, "feature_std")[layer, :size]
+        self._limits = (
+            _filled(size, MIN_STD),
+            _filled(size, -FEATURE_LIMIT),
+            _filled(size, FEATURE_LIMIT),
+        )
+        self._probe: _Probe | None = None
+        if _has_plain_features(backbone) and layer not in backbone.costs.exits_after:
+            views.child(cast("nn.Module", backbone), "network", kind=type(network))
+            probes = views.child(network, "probes", kind=nn.ModuleList)
+            probe = views.child(probes, layer, kind=PerBits)
+            self._probe = _Probe(views.item(probe), network.probe_grid, views)
+
+    def __call__(self, hidden: Tensor, context: list[float]) -> Array:
+        """Return the features of an activation ``[1, c, h, w]``, then the context, ``[inputs]``."""
+        size = self._size
+        if self._probe is None:
+            read = self._backbone.feature(hidden, self._layer)[0, :size].tolist()
+        else:
+            read = self._probe(hidden, only_confidence=size == CONFIDENCE_SIZE)
+        inputs = np.array(read + context, dtype=np.float32)
+        features, (least_std, least, most) = inputs[:size], self._limits
+        features -= self._mean
+        features /= np.maximum(self._std, least_std)
+        np.minimum(features, most, out=features)
+        np.maximum(features, least, out=features)
+        return inputs
+
+
 class _Probe:
-    """Confidence of a probe, as ``probe.confidence`` computes it."""
+    """Reads ``Backbone.feature`` with a probe in its inference form.
 
-    def __init__(self, probe: PerBits, views: _Views) -> None:
-        form = views.item(probe)
-        self._quant_range: QuantRange | None = form.quant_range
-        if self._quant_range is not None and self._quant_range.gap != 1:
-            raise _NoForm
-        names = ("inverse_scale", "weight", "scale", "bias")
-        self._arrays = [views.array(form, name) for name in names]
+    The first call of each function of NumPy after a layer takes several microseconds, so there are
+    few, on arrays of equal shape, which take the shortest way; the rest is plain Python.
+    """
 
-    def __call__(self, parts: Array) -> tuple[float, float, float]:
-        """Map ``[channels, parts]`` to the highest probability, its lead, and the entropy."""
-        inverse_scale, weight, scale, bias = self._arrays
-        codes = np.ascontiguousarray(parts) if self._quant_range is None else parts * inverse_scale
-        if self._quant_range is not None:
-            codes = np.minimum(np.rint(codes, out=codes), self._quant_range.qmax, out=codes)
-            codes = np.maximum(codes, self._quant_range.qmin, out=codes)
-        logits = weight @ codes.reshape(-1)
-        logits *= scale
-        logits += bias
-        logits.sort()
-        logits -= logits[-1]
-        odds = np.exp(logits)  # relative to the most probable class
-        total = odds.sum()
-        entropy = np.log(total) - (odds @ logits) / total
-        return 1.0 / total, (1.0 - odds[-2]) / total, entropy
+    def __init__(self, probe: InferenceLinear, grid: int, views: _Views) -> None:
+        self._inverse_scale, self._weight, self._scale, self._bias = (
+            views.array(probe, name) for name in ("inverse_scale", "weight", "scale", "bias")
+        )
+        self._range: tuple[Array, Array] | None = None
+        if probe.quant_range is not None:
+            qmin, qmax, gap = probe.quant_range
+            if gap != 1:
+                raise _NoForm
+            size = self._weight.shape[1]
+            self._range = _filled(size, qmin), _filled(size, qmax)
+        self._grid = grid
+
+    def __call__(self, hidden: Tensor, *, only_confidence: bool) -> list[float]:
+        """Return the features of an activation ``[1, c, h, w]``, or the first three."""
+        kernel = equal_parts(hidden, grid=self._grid)
+        if kernel is None:
+            pooled = pool_grid(hidden, grid=self._grid)
+        else:
+            pooled = functional.avg_pool2d(hidden, kernel)
+        parts: Array = pooled.numpy().reshape(hidden.shape[1], -1)  # [channels, parts]
+        if self._range is None:
+            codes = parts.ravel()
+        else:
+            codes = (parts * self._inverse_scale).ravel()
+            np.rint(codes, codes)
+            np.maximum(codes, self._range[0], out=codes)
+            np.minimum(codes, self._range[1], out=codes)
+        logits = self._weight.dot(codes)
+        logits *= self._scale
+        logits += self._bias
+        features = _confidence(logits.tolist())
+        if not only_confidence:
+            n = parts.shape[1]
+            features += parts.dot(_filled(n, 1.0 / n)).tolist()
+        return features
+
+
+def _confidence(logits: list[float]) -> list[float]:
+    """Return ``probe.confidence`` of one image."""
+    logits.sort()
+    top = logits[-1]
+    shifted = [logit - top for logit in logits]
+    odds = list(map(math.exp, shifted))  # relative to the most probable class
+    total = sum(odds)
+    entropy = math.log(total) - sum(map(mul, odds, shifted)) / total
+    return [1.0 / total, (1.0 - odds[-2]) / total, entropy]
+
+
+def _has_plain_features(backbone: GatedBackbone) -> bool:
+    """Return whether ``_Probe`` computes the features of a backbone, and fast."""
+    if type(backbone) is not InferenceBackbone or backbone.dtype != torch.float32:
+        return False
+    kind = type(backbone.network)
+    plain = kind.feature is Backbone.feature and kind.parts is Backbone.parts
+    return plain and backbone.n_classes <= MANY_CLASSES
+
+
+@lru_cache(maxsize=1024)
+def _filled(n: int, value: float) -> Array:
+    """Return an array of equal numbers, read-only."""
+    array = np.full(n, value, dtype=np.float32)
+    array.flags.writeable = False
+    return array
 
 
 class _LearnedForm:
@@ -220,20 +320,14 @@ class _LearnedForm:
     def __init__(self, backbone: GatedBackbone, gate: LearnedGate) -> None:
         if type(gate) not in _FORMS:
             raise _NoForm
+        self._gate, self._costs = gate, backbone.costs
         self._views = _Views()
-        self._backbone, self._gate = backbone, gate
         self._form = _FORMS[type(gate)](gate, self._views)
-        network: Any = backbone.network if isinstance(backbone, InferenceBackbone) else backbone
-        self._mean = self._views.array(network, "feature_mean")
-        self._std = self._views.array(network, "feature_std")
-        self._probes: list[_Probe] | None = None
-        if type(backbone) is InferenceBackbone and type(network).feature is Backbone.feature:
-            network = self._views.child(backbone, "network", kind=type(network))
-            probes = self._views.child(network, "probes", kind=nn.ModuleList)
-            self._probes = [
-                _Probe(self._views.child(probes, layer, kind=PerBits), self._views)
-                for layer in range(len(gate.feature_sizes))
-            ]
+        reads = 1 if isinstance(gate, OneShotGate) else len(gate.feature_sizes)
+        self._readers = [
+            _Reader(backbone, layer, size, self._views)
+            for layer, size in enumerate(gate.feature_sizes[:reads])
+        ]
 
     def is_current(self) -> bool:
         """Return whether the form is still that of the gate and the backbone."""
@@ -241,16 +335,19 @@ class _LearnedForm:
 
     def start(self, budget: float | None) -> Choose:
         """Return the decisions of one rollout."""
-        gate, costs = self._gate, self._backbone.costs
+        gate, costs, readers = self._gate, self._costs, self._readers
         score, macs = self._form.start(), gate.macs
         left = 1.0 if budget is None else scaled_budget(costs, budget, gate_macs=macs)
         conditioned = [] if gate.budget_conditioning is None else [gate.preference]
         last_option = max(1, len(gate.options) - 1)
+        no_inputs = np.empty(0, dtype=np.float32)
 
         def choose(hidden: Tensor, layer: int, spent: float, actions: list[int]) -> int:
-            previous = actions[-1] / last_option if actions else 0.0
-            context = [scaled_cost(spent), left, previous, *conditioned]
-            scores = score(layer, self._inputs(hidden, layer, context))
+            inputs = no_inputs
+            if layer < len(readers):
+                previous = actions[-1] / last_option if actions else 0.0
+                inputs = readers[layer](hidden, [scaled_cost(spent), left, previous, *conditioned])
+            scores = score(layer, inputs)
             if budget is None:
                 return gate.choices[int(scores.argmax())]
             allowed = action_mask(costs, layer, spent, budget, gate_macs=macs)
@@ -262,33 +359,6 @@ class _LearnedForm:
             return gate.choices[int(np.where(fits, scores, -np.inf).argmax())]
 
         return choose
-
-    def _inputs(self, hidden: Tensor, layer: int, context: Sequence[float]) -> Array:
-        """Return the input of the gate's network: normalised features, then the context."""
-        if layer > 0 and isinstance(self._gate, OneShotGate):
-            return np.empty(0, dtype=np.float32)
-        size = self._gate.feature_sizes[layer]
-        inputs = np.empty(size + len(context), dtype=np.float32)
-        features = inputs[:size]
-        self._read(hidden, layer, features)
-        features -= self._mean[layer, :size]
-        features /= np.maximum(self._std[layer, :size], MIN_STD)
-        np.minimum(features, FEATURE_LIMIT, out=features)
-        np.maximum(features, -FEATURE_LIMIT, out=features)
-        inputs[size:] = context
-        return inputs
-
-    def _read(self, hidden: Tensor, layer: int, features: Array) -> None:
-        """Write the features before a layer into ``features``, or the first of them."""
-        if self._probes is None or layer in self._backbone.costs.exits_after:
-            features[:] = self._backbone.feature(hidden, layer)[0, : len(features)].numpy()
-            return
-        network = cast("Backbone", cast("InferenceBackbone", self._backbone).network)
-        parts: Array = network.parts(hidden)[0].numpy()  # [channels, parts]
-        features[:CONFIDENCE_SIZE] = self._probes[layer](parts)
-        if len(features) > CONFIDENCE_SIZE:
-            np.add.reduce(parts, axis=1, out=features[CONFIDENCE_SIZE:])
-            features[CONFIDENCE_SIZE:] /= parts.shape[1]
 
 
 class SingleImageForm:
@@ -342,7 +412,8 @@ class SingleImageForm:
     def _run_pass(self, image: Tensor, choose: Choose) -> tuple[Tensor, list[int]]:
         """Return the logits of one image and its action at every layer."""
         backbone, costs = self._backbone, self._backbone.costs
-        hidden, spent, actions = backbone.stem(image), 0.0, []
+        actions: list[int] = []
+        hidden, spent = backbone.stem(image), 0.0
         for layer, gated in enumerate(backbone.layers):
             action = choose(hidden, layer, spent, actions)
             if costs.exits and action == costs.exit_action:
@@ -358,7 +429,7 @@ class SingleImageForm:
 
 
 def _table(gate: TableGate) -> Choose:
-    return lambda hidden, layer, spent, actions: gate.table[layer]
+    return lambda _hidden, layer, _spent, _actions: gate.table[layer]
 
 
 def _tensor(actions: list[int], logits: Tensor) -> Tensor:

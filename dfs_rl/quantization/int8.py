@@ -20,7 +20,7 @@ _ROUNDING = 2.0**23
 
 _INPUT_SCALE = 1.0
 _ZERO_POINT = 0
-_FLOATS_AS_OUTPUT = (1.0, _ZERO_POINT, torch.float32, "none", [], "")
+_FLOATS_AS_OUTPUT: tuple[Any, ...] = (1.0, _ZERO_POINT, torch.float32, "none", [], "")
 """Scale, zero point and type of the output, and what follows: nothing."""
 
 

@@ -1,0 +1,189 @@
+"""Single images: the same decisions and logits as in ``rollout``, with the present weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dfs_rl.backbones import ResNet, ResNetConfig
+from dfs_rl.backbones.interfaces import confidence_sizes
+from dfs_rl.costs import BitOptions
+from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.cascade import CascadeGate, confidence
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
+from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.single_image import SingleImageForm
+from dfs_rl.training.calibration import calibrate_scales, measure_features
+from dfs_rl.utils.seeding import torch_generator
+
+BITS = (0, 2, 4, 8, 32)
+N = 200
+KINDS = (MLPGate, LSTMGate, OneShotGate)
+
+
+def images(n=N, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, 12, 8), generator=generator, dtype=torch.uint8)
+
+
+def network(exits=(), stem_bits=8, size=(12, 8)):
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        depth=14, width=4, in_channels=1, image_size=size, bits=BITS, stem_bits=stem_bits
+    )
+    backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
+    calibrate_scales(backbone, images(16, seed=1), parts=[backbone])
+    backbone.set_exits(exits)
+    image_set = ImageSet(images(64, seed=2), torch.arange(64) % 10)
+    measure_features(backbone, [image_set], torch_generator("tests"))
+    return backbone
+
+
+def learned(kind, backbone, *, sizes=None, **settings):
+    """Return a gate that chooses different options for different images."""
+    torch.manual_seed(1)
+    gate = kind(sizes or backbone.feature_sizes, BitOptions(BITS), **{"hidden": 6, **settings})
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.mul_(4.0)
+    return gate.eval()
+
+
+def check(backbone, gate, budget=None, n=N):
+    """Check each image of a batch against the batch, and return the options."""
+    model = GatedModel(backbone, gate, budget=budget)
+    assert SingleImageForm(backbone, gate, budget).usable
+    result = rollout(backbone, gate, images(n), budget=budget)
+    computation = model(images(n))[1].computation
+    for i in range(n):
+        logits, trace = model(images(n)[i : i + 1])
+        assert trace.options.tolist() == result.options[i : i + 1].tolist()
+        torch.testing.assert_close(logits[0], result.logits[i], rtol=1e-5, atol=1e-5)
+        assert trace.computation.item() == pytest.approx(computation[i].item(), rel=1e-12)
+    return result.options
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["plain", "budget", "exits", "conditioned", "confidence", "some"])
+def test_images_alone_equal_the_batch(kind, case):
+    exits = (1, 3) if case == "exits" else ()
+    training = network(exits)
+    backbone = training.to_inference()
+    settings = {
+        "exits": {"exits": exit_info(training)},
+        "conditioned": {
+            "budget_conditioning": BudgetConditioning(computations=(2.0, 40.0)),
+            "preference": 0.3,
+        },
+        "confidence": {"sizes": confidence_sizes(backbone.feature_sizes)},
+        "some": {"choices": (0, 2, 4)},
+    }.get(case, {})
+    gate = learned(kind, backbone, **settings)
+    budget = {"budget": 30.0, "exits": 60.0}.get(case)
+    options = check(backbone, gate, budget)
+    assert len(options.unique(dim=0)) > 5
+    if budget is not None:
+        used = backbone.costs.computation(options, gate_macs=gate.macs)
+        assert (used <= budget + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["training", "unquantized", "uneven", "bfloat16"])
+def test_other_networks(kind, form):
+    stem_bits = 32 if form == "unquantized" else 8
+    training = network(stem_bits=stem_bits)
+    backbone = {
+        "training": lambda: training,
+        "bfloat16": lambda: training.to_inference(torch.bfloat16),
+    }.get(form, training.to_inference)()
+    check(backbone, learned(kind, backbone), n=40)
+
+
+def test_tables_and_cascades():
+    backbone = network(exits=(2,)).to_inference()
+    check(backbone, TableGate((1, 2, 0, 3, 4, 1)), n=8)
+    check(backbone, TableGate((1, 2, 5, 5, 5, 5)), n=8)
+    first = TableGate((0,) * 6)
+    threshold = float(confidence(rollout(backbone, first, images()).logits).median())
+    cascade = CascadeGate((0,) * 6, (3,) * 6, threshold=threshold, options=BitOptions(BITS))
+    escalated = GatedModel(backbone, cascade)(images())[1].escalated
+    assert 0 < escalated.float().mean() < 1
+    check(backbone, cascade)
+
+
+def change_in_place(model):
+    for parameter in model.gate.parameters():
+        parameter.data.mul_(-1.0)
+
+
+def load_gate(model):
+    torch.manual_seed(5)
+    other = learned(MLPGate, model.backbone)
+    state = {name: -value for name, value in other.state_dict().items()}
+    model.gate.load_state_dict(state, assign=True)
+
+
+def replace_layers(model):
+    model.gate.networks = learned(MLPGate, model.backbone, choices=None).networks
+    for one in model.gate.networks:
+        one[2] = nn.Linear(one[2].in_features, one[2].out_features)
+
+
+def replace_gate(model):
+    model.gate = learned(OneShotGate, model.backbone)
+
+
+def move(model):
+    model.gate.double().float()
+    change_in_place(model)
+
+
+def other_features(model):
+    model.backbone.network.feature_mean = model.backbone.feature_mean + 5.0
+
+
+@pytest.mark.parametrize(
+    "change", [change_in_place, load_gate, replace_layers, replace_gate, move, other_features]
+)
+@torch.no_grad()
+def test_changed_weights_count(change):
+    backbone = network().to_inference()
+    model = GatedModel(backbone, learned(MLPGate, backbone))
+    image = images(1)
+    model(image)
+    before = torch.cat([model(image[:1])[1].options for image in images(60).split(1)])
+    change(model)
+    after = torch.cat([model(image)[1].options for image in images(60).split(1)])
+    assert not torch.equal(before, after)
+    assert torch.equal(after, rollout(backbone, model.gate, images(60)).options)
+
+
+def test_copies_are_independent():
+    backbone = network().to_inference()
+    model = GatedModel(backbone, learned(MLPGate, backbone))
+    expected = [model(image)[1].options for image in images(20).split(1)]
+    copied = copy.deepcopy(model)
+    change_in_place(copied)
+    assert all(
+        torch.equal(model(image)[1].options, options)
+        for image, options in zip(images(20).split(1), expected, strict=True)
+    )
+    options = torch.cat([copied(image)[1].options for image in images(20).split(1)])
+    assert torch.equal(options, rollout(copied.backbone, copied.gate, images(20)).options)
+
+
+def test_gates_of_other_kinds_take_the_general_way():
+    class Own(MLPGate):
+        def _score(self, features, layer, context):
+            return -super()._score(features, layer, context)
+
+    backbone = network().to_inference()
+    gate = learned(Own, backbone)
+    assert not SingleImageForm(backbone, gate, None).usable
+    model = GatedModel(backbone, gate)
+    options = torch.cat([model(image)[1].options for image in images(20).split(1)])
+    assert torch.equal(options, rollout(backbone, gate, images(20)).options)
