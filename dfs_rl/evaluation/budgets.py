@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfs_rl.evaluation.comparison_records import GATE, BudgetResult, Point
 from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.timing import CostName
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 
@@ -80,7 +81,9 @@ def exceeds_budget(point: Point) -> bool:
     return point.computation.mean > with_cost_tolerance(point.budget)
 
 
-def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[Point]:
+def select_points(
+    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName = "computation"
+) -> list[Point]:
     """Return the points statistically tied with the best on the selection split, best choice first.
 
     With many points and few images, the highest accuracy is partly luck. Points that are not
@@ -91,7 +94,7 @@ def select_points(points: Sequence[Point], correct: Mapping[str, Tensor]) -> lis
     ``results_at_budgets``.
     """
     tied: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_computation)):
+    for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_cost(cost))):
         ours = correct[point.label]
         if all(paired_difference(correct[other.label], ours).low <= 0 for other in tied):
             tied.append(point)

@@ -36,6 +36,7 @@ from dfs_rl.evaluation.grouping import (
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
 from dfs_rl.evaluation.summary import PerImageResults
+from dfs_rl.evaluation.timing import CostName
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 
 _SKIP_ALL = "uniform_0"
@@ -84,6 +85,8 @@ def compare_runs(
         **{point.label: _on_selection([plain], point.kind) for point in running},
     }
     pareto_front = _pareto_front([*running, *points], correct)
+    timing = runs[0].summary.timing
+    by_time = [] if timing is None else _pareto_front([*running, *points], correct, "milliseconds")
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
@@ -119,8 +122,10 @@ def compare_runs(
         pareto_front=tuple(point.label for point, *_ in pareto_front),
         verdict=(),
         failed=dict(failed or {}),
+        timing=timing,
+        pareto_front_milliseconds=tuple(point.label for point, *_ in by_time),
     )
-    n_tied = {point.label: len(tied) for point, *tied in pareto_front}
+    n_tied = {point.label: len(tied) for point, *tied in (*by_time, *pareto_front)}
     return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
 
 
@@ -158,6 +163,9 @@ def _point(group: Sequence[EvaluatedRun], key: str, **fields: Any) -> Point:  # 
 
     reported = [run.results.reported[key] for run in group]
     chosen = [run.results.selection[key] for run in group]
+    if all(run.summary.timing is not None for run in group):
+        fields["milliseconds"] = spread(means(reported, "milliseconds"))
+        fields["selection_milliseconds"] = statistics.fmean(means(chosen, "milliseconds"))
     return Point(
         runs=tuple(run.path for run in group),
         seeds=tuple(int(str(run.settings.get("seed", 0))) for run in group),
@@ -229,14 +237,17 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
     return _LEARNED if key == GATE else _BOX_LINE
 
 
-def _pareto_front(points: Sequence[Point], correct: Mapping[str, Tensor]) -> list[list[Point]]:
-    """Return the recommended points as the allowed computation on the selection split grows.
+def _pareto_front(
+    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName = "computation"
+) -> list[list[Point]]:
+    """Return the recommended points as the allowed cost on the selection split grows.
 
     Each point is followed by the points that are statistically tied with it.
     """
     kept: list[list[Point]] = []
-    for cost in sorted({point.selection_computation for point in points}):
-        tied = select_points([p for p in points if p.selection_computation <= cost], correct)
+    for allowed in sorted({point.selection_cost(cost) for point in points}):
+        within = [point for point in points if point.selection_cost(cost) <= allowed]
+        tied = select_points(within, correct, cost)
         if tied[0] not in [taken for taken, *_ in kept]:
             kept.append(tied)
     return kept

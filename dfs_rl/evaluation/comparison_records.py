@@ -9,6 +9,7 @@ import pandas as pd
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, SplitResults
+from dfs_rl.evaluation.timing import CostName, Timing
 
 GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""
@@ -98,6 +99,20 @@ class Point:
     if it also exceeds every uniform setting of no larger cost."""
     tied: tuple[str, ...] = ()  # baselines whose difference is not significant over images
     cotrained: bool = False  # runs on the co-trained backbone
+    milliseconds: Spread | None = None  # measured time per image, None without a profile
+    selection_milliseconds: float | None = None
+
+    def cost(self, name: CostName) -> Spread:
+        """Return computation or measured time, which must be there."""
+        value: Spread | None = getattr(self, name)
+        assert value is not None, f"points have {name}"
+        return value
+
+    def selection_cost(self, name: CostName) -> float:
+        """Return the mean computation or measured time on the selection split."""
+        value: float | None = getattr(self, f"selection_{name}")
+        assert value is not None, f"points have {name}"
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +218,8 @@ class ComparisonOfRuns:
     verdict: tuple[str, ...]  # sentences
     failed: Mapping[str, str]  # reason of each run that could not be evaluated
     cost_model: str = COMPUTATION
+    timing: Timing | None = None  # how milliseconds were measured, None without them
+    pareto_front_milliseconds: tuple[str, ...] = ()  # as ``pareto_front``, by measured time
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per point: means and standard deviations over seeds, gains included."""
@@ -211,7 +228,12 @@ class ComparisonOfRuns:
         gains = [key for key in _GAINS if key != "exits" or exits]
         for point in (*self.points, *self.references):
             row = {"label": point.label, "kind": point.kind, "seeds": len(point.seeds)}
-            fields = {"accuracy": point.accuracy, "computation": point.computation}
+            fields: dict[str, Spread | None] = {
+                "accuracy": point.accuracy,
+                "computation": point.computation,
+            }
+            if self.timing is not None:
+                fields["milliseconds"] = point.milliseconds
             for name, value in {**fields, **{key: point.gains.get(key) for key in gains}}.items():
                 row[f"{name}_mean"] = None if value is None else value.mean
                 row[f"{name}_sd"] = None if value is None else value.deviation

@@ -1,4 +1,4 @@
-"""Verdict of a comparison of runs in at most five sentences."""
+"""Verdict of a comparison of runs in at most six sentences."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ _BASELINES = {
 def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) -> Iterator[str]:
     """Yield the recommended points and the gates that are better than their baselines.
 
-    ``n_tied`` is the number of points tied on val with each point of the Pareto front, by its
+    ``n_tied`` is the number of points tied on val with each point of the Pareto fronts, by its
     label.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
@@ -41,6 +41,13 @@ def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) 
     )
     if cascades:
         yield f"To use a recommended cascade, run train_cascade --budget {' or '.join(cascades)}."
+    if comparison.timing is not None:
+        points = [by_label[label] for label in comparison.pareto_front_milliseconds]
+        listed = "; ".join(
+            f"from {point.cost('milliseconds').mean:.3g} ms: {_text(point, n_tied[point.label])}"
+            for point in points
+        )
+        yield f"By measured time, likewise: {listed}."
     gates = [point for point in comparison.points if point.kind == GATE]
     keys = [key for key in _BASELINES if any(key in gate.gains for gate in gates)]
     if keys:

@@ -31,7 +31,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
     """Check that runs can be compared.
 
     Raises:
-        DataError: If images, split, bit options, backbone or cost model differ.
+        DataError: If images, split, bit options, backbone, cost model or measured times differ.
     """
     properties: dict[str, Callable[[EvaluatedRun], object]] = {
         "image fingerprint": lambda run: run.summary.fingerprint,
@@ -39,6 +39,7 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
         "list of bit options": lambda run: list(run.summary.options),
         "backbone digest": lambda run: run.backbone,
         "cost model": lambda run: run.summary.cost_model,
+        "latency profile": _latency_profile,
     }
     for run, (name, of) in itertools.product(runs, properties.items()):
         if of(run) != of(runs[0]):
@@ -46,6 +47,14 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
                 f"{run.path} cannot be compared with {runs[0].path}: its {name} is {of(run)}, not "
                 f"{of(runs[0])}."
             )
+
+
+def _latency_profile(run: EvaluatedRun) -> str:
+    """Return the measurement behind a run's milliseconds, in words."""
+    timing = run.summary.timing
+    if timing is None:
+        return "none"
+    return f"{timing.full_milliseconds:.6g} ms in full precision, {timing.conditions}"
 
 
 def group_by_gate(runs: Sequence[EvaluatedRun]) -> Groups:

@@ -31,6 +31,7 @@ class GateRecords:
     gate_macs: float = 0.0  # MACs per image of the gate
     gate_macs_taken: Tensor | None = None  # the same for each image if some exit early, [n]
     excess_macs: Tensor | None = None  # part of them that the model computation leaves out, [n]
+    first_exit: int | None = None  # index of the first exit that runs, if exits are all the gate
     first_pass: FirstPass | None = None  # of a cascade
 
     def __post_init__(self) -> None:
@@ -86,17 +87,42 @@ class GateRecords:
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
-        excess = 0.0 if self.excess_macs is None else self.excess_macs
-        return self._total(costs.bitops, self._gate_macs - excess)
+        return self._total(costs.bitops, self._computed_gate_macs)
+
+    def milliseconds(self, costs: CostTable) -> Tensor:
+        """Return the measured time of each image, gate and all passes included, float64 ``[n]``.
+
+        ``costs`` are those of the cost model ``latency``, whatever the records were made under.
+        """
+        macs = self._computed_gate_macs
+        if self.first_exit is not None:  # each exit has a time of its own
+            macs = passed_exits_macs(costs, self.options, first=self.first_exit)
+        return self._total(costs.computation, macs) * (costs.total_cost / 100.0)
 
     @property
     def _gate_macs(self) -> float | Tensor:
         return self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
 
+    @property
+    def _computed_gate_macs(self) -> float | Tensor:
+        """MACs of the gate by the cost model ``computation``."""
+        return self._gate_macs - (0.0 if self.excess_macs is None else self.excess_macs)
+
     def _total(self, cost_of: Callable[..., Tensor], gate_macs: float | Tensor) -> Tensor:
         """Return the cost of each image over all passes, given the cost of options of a pass."""
         spent = cost_of(self.options, gate_macs=gate_macs)
         return spent if self.first_pass is None else self.first_pass.total_cost(spent, cost_of)
+
+
+def passed_exits_macs(costs: CostTable, options: Tensor, *, first: int = 0) -> Tensor:
+    """Return the cost of the exits that images pass, in MACs of a gate, float64 ``[n]``.
+
+    The exit that an image takes is none of them. Exits before the one of index ``first`` do not
+    run; ``options`` are the actions of each image, int64 ``[n, layers]``.
+    """
+    each = [costs.exit_macs(exit_) * (i >= first) for i, exit_ in enumerate(costs.exits)]
+    passed = costs.n_layers_run(options)[:, None] > torch.tensor(costs.exits_after)  # [n, exits]
+    return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)[passed.sum(dim=1)]
 
 
 def choose_records(candidates: Sequence[GateRecords], index: Tensor, name: str) -> GateRecords:

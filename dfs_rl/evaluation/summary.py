@@ -1,6 +1,6 @@
 """Summary of an evaluation, and the per-image results of every method stored next to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from dfs_rl.evaluation.metrics import (
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import static_table_bits
 from dfs_rl.evaluation.static_tables.search import SearchSummary
+from dfs_rl.evaluation.timing import Timing, timing_of
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
@@ -52,6 +53,7 @@ class MethodSummary:
     detail: str
     table: tuple[int, ...] | None  # bits of each layer of a static bit table
     exit_shares: tuple[float, ...] = ()  # share of the images that take each exit, in [0, 1]
+    milliseconds: float | None = None  # mean measured time per image, None without a profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class EvaluationSummary:
     search: SearchSummary | None  # None without a search for the best static bit table
     exits_after: tuple[int, ...] = ()  # number of layers before each exit
     cost_model: str = COMPUTATION  # that all figures of computation follow
+    timing: Timing | None = None  # how milliseconds were measured, None without them
 
     @property
     def by_key(self) -> dict[str, MethodSummary]:
@@ -100,6 +103,7 @@ def summarize(
     methods: Sequence[MethodResult],
     costs: CostTable,
     *,
+    measured: CostTable | None = None,
     identity: str,
     dataset: str,
     fingerprint: str,
@@ -108,10 +112,12 @@ def summarize(
 ) -> EvaluationSummary:
     """Compute the summary of an evaluation.
 
-    Results of the gate come first in ``methods``, if there is one, then those of the baselines; the
-    arguments after ``costs`` are as in ``EvaluationSummary``.
+    Results of the gate come first in ``methods``, if there is one, then those of the baselines.
+    ``measured`` are the same costs by the cost model ``latency``, None without measured times; the
+    arguments after it are as in ``EvaluationSummary``.
     """
-    summaries = tuple(_summarize_method(method, costs, len(class_names)) for method in methods)
+    n_classes = len(class_names)
+    summaries = tuple(_summarize_method(m, costs, measured, n_classes) for m in methods)
     records = methods[0].records[0]
     comparisons: list[Comparison] = []
     verdict: tuple[str, ...] = ()
@@ -119,7 +125,8 @@ def summarize(
     if methods[0].role == "gate":
         pairs = zip(methods[1:], summaries[1:], strict=True)
         comparisons = [_compare(methods[0], summaries[0], *pair) for pair in pairs]
-        verdict = verdict_sentences(comparisons, summaries[0].accuracy, summaries[0].patterns)
+        gate = summaries[0]
+        verdict = verdict_sentences(comparisons, gate.accuracy, gate.patterns, gate.milliseconds)
         histogram = tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
     return EvaluationSummary(
         identity=identity,
@@ -139,10 +146,13 @@ def summarize(
         search=next((method.search for method in methods if method.search is not None), None),
         exits_after=costs.exits_after,
         cost_model=costs.cost_model,
+        timing=None if measured is None else timing_of(measured),
     )
 
 
-def _summarize_method(method: MethodResult, costs: CostTable, n_classes: int) -> MethodSummary:
+def _summarize_method(
+    method: MethodResult, costs: CostTable, measured: CostTable | None, n_classes: int
+) -> MethodSummary:
     records, correct = method.records, _mean_correct(method)
     draws = [one.accuracy for one in records]
     accuracy, n = accuracy_percent(correct), len(records[0])
@@ -165,6 +175,9 @@ def _summarize_method(method: MethodResult, costs: CostTable, n_classes: int) ->
         detail=method.detail,
         table=None if method.table is None else static_table_bits(method.table, costs.options),
         exit_shares=tuple(map(_mean, exit_shares)),
+        milliseconds=None
+        if measured is None
+        else _mean([one.milliseconds(measured).mean().item() for one in records]),
     )
 
 
@@ -178,6 +191,9 @@ def _compare(
 ) -> Comparison:
     difference = paired_difference(_mean_correct(gate), _mean_correct(baseline))
     relative = gate_summary.computation / summary.computation if summary.computation > 0 else None
+    relative_milliseconds = None
+    if gate_summary.milliseconds is not None and summary.milliseconds:
+        relative_milliseconds = gate_summary.milliseconds / summary.milliseconds
     return Comparison(
         key=baseline.key,
         label=baseline.label,
@@ -185,6 +201,7 @@ def _compare(
         **difference._asdict(),
         relative_computation=relative,
         outcome=comparison_outcome(difference, relative),
+        relative_milliseconds=relative_milliseconds,
     )
 
 
@@ -226,6 +243,7 @@ class PerImageResults(NamedTuple):
 
     correct: Tensor  # share of draws that classify the image correctly, float32 [n]
     computation: Tensor  # in percent, everything included, float32 [n]
+    milliseconds: Tensor | None = None  # measured time, float32 [n]; None without a profile
 
 
 class SplitResults(NamedTuple):
@@ -235,13 +253,19 @@ class SplitResults(NamedTuple):
     selection: Mapping[str, PerImageResults]
 
 
-def per_image_results_of(methods: Sequence[MethodResult], costs: CostTable) -> SplitResults:
-    """Average every method's records over its draws."""
+def per_image_results_of(
+    methods: Sequence[MethodResult], costs: CostTable, measured: CostTable | None = None
+) -> SplitResults:
+    """Average every method's records over its draws; ``measured`` is as in ``summarize``."""
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return torch.stack(list(values)).mean(dim=0).float()
 
     def average(records: Sequence[GateRecords]) -> PerImageResults:
         return PerImageResults(
-            torch.stack([r.correct.double() for r in records]).mean(dim=0).float(),
-            torch.stack([r.computation(costs) for r in records]).mean(dim=0).float(),
+            mean(r.correct.double() for r in records),
+            mean(r.computation(costs) for r in records),
+            None if measured is None else mean(r.milliseconds(measured) for r in records),
         )
 
     return SplitResults(
@@ -257,6 +281,7 @@ def save_per_image_results(path: Path, results: SplitResults) -> None:
         for split, by_method in results._asdict().items()
         for key, of_method in by_method.items()
         for name, value in of_method._asdict().items()
+        if value is not None
     }
     save_tensors(path, tensors)
 

@@ -35,6 +35,7 @@ class Comparison:
     high: float
     relative_computation: float | None  # of the gate and the baseline, None if the latter is 0
     outcome: ComparisonOutcome
+    relative_milliseconds: float | None = None  # the same of the measured times, None without them
 
 
 def comparison_outcome(
@@ -79,14 +80,18 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def verdict_sentences(
-    comparisons: Sequence[Comparison], accuracy: float, patterns: float
+    comparisons: Sequence[Comparison],
+    accuracy: float,
+    patterns: float,
+    milliseconds: float | None = None,
 ) -> tuple[str, ...]:
-    """Summarize the comparisons of a gate in at most four sentences.
+    """Summarize the comparisons of a gate in at most five sentences.
 
     Args:
         comparisons: One for every other method.
         accuracy: Accuracy of the gate in percent.
         patterns: Number of distinct bit patterns of the gate.
+        milliseconds: Measured time of the gate per image; None without measured times.
     """
     sentences = []
     full = next((c for c in comparisons if c.key == "full"), None)
@@ -114,7 +119,30 @@ def verdict_sentences(
             else "It is not shown to adapt to the image, because it is not significantly better "
             f"than: {level}."
         )
+    if milliseconds is not None:
+        sentences.append(_measured_sentence(comparisons, milliseconds))
     return tuple(sentences)
+
+
+def _measured_sentence(comparisons: Sequence[Comparison], milliseconds: float) -> str:
+    """Compare the measured time of a gate with that of full precision and of faster baselines."""
+    full = next((c for c in comparisons if c.key == "full"), None)
+    share = ""
+    if full is not None and full.relative_milliseconds is not None:
+        share = f", {100 * full.relative_milliseconds:.3g} % of that of full precision"
+    faster = [
+        c.label
+        for c in comparisons
+        if c.role in ("fixed", "matched")
+        and c.key not in _MARGINALS
+        and c.low <= 0
+        and c.relative_milliseconds is not None
+        and c.relative_milliseconds > with_cost_tolerance(1.0)
+    ]
+    return (
+        f"Its measured time is {milliseconds:.3g} ms per image{share}; faster and not "
+        f"significantly less accurate: {'; '.join(faster) or 'none of its baselines'}."
+    )
 
 
 def _costs_no_more(comparison: Comparison) -> bool:

@@ -17,7 +17,7 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
-from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.records import GateRecords, passed_exits_macs
 
 _QUANTILES = 100
 """Number of intervals between the evenly spaced quantiles of confidence tried as thresholds."""
@@ -95,17 +95,19 @@ def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTa
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
     images = torch.arange(len(exit_index))
-    overhead = _exit_overhead_macs(rule.first, costs)[exit_index]
-    computed = _exit_overhead_macs(rule.first, costs.with_cost_model(COMPUTATION))[exit_index]
+    options = _options_by_exit(rule.option, costs)[exit_index]
+    overhead = passed_exits_macs(costs, options, first=rule.first)
+    plain = costs.with_cost_model(COMPUTATION)
     return GateRecords(
         name="exits",
         predictions=outputs.predictions[images, exit_index],
         labels=outputs.labels,
-        options=_options_by_exit(rule.option, costs)[exit_index],
+        options=options,
         log_likelihood=outputs.log_likelihood[images, exit_index],
         confidence=outputs.confidence[images, exit_index],
         gate_macs_taken=overhead,
-        excess_macs=overhead - computed,
+        excess_macs=overhead - passed_exits_macs(plain, options, first=rule.first),
+        first_exit=rule.first,
     )
 
 
@@ -124,7 +126,7 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
         correct, options_by_exit = outputs.correct.double(), _options_by_exit(outputs.option, costs)
         for first in range(len(costs.exits) + 1):  # the last one uses no exit
             costs_by_exit = costs.computation(
-                options_by_exit, gate_macs=_exit_overhead_macs(first, costs)
+                options_by_exit, gate_macs=passed_exits_macs(costs, options_by_exit, first=first)
             )
             for threshold in _thresholds(outputs, first):
                 rule = ExitRule(outputs.option, first, threshold)
@@ -165,9 +167,3 @@ def _options_by_exit(option: int, costs: CostTable) -> Tensor:
     for row, after in zip(options_by_exit, costs.exits_after, strict=False):
         row[after:] = costs.exit_action
     return options_by_exit
-
-
-def _exit_overhead_macs(first: int, costs: CostTable) -> Tensor:
-    """Return the MACs, as of a gate, of the exits passed before each exit, ``[exits + 1]``."""
-    each = [costs.exit_macs(e) * (i >= first) for i, e in enumerate(costs.exits)]
-    return torch.tensor([0.0, *each], dtype=torch.float64).cumsum(0)
