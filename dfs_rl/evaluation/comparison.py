@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -84,9 +84,9 @@ def compare_runs(
         **{point.label: theirs for point, theirs in baselines},
         **{point.label: _on_selection([plain], point.kind) for point in running},
     }
-    pareto_front = _pareto_front([*running, *points], correct)
     timing = runs[0].summary.timing
-    by_time = [] if timing is None else _pareto_front([*running, *points], correct, "milliseconds")
+    costs: tuple[CostName, ...] = ("computation",) if timing is None else get_args(CostName)
+    fronts = {cost: _pareto_front([*running, *points], correct, cost) for cost in costs}
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
@@ -119,13 +119,15 @@ def compare_runs(
             _computation_by_difficulty(gate, named[gate.label], class_of_image, len(classes))
             for gate in gates
         ),
-        pareto_front=tuple(point.label for point, *_ in pareto_front),
+        pareto_front=tuple(point.label for point, *_ in fronts["computation"]),
         verdict=(),
         failed=dict(failed or {}),
         timing=timing,
-        pareto_front_milliseconds=tuple(point.label for point, *_ in by_time),
+        pareto_front_milliseconds=tuple(
+            point.label for point, *_ in fronts.get("milliseconds", [])
+        ),
     )
-    n_tied = {point.label: len(tied) for point, *tied in (*by_time, *pareto_front)}
+    n_tied = {c: {point.label: len(tied) for point, *tied in f} for c, f in fronts.items()}
     return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
 
 

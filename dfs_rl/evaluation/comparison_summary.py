@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
+from dfs_rl.evaluation.timing import CostName
 
 _MAX_NAMED = 3
 """Largest number of labels in a list."""
@@ -15,11 +16,13 @@ _BASELINES = {
 }
 
 
-def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) -> Iterator[str]:
+def comparison_verdict(
+    comparison: ComparisonOfRuns, n_tied: Mapping[CostName, Mapping[str, int]]
+) -> Iterator[str]:
     """Yield the recommended points and the gates that are better than their baselines.
 
-    ``n_tied`` is the number of points tied on val with each point of the Pareto fronts, by its
-    label.
+    ``n_tied`` is the number of points tied on val with each point of the Pareto front of each kind
+    of cost, by its label.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
     if comparison.budgets:
@@ -29,7 +32,7 @@ def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) 
         labels = list(comparison.pareto_front)
         listed = "; ".join(
             f"from {by_label[label].computation.mean:.3g} % computation: "
-            f"{_text(by_label[label], n_tied[label])}"
+            f"{_text(by_label[label], n_tied['computation'][label])}"
             for label in labels
         )
     yield f"Recommended on val, the simplest of tied methods: {listed}."
@@ -44,7 +47,8 @@ def comparison_verdict(comparison: ComparisonOfRuns, n_tied: Mapping[str, int]) 
     if comparison.timing is not None:
         points = [by_label[label] for label in comparison.pareto_front_milliseconds]
         listed = "; ".join(
-            f"from {point.cost('milliseconds').mean:.3g} ms: {_text(point, n_tied[point.label])}"
+            f"from {point.cost('milliseconds').mean:.3g} ms: "
+            f"{_text(point, n_tied['milliseconds'][point.label])}"
             for point in points
         )
         yield f"By measured time, likewise: {listed}."

@@ -20,7 +20,7 @@ from dfs_rl.evaluation.metrics import (
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import static_table_bits
 from dfs_rl.evaluation.static_tables.search import SearchSummary
-from dfs_rl.evaluation.timing import Timing, timing_of
+from dfs_rl.evaluation.timing import CostName, Timing, timing_of
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
@@ -54,6 +54,12 @@ class MethodSummary:
     table: tuple[int, ...] | None  # bits of each layer of a static bit table
     exit_shares: tuple[float, ...] = ()  # share of the images that take each exit, in [0, 1]
     milliseconds: float | None = None  # mean measured time per image, None without a profile
+
+    def cost(self, name: CostName) -> float:
+        """Return computation or measured time, which must be there."""
+        value: float | None = getattr(self, name)
+        assert value is not None, f"methods have {name}"
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,13 @@ def summarize(
         pairs = zip(methods[1:], summaries[1:], strict=True)
         comparisons = [_compare(methods[0], summaries[0], *pair) for pair in pairs]
         gate = summaries[0]
-        verdict = verdict_sentences(comparisons, gate.accuracy, gate.patterns, gate.milliseconds)
+        verdict = verdict_sentences(
+            comparisons,
+            gate.accuracy,
+            gate.patterns,
+            milliseconds=gate.milliseconds,
+            cost_model=costs.cost_model,
+        )
         histogram = tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
     return EvaluationSummary(
         identity=identity,

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dfs_rl.costs import CostTable
+from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.costs.latency_profile import Runtime
 
 CostName = Literal["computation", "milliseconds"]
 """Field of a result that tells its cost: computed, in percent, or measured."""
+_NATIVE_BITS = 8
+"""The least bits that CPUs and GPUs compute with."""
+_CLEAR_GAIN = 0.05
+"""Share of the time that a bit option must save to count as faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,7 @@ class Timing:
     options: tuple[int, ...]
     layer_milliseconds: tuple[float, ...]  # per image, of all gated layers at each option
     has_exits: bool
+    error: float | None  # mean error of such sums on whole networks in percent, None if unknown
 
     @property
     def conditions(self) -> str:
@@ -37,6 +42,38 @@ class Timing:
     def full_milliseconds(self) -> float:
         """Time of all gated layers at the largest bit option."""
         return self.layer_milliseconds[-1]
+
+    @property
+    def reference(self) -> int | None:
+        """The lowest bit option that machines have arithmetic for, at least 8 bit."""
+        return next((bits for bits in self.options if bits >= _NATIVE_BITS), None)
+
+    @property
+    def slow_options(self) -> tuple[int, ...]:
+        """The bit options below the reference that do not run faster."""
+        if self.reference is None:
+            return ()
+        lower = (bits for bits in self.options if SKIP < bits < self.reference)
+        return tuple(bits for bits in lower if not self._is_faster(bits, self.reference))
+
+    @property
+    def savers(self) -> tuple[str, ...]:
+        """Names of what saves time apart from bit options below the reference."""
+        reference, full = self.reference, self.options[-1]
+        if reference is None:
+            return ()
+        skips = SKIP in self.options and self._is_faster(SKIP, reference)
+        saves = {
+            "skipping": skips,
+            "exits": self.has_exits,
+            f"{reference} bit": self._is_faster(reference, full),
+        }
+        return tuple(name for name, does in saves.items() if does)
+
+    def _is_faster(self, bits: int, other: int) -> bool:
+        """Return True if an option takes clearly less time than another one."""
+        times = dict(zip(self.options, self.layer_milliseconds, strict=True))
+        return times[bits] <= (1.0 - _CLEAR_GAIN) * times[other]
 
 
 def timing_of(costs: CostTable) -> Timing:
@@ -56,4 +93,5 @@ def timing_of(costs: CostTable) -> Timing:
             for bits in costs.options
         ),
         has_exits=bool(costs.exits),
+        error=profile.error if profile.checks else None,
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import PairedDifference
 
 ComparisonOutcome = Literal[
@@ -83,7 +84,9 @@ def verdict_sentences(
     comparisons: Sequence[Comparison],
     accuracy: float,
     patterns: float,
+    *,
     milliseconds: float | None = None,
+    cost_model: str = COMPUTATION,
 ) -> tuple[str, ...]:
     """Summarize the comparisons of a gate in at most five sentences.
 
@@ -92,13 +95,14 @@ def verdict_sentences(
         accuracy: Accuracy of the gate in percent.
         patterns: Number of distinct bit patterns of the gate.
         milliseconds: Measured time of the gate per image; None without measured times.
+        cost_model: Name of the cost model of the computation.
     """
     sentences = []
     full = next((c for c in comparisons if c.key == "full"), None)
     if full is not None and full.relative_computation is not None:
         sentences.append(
             f"The gate has {accuracy:.2f} % accuracy, {full.difference:+.2f} points from full "
-            f"precision, with {100 * full.relative_computation:.3g} % of its computation."
+            f"precision, with {100 * full.relative_computation:.3g} % of its {cost_model}."
         )
     if patterns == 1:  # the baselines with its marginals are then the gate itself
         sentences.append("The gate chooses the same bits for each image, as a static bit table.")
@@ -106,7 +110,7 @@ def verdict_sentences(
         wins = counted_wins(comparisons)
         won = "; ".join(c.label for c in wins if patterns > 1 or c.key not in _MARGINALS)
         sentences.append(
-            "It is significantly better at no more computation than: "
+            f"It is significantly better at no more {cost_model} than: "
             f"{won or 'none of its baselines'}."
         )
     learned = beyond_marginals(comparisons)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dfs_rl.costs import COMPUTATION, BitOptions
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Curve, Point
+from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.reporting.render import HoverPoint, hover_point
@@ -21,6 +22,9 @@ _CURVES = {
     "cascade": ("confidence cascades", style.GREEN, "^"),
     "exits": ("confidence exits", style.ORANGE, "v"),
 }
+_UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}
+_SPENT: dict[CostName, str] = {"computation": "computation", "milliseconds": "measured"}
+"""Unit of a cost, and the word after it in a tooltip."""
 _PARETO_SIZE, _DIFFICULTY_SIZE = (8.6, 5.0), (8.6, 4.0)
 _NOTE_WIDTH, _NOTE_LINES, _NOTE_HEIGHT = 130, 4, 0.035
 """Characters and lines of the note at most, and line height as a fraction of the figure's."""
@@ -42,6 +46,8 @@ class ComparisonFigures(NamedTuple):
 
     pareto: bytes  # accuracy against computation
     points: Sequence[HoverPoint]  # of that figure
+    pareto_ms: bytes | None  # accuracy against measured time, None without it
+    points_ms: Sequence[HoverPoint]
     difficulty: bytes  # computation against difficulty
     bit_mixes: Mapping[str, bytes]  # share of each option over the budget, by label of the curve
 
@@ -49,9 +55,15 @@ class ComparisonFigures(NamedTuple):
 def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     """Draw all figures of a comparison."""
     pareto, points = pareto_plot(comparison)
+    pareto_ms: Figure | None = None
+    points_ms: list[HoverPoint] = []
+    if comparison.timing is not None:
+        pareto_ms, points_ms = pareto_plot(comparison, "milliseconds")
     return ComparisonFigures(
         pareto=style.to_png(pareto),
         points=points,
+        pareto_ms=None if pareto_ms is None else style.to_png(pareto_ms),
+        points_ms=points_ms,
         difficulty=style.to_png(difficulty_plot(comparison)),
         bit_mixes={
             curve.label: style.to_png(
@@ -64,7 +76,9 @@ def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
 
 
 @style.common_style()
-def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]:
+def pareto_plot(
+    comparison: ComparisonOfRuns, cost: CostName = "computation"
+) -> tuple[Figure, list[HoverPoint]]:
     """Draw the gates of a comparison over a logarithmic axis; also return the points' tooltips.
 
     Bars are one standard deviation over seeds, cut off at the frame. Gates far below the cheapest
@@ -72,14 +86,18 @@ def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]
     lines, because both would compress the rest of the figure.
     """
     lowest = comparison.reference_accuracy - _BELOW
-    shown = [point for point in comparison.points if point.accuracy.mean >= lowest]
+    points, uniform = (
+        sorted(group, key=lambda point: point.cost(cost).mean)
+        for group in (comparison.points, comparison.references)
+    )
+    shown = [point for point in points if point.accuracy.mean >= lowest]
     if not any(point.kind == GATE for point in shown):
-        shown = list(comparison.points)
+        shown = points
     floor = min(point.accuracy.mean for point in shown) - _BELOW
-    most = _BEYOND * max(point.computation.mean for point in shown)
-    uniform = [point for point in comparison.references if point.accuracy.mean >= floor]
-    references = [point for point in uniform if point.computation.mean <= most]
-    note = _note([p for p in comparison.points if p.kind == GATE and p not in shown])
+    most = _BEYOND * max(point.cost(cost).mean for point in shown)
+    uniform = [point for point in uniform if point.accuracy.mean >= floor]
+    references = [point for point in uniform if point.cost(cost).mean <= most]
+    note = _note([p for p in points if p.kind == GATE and p not in shown], cost)
 
     figure = style.new_figure(*_PARETO_SIZE)
     bottom = 0.11 + _NOTE_HEIGHT * len(note)
@@ -87,15 +105,15 @@ def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    cost = style.COST_AXIS.format(comparison.cost_model)
-    axes = figure.add_subplot(xscale="log", xlabel=cost, ylabel="accuracy, %")
+    label = style.cost_axis(cost, comparison.cost_model, comparison.options)
+    axes = figure.add_subplot(xscale="log", xlabel=label, ylabel="accuracy, %")
     axes.grid()
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)
     about = f"{comparison.split} split, {comparison.n:,} images"
     axes.set_title(f"{name}, {about}; bars ± 1 standard deviation over seeds")
 
-    lines, labels = _draw_methods(axes, shown, references, comparison.families)
-    labels += [Label(point.label, *_place(point), style.MUTED) for point in references]
+    lines, labels = _draw_methods(axes, shown, references, comparison.families, cost)
+    labels += [Label(point.label, *_place(point, cost), style.MUTED) for point in references]
     accuracies = [point.accuracy.mean for point in (*shown, *uniform)]
     margin = _MARGIN * max(max(accuracies) - min(accuracies), 1.0)
     axes.margins(x=_MARGIN)
@@ -107,22 +125,27 @@ def pareto_plot(comparison: ComparisonOfRuns) -> tuple[Figure, list[HoverPoint]]
             height = level.accuracy.mean
             axes.axhline(height, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
             lines.append([(left, height), (right, height)])
-            text = f"{level.label}, at {level.computation.mean:.3g} %"
+            text = f"{level.label}, at {level.cost(cost).mean:.3g} {_UNITS[cost]}"
             # Three quarters of the width in logarithmic scale.
             labels.append(Label(text, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     place_labels(axes, labels, [line for line in lines if len(line) > 1])
     if axes.get_legend_handles_labels()[0] and len(lines) > 1:  # no corner is always free
         axes.legend(loc="best")
-    return figure, [_tooltip(axes, point) for point in (*shown, *references)]
+    return figure, [_tooltip(axes, point, cost) for point in (*shown, *references)]
 
 
 def _draw_methods(
-    axes: Axes, shown: Sequence[Point], references: Sequence[Point], families: Sequence[str]
+    axes: Axes,
+    shown: Sequence[Point],
+    references: Sequence[Point],
+    families: Sequence[str],
+    cost: CostName,
 ) -> tuple[list[style.Line], list[Label]]:
     """Draw uniform settings, baselines and gates; return their lines and labels of lone gates."""
-    lines = [style.draw_curve(axes, [*map(_place, references)], style.MUTED, marker="o")]
+    settings = [_place(point, cost) for point in references]
+    lines = [style.draw_curve(axes, settings, style.MUTED, marker="o")]
     for kind, (name, colour, marker) in _CURVES.items():
-        places = [_place(point) for point in shown if point.kind == kind]
+        places = [_place(point, cost) for point in shown if point.kind == kind]
         if places:
             lines.append(style.draw_curve(axes, places, colour, marker=marker, name=name))
     labels = []
@@ -132,35 +155,36 @@ def _draw_methods(
         colour, marker = style.gate_style(i)
         look = {"color": colour, "marker": marker, "markersize": size, "zorder": 5}
         for point in points:
-            errors = point.computation.deviation, point.accuracy.deviation
-            lines += style.draw_point(axes, _place(point), errors, **look)
+            errors = point.cost(cost).deviation, point.accuracy.deviation
+            lines += style.draw_point(axes, _place(point, cost), errors, **look)
         if len(points) > 1:
-            places = [_place(point) for point in points]
+            places = [_place(point, cost) for point in points]
             lines.append(style.draw_curve(axes, places, colour, marker=marker, name=name))
         elif points:
-            labels.append(Label(points[0].label, *_place(points[0]), colour, "bold"))
+            labels.append(Label(points[0].label, *_place(points[0], cost), colour, "bold"))
     return lines, labels
 
 
-def _note(undrawn: Sequence[Point]) -> list[str]:
+def _note(undrawn: Sequence[Point], cost: CostName) -> list[str]:
     """Return the lines of the note about gates that are not drawn."""
     figures: dict[str, list[str]] = {}
     for point in undrawn:
-        text = f"{point.accuracy.mean:.1f} % at {point.computation.mean:.3g} %"
+        text = f"{point.accuracy.mean:.1f} % at {point.cost(cost).mean:.3g} {_UNITS[cost]}"
         figures.setdefault(point.family, []).append(text)
     gates = "; ".join(f"{name} ({', '.join(dict.fromkeys(f))})" for name, f in figures.items())
     note = f"Too inaccurate to draw: {gates}." if gates else ""
     return textwrap.wrap(note, _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ...")
 
 
-def _tooltip(axes: Axes, point: Point) -> HoverPoint:
-    x, y = _place(point)
+def _tooltip(axes: Axes, point: Point, cost: CostName) -> HoverPoint:
+    x, y = _place(point, cost)
     seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
-    return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {x:.3g} % computation{seeds}")
+    spent = f"{x:.3g} {_UNITS[cost]} {_SPENT[cost]}"
+    return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {spent}{seeds}")
 
 
-def _place(point: Point) -> tuple[float, float]:
-    return point.computation.mean, point.accuracy.mean
+def _place(point: Point, cost: CostName) -> tuple[float, float]:
+    return point.cost(cost).mean, point.accuracy.mean
 
 
 @style.common_style()

@@ -10,7 +10,14 @@ from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.comparison_figures import ComparisonFigures
 from dfs_rl.reporting.render import render
-from dfs_rl.reporting.tables import Groups, aligned_table, cost_formula, filled
+from dfs_rl.reporting.tables import (
+    MEASURED,
+    Groups,
+    aligned_table,
+    cost_note,
+    filled,
+    timing_notes,
+)
 
 _GAINS = {
     "static_table": "minus static",
@@ -49,6 +56,10 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
         if groups:
             note = f"\n{filled(_NOTES[name])}" if name in _NOTES else ""
             parts.append(aligned_table(head, groups) + note)
+    if comparison.timing is not None:
+        about = cost_note(comparison.cost_model, comparison.timing)
+        notes = [f"{about}.", *timing_notes(comparison.cost_model, comparison.timing)]
+        parts.append("\n".join(map(filled, notes)))
     # A terminal shows the end of the output.
     parts.append("\n".join(map(filled, comparison.verdict)))
     failed = [f"Failed: {path}: {reason}" for path, reason in comparison.failed.items()]
@@ -59,11 +70,8 @@ def html_report(
     comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
 ) -> str:
     """Return the report as one HTML file, with a section per gate."""
-    about = (
-        f"{_about(comparison)}. Computation is computed, not measured: "
-        f"{cost_formula(comparison.cost_model)}, in percent of all gated layers at 32 bit, gate, "
-        "stem and head included."
-    )
+    counted = cost_note(comparison.cost_model, comparison.timing)
+    about = f"{_about(comparison)}. {counted}, gate, stem and head included."
     return render(
         "comparison.html",
         title=f"Comparison of gates: {comparison.dataset}",
@@ -72,6 +80,7 @@ def html_report(
         failed=comparison.failed,
         comparison=comparison,
         notes=_NOTES,
+        timing_notes=timing_notes(comparison.cost_model, comparison.timing),
         tables=comparison_tables(comparison),
         figures=figures,
         sections=sections,
@@ -171,7 +180,8 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
     gates = [point for point in comparison.points if point.kind == GATE]
     baselines = [p for p in comparison.points if p.kind != GATE and (p.label in shown or not shown)]
     gains = [key for key in _GAINS if any(key in gate.gains for gate in gates)]
-    head = ("method", "seeds", "accuracy %", f"{comparison.cost_model} %", "patterns")
+    measured = () if comparison.timing is None else (MEASURED,)
+    head = ("method", "seeds", "accuracy %", f"{comparison.cost_model} %", *measured, "patterns")
     groups = [
         [
             (
@@ -179,6 +189,7 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
                 str(len(point.seeds)),
                 _spread(point.accuracy, 2),
                 _spread(point.computation, 3) + _mark(point, point.budget),
+                *([] if point.milliseconds is None else [_spread(point.milliseconds, 3)]),
                 "" if point.patterns is None else f"{point.patterns.mean:,.0f}",
                 *(_gain(point, key) for key in gains),
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting import style
 from dfs_rl.reporting.images_plot import ImageExample, images_plot
 from dfs_rl.reporting.labels import Label, place_labels
@@ -50,10 +51,13 @@ def write_figures(
 ) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
-    The examples are the cheapest and most expensive images, None without a gate.
+    With measured times there is also ``accuracy_ms.png``. The examples are the cheapest and most
+    expensive images, None without a gate.
     """
     bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
+    if summary.timing is not None:
+        figures["accuracy_ms"] = accuracy_plot(summary, "milliseconds")
     if summary.histogram:
         figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
@@ -63,13 +67,13 @@ def write_figures(
 
 
 @style.common_style()
-def accuracy_plot(summary: EvaluationSummary) -> Figure:
-    """Draw every method of a summary; bars are one standard error.
+def accuracy_plot(summary: EvaluationSummary, cost: CostName = "computation") -> Figure:
+    """Draw the accuracy of every method over its cost; bars are one standard error.
 
     With a gate there are two panels: all methods over a logarithmic axis, and a magnified view of
     the gate and its baselines of nearly the same cost.
     """
-    drawn = [method for method in summary.methods if method.computation > 0]
+    drawn = [method for method in summary.methods if method.cost(cost) > 0]
     own = [method for method in drawn if method.role in ("gate", "matched")]
     widths = _WIDTHS if own else _WIDTHS[:1]
     width = sum(widths) + _MARGINS
@@ -82,25 +86,26 @@ def accuracy_plot(summary: EvaluationSummary) -> Figure:
     about = f"{summary.split} split, {summary.n:,} images"
     panels[0].set(
         title=f"{name}, {about}; bars ± 1 standard error",
-        xlabel=style.COST_AXIS.format(summary.cost_model),
+        xlabel=style.cost_axis(cost, summary.cost_model, summary.options),
         ylabel="accuracy, %",
     )
-    _draw_overview(panels[0], drawn, own)
+    _draw_overview(panels[0], drawn, own, cost)
     if own:
-        panels[1].set(title="At the gate's cost", xlabel="the same, linear scale")
-        _draw_near(panels[1], drawn, own)
+        title = "At the gate's cost" if cost == "computation" else "Near the gate's time"
+        panels[1].set(title=title, xlabel="the same, linear scale")
+        _draw_near(panels[1], drawn, own, cost)
     return figure
 
 
 def _draw_overview(
-    axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]
+    axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary], cost: CostName
 ) -> None:
     floor = min([m.accuracy for m in own] or [max(m.accuracy for m in drawn)]) - _DEPTH
     shown = [method for method in drawn if method.accuracy >= floor]
     below = [method for method in drawn if method.accuracy < floor]
     low, high = _span(shown)
     margin = max(0.12 * (high - low), 0.4)
-    costs = [method.computation for method in drawn]
+    costs = [method.cost(cost) for method in drawn]
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
     axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
@@ -108,18 +113,20 @@ def _draw_overview(
 
     # The other panel has enough space for the labels of the baselines.
     named = [method for method in shown if method.role != "matched"]
-    labels = [_label(method) for method in sorted(named, key=lambda m: m.role == "fixed")]
+    labels = [_label(method, cost) for method in sorted(named, key=lambda m: m.role == "fixed")]
     bottom, top = axes.get_ylim()
     edge = bottom + 0.025 * (top - bottom)
     for method in below:
-        axes.plot(method.computation, edge, marker="v", markersize=5, color=style.MUTED, zorder=4)
+        axes.plot(method.cost(cost), edge, marker="v", markersize=5, color=style.MUTED, zorder=4)
         text = f"{method.label}, {method.accuracy:.1f} %"
-        labels.append(Label(text, method.computation, edge, style.MUTED))
-    place_labels(axes, labels, _draw_points(axes, shown))
+        labels.append(Label(text, method.cost(cost), edge, style.MUTED))
+    place_labels(axes, labels, _draw_points(axes, shown, cost))
 
 
-def _draw_near(axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary]) -> None:
-    costs = [method.computation for method in own]
+def _draw_near(
+    axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodSummary], cost: CostName
+) -> None:
+    costs = [method.cost(cost) for method in own]
     middle = (min(costs) + max(costs)) / 2
     reach = max(0.9 * (max(costs) - min(costs)), 0.08 * middle)
     low, high = _span(own)
@@ -131,10 +138,11 @@ def _draw_near(axes: Axes, drawn: Sequence[MethodSummary], own: Sequence[MethodS
         method
         for method in drawn
         if method.role != "oracle"
-        and abs(method.computation - middle) <= reach
+        and abs(method.cost(cost) - middle) <= reach
         and low - margin <= method.accuracy <= high + margin
     ]
-    place_labels(axes, [_label(method) for method in inside], _draw_points(axes, inside))
+    labels = [_label(method, cost) for method in inside]
+    place_labels(axes, labels, _draw_points(axes, inside, cost))
 
 
 def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
@@ -145,26 +153,26 @@ def _span(methods: Sequence[MethodSummary]) -> tuple[float, float]:
     )
 
 
-def _draw_points(axes: Axes, methods: Sequence[MethodSummary]) -> list[style.Line]:
+def _draw_points(axes: Axes, methods: Sequence[MethodSummary], cost: CostName) -> list[style.Line]:
     """Draw the methods, the fixed ones connected; return the lines that labels should avoid."""
     axes.grid()
     lines = []
-    fixed = sorted((m.computation, m.accuracy) for m in methods if m.role == "fixed")
+    fixed = sorted((m.cost(cost), m.accuracy) for m in methods if m.role == "fixed")
     if fixed:
         lines.append(style.draw_curve(axes, fixed, style.MUTED))
     for method in methods:
         marker, colour, size = _MARKER_STYLES.get(method.key, _FIXED_STYLE)
         look: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size}
         look["zorder"] = 5 if method.role == "gate" else 4
-        place = method.computation, method.accuracy
+        place = method.cost(cost), method.accuracy
         lines += style.draw_point(axes, place, (None, method.accuracy_error), **look)
     return [line for line in lines if len(line) > 1]
 
 
-def _label(method: MethodSummary) -> Label:
+def _label(method: MethodSummary, cost: CostName) -> Label:
     colour = _MARKER_STYLES.get(method.key, _FIXED_STYLE)[1]
     weight = "bold" if method.role == "gate" else "normal"
-    return Label(method.label, method.computation, method.accuracy, colour, weight)
+    return Label(method.label, method.cost(cost), method.accuracy, colour, weight)
 
 
 @style.common_style()

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from dfs_rl.costs import SKIP, BitOptions
+from dfs_rl.costs import FULL, SKIP, BitOptions
+from dfs_rl.costs.cost_models import LATENCY
+from dfs_rl.evaluation.timing import CostName
 
 DPI = 200
 TITLE_SIZE, SMALL_SIZE = 10.5, 8.0
@@ -30,8 +32,6 @@ SKY = "#3a97d4"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
-COST_AXIS = "{} per image, % of all gated layers at 32 bit, log scale"
-"""Label of an axis of costs, for the name of a cost model."""
 DASHED = (0, (4, 3))
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
@@ -87,6 +87,14 @@ def common_style() -> Iterator[None]:
     """Draw with plain text, two grey spines, small ticks and titles at the left edge."""
     with plain_text(), rc_context(_SETTINGS):
         yield
+
+
+def cost_axis(cost: CostName, cost_model: str, options: Sequence[int]) -> str:
+    """Return the label of a logarithmic axis of computation or measured time."""
+    if cost == "milliseconds":
+        return "measured ms per image, log scale"
+    full = options[-1] if cost_model == LATENCY else FULL
+    return f"{cost_model} per image, % of all gated layers at {full} bit, log scale"
 
 
 def gate_style(number: int) -> tuple[str, str]:

@@ -10,13 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from dfs_rl.costs import COMPUTATION
+from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
+from dfs_rl.evaluation.timing import Timing
 from dfs_rl.evaluation.verdict import Comparison
 
 WIDTH = 100
 """Width of filled text."""
 Groups = Sequence[Sequence[Sequence[str]]]
 """Cells of a table: groups of rows."""
+MEASURED = "measured ms"
+"""Head of the column of measured times."""
 _WIDEST = 10_000
 _RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 _HEAD_GATE = ("gate minus method, 95 %", "gate is")
@@ -30,9 +34,50 @@ _OUTCOMES = {
 _FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
 
 
-def cost_formula(cost_model: str) -> str:
-    """Return the formula of a cost model, or its name."""
-    return _FORMULAS.get(cost_model, f"cost model {cost_model}")
+def cost_note(cost_model: str, timing: Timing | None) -> str:
+    """Return how costs are counted, and what 100 % is."""
+    if cost_model == LATENCY and timing is not None:
+        return (
+            f"Latency is measured, in percent of all gated layers at {timing.options[-1]} bit, "
+            f"which take {_significant(timing.full_milliseconds)} ms"
+        )
+    formula = _FORMULAS.get(cost_model, f"cost model {cost_model}")
+    return f"Computed, not measured: {formula}, in percent of all gated layers at 32 bit"
+
+
+def timing_notes(cost_model: str, timing: Timing | None) -> list[str]:
+    """Return how milliseconds were measured, and which bit options save no time; empty without."""
+    if timing is None:
+        return []
+    error = (
+        ""
+        if timing.error is None
+        else (f" Such sums differ from measured whole networks by {timing.error:.1f} % on average.")
+    )
+    measured = (
+        "Measured: ms per image, the sum of the times of all parts that run, gate, stem and head "
+        f"included, on {timing.conditions}.{error}"
+    )
+    notes = [measured]
+    if cost_model != LATENCY:
+        notes.append(
+            f"Baselines are chosen at a gate's {cost_model}, not at its time; those of a gate "
+            "trained with --cost latency are chosen at its time."
+        )
+    if timing.slow_options:
+        verb = "take" if len(timing.slow_options) > 1 else "takes"
+        savers = f": what saves time is {_listed(timing.savers)}" if timing.savers else ""
+        notes.append(
+            f"On this machine {_listed(timing.slow_options)} bit {verb} as long as "
+            f"{timing.reference} bit or longer{savers}."
+        )
+    return notes
+
+
+def _listed(words: Sequence[object]) -> str:
+    """Return words with commas, and "and" before the last one."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def aligned_table(head: Sequence[str], groups: Groups) -> str:
@@ -77,8 +122,9 @@ def methods_table(summary: EvaluationSummary) -> tuple[Sequence[str], Groups]:
     """Return head and rows: the gate, its baselines at its cost, the fixed points."""
     comparisons = {comparison.key: comparison for comparison in summary.comparisons}
     cost = f"{summary.cost_model} %"
+    measured = () if summary.timing is None else (MEASURED,)
     head = (
-        *("method", "accuracy %", cost, "gated only %", "MBitOPs", "patterns"),
+        *("method", "accuracy %", cost, *measured, "gated only %", "MBitOPs", "patterns"),
         *(_HEAD_GATE if summary.comparisons else ()),
     )
     groups = []
@@ -99,6 +145,7 @@ def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, .
         method.label,
         f"{method.accuracy:.2f} ± {method.accuracy_error:.2f}",
         _significant(method.computation),
+        *([] if method.milliseconds is None else [_significant(method.milliseconds)]),
         _significant(method.computation_dfs),
         _significant(method.bitops / 1e6),
         f"{method.patterns:,.0f}",
@@ -116,15 +163,14 @@ def _significant(value: float) -> str:
 
 def _notes(summary: EvaluationSummary) -> list[str]:
     """Return what is counted, and how the baselines were chosen."""
+    counted = cost_note(summary.cost_model, summary.timing)
     notes = [
-        (
-            f"Computed, not measured: {cost_formula(summary.cost_model)}, in percent of all gated "
-            "layers at 32 bit; ± is the standard error over images."
-        )
+        f"{counted}; ± is the standard error over images.",
+        *timing_notes(summary.cost_model, summary.timing),
     ]
     if summary.shares:
         shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
-        notes.append(f"Mean computation outside the gated layers: {shares}.")
+        notes.append(f"Mean {summary.cost_model} outside the gated layers: {shares}.")
     for method in summary.methods:
         if any(method.exit_shares):
             pairs = zip(summary.exits_after, method.exit_shares, strict=True)

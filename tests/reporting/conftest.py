@@ -19,8 +19,8 @@ COSTS = CostTable(
     layer_macs=(4_718_592,) * LAYERS,
     fixed=(
         FixedCost(name="stem", macs=442_368, bits=8),
-        FixedCost(name="shortcuts", macs=0, bits=32),
-        FixedCost(name="head", macs=640, bits=8),
+        FixedCost(name="shortcuts", macs=0, bits=32, layer=0),
+        FixedCost(name="head", macs=640, bits=8, layer=LAYERS),
     ),
 )
 
