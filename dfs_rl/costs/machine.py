@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from dfs_rl.costs.cost_models import LATENCY
+from dfs_rl.costs.cost_table import CostTable
 from dfs_rl.costs.latency_profile import (
     LatencyProfile,
     LatencySettings,
@@ -49,7 +51,7 @@ def check_machine(profile: LatencyProfile) -> None:
     if theirs != ours:
         raise ConfigError(
             f"the latency profile was measured with {theirs}, but here are {ours}; measure the "
-            "network here, or give --latency.other-machine if the gate is for that machine."
+            "network here, or train with --latency.other-machine if the gate is for that machine."
         )
 
 
@@ -66,3 +68,22 @@ def load_latency_profile(settings: LatencySettings) -> LatencyProfile | None:
     if not settings.other_machine:
         check_machine(profile)
     return profile.at(settings.batch_size or profile.batch_sizes[0])
+
+
+def measured_costs(costs: CostTable, profile: Path | None) -> CostTable | None:
+    """Return costs by the cost model ``latency``: themselves, or with the times of a profile.
+
+    ``None`` if neither is there.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged.
+        ConfigError: If it is no profile of this network and machine, or the costs are measured.
+    """
+    if profile is None:
+        return None if costs.profile is None else costs
+    if costs.profile is not None:
+        raise ConfigError(
+            f"profile is {profile}, but the cost is latency, which has a profile; leave it out."
+        )
+    found = load_latency_profile(LatencySettings(profile=profile))
+    return costs.with_cost_model(LATENCY, found)

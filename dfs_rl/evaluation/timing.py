@@ -31,12 +31,17 @@ class Timing:
 
     @property
     def conditions(self) -> str:
-        """Machine, runtime, threads, batch size and number of calls."""
+        """Machine, runtime, threads, batch size, number of calls and libraries."""
         return (
-            f"{self.machine}, {self.runtime} runtime, {self.threads} "
-            f"thread{'s' if self.threads > 1 else ''}, batch size {self.batch_size}, medians of "
-            f"{self.calls:,} calls, {', '.join(self.versions)}"
+            f"{self.machine}, {self.runtime} runtime, {self.load}, medians of {self.calls:,} "
+            f"calls, {', '.join(self.versions)}"
         )
+
+    @property
+    def load(self) -> str:
+        """Threads and batch size."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{threads}, batch size {self.batch_size}"
 
     @property
     def full_milliseconds(self) -> float:

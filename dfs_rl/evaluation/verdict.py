@@ -144,8 +144,9 @@ def _measured_sentence(comparisons: Sequence[Comparison], milliseconds: float) -
         and c.relative_milliseconds > with_cost_tolerance(1.0)
     ]
     return (
-        f"Its measured time is {milliseconds:.3g} ms per image{share}; faster and not "
-        f"significantly less accurate: {'; '.join(faster) or 'none of its baselines'}."
+        f"Its measured time is {milliseconds:.3g} ms per image{share}; over "
+        f"{100 * COST_TOLERANCE:g} % faster and not significantly less accurate: "
+        f"{'; '.join(faster) or 'none of its baselines'}."
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.backbones.storage import weights_digest
+from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.comparison import compare_runs
@@ -122,7 +123,9 @@ def _create_run(
         {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
     )
     (job, *_) = plan_jobs(config, extra_settings, Path(GATES_FOLDER))
-    config = with_percent_budgets(config, preview_backbone(job, dataset).backbone.costs)
+    costs = preview_backbone(job, dataset).backbone.costs
+    measured_costs(costs, config.profile)  # refuses a profile that does not apply
+    config = with_percent_budgets(config, costs)
     folder = RunFolder.create(
         config.run_dir,
         kind=config.KIND,
@@ -281,6 +284,7 @@ def _evaluate_at(
         budget=effective_budget,
         device=config.device,
         search=config.search,
+        profile=config.profile,
     )
     evaluation = evaluate_run(
         asked,
@@ -295,6 +299,8 @@ def _evaluate_at(
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None, "max_accuracy_drop": None}
         command += ["--budget", str(effective_budget)]
+    if config.profile is not None:
+        command += ["--profile", str(config.profile)]
     after = evaluation.summary.exits_after  # the actual exits, whatever the configuration
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     plots = evaluation.path.parent / run.plots_dir.name
@@ -322,6 +328,8 @@ def _write_report(
     page = html_report(comparison, figures, _sections(comparison, runs))
     with folder.lock(on_wait=lambda: None):  # other processes write it too
         write_bytes_atomic(folder.path / "pareto.png", figures.pareto)
+        if figures.pareto_ms is not None:
+            write_bytes_atomic(folder.path / "pareto_ms.png", figures.pareto_ms)
         write_bytes_atomic(folder.path / "difficulty.png", figures.difficulty)
         for stale in folder.path.glob("options-*.png"):
             stale.unlink()

@@ -48,6 +48,8 @@ class CompareConfig(BackboneSettings):
         gumbel: YAML file with further settings of train_gumbel, for all gates that it trains.
         split: Split to report on; the recommendation is always chosen on val.
         search: Limits of the search for each gate's best static bit table.
+        profile: File of python -m dfs_rl.profile whose times are reported as well; runs with the
+            cost latency have one.
     """
 
     KIND: ClassVar = "compare"
@@ -70,6 +72,7 @@ class CompareConfig(BackboneSettings):
     gumbel: Path | None = None
     split: Literal["test", "val"] = "test"
     search: SearchConfig = field(default_factory=SearchConfig)
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         check_cost(self.cost, self.latency)

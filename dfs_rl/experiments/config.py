@@ -173,6 +173,8 @@ class EvaluateConfig(GateSettings):
         precision: Number format of the backbone; float32 for figures to report, "auto" selects
             bfloat16 where the hardware is fast at it.
         search: Limits of the search for the best static bit table.
+        profile: File of python -m dfs_rl.profile whose times are reported as well; a run with the
+            cost latency has one.
     """
 
     KIND: ClassVar = "evaluate"
@@ -187,6 +189,7 @@ class EvaluateConfig(GateSettings):
     threads: PositiveInt = 1
     precision: Precision = "float32"
     search: SearchConfig = field(default_factory=SearchConfig)
+    profile: Path | None = None
 
 
 @configuration

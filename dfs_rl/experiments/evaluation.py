@@ -23,6 +23,8 @@ from dfs_rl.backbones import (
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.costs import CostTable
+from dfs_rl.costs.latency_profile import LatencyProfile
+from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.baselines.methods import uniform_baselines
@@ -159,9 +161,9 @@ def evaluate_run(
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
     ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-drop-1.json`` for one
-    that loses at most a point, and ``summary-only-cascade.json`` for this baseline alone. Stored
-    results are returned if they belong to the same weights, images, precision and search limits,
-    otherwise replaced.
+    that loses at most a point, ``summary-measured.json`` with the times of a given profile, and
+    ``summary-only-cascade.json`` for this baseline alone. Stored results are returned if they
+    belong to the same weights, images, precision, times and search limits, otherwise replaced.
 
     Args:
         config: Configuration of the evaluation.
@@ -178,19 +180,22 @@ def evaluate_run(
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is missing or differs from the one of the training.
         ConfigError: If the device is unavailable, the gate cannot be set to the budget or accuracy,
-            or a baseline is unknown or does not apply.
+            a baseline is unknown or does not apply, or the profile is of another network or
+            machine.
     """
     folder = RunFolder.open(config.run)
     baselines = _checked_baselines(folder, baselines)
     stored = backbone or load_stored_backbone(folder.path / BACKBONE_FOLDER)
     config = with_percent_budgets(config, stored.backbone.costs)
     loaded = _load(folder, config, stored)
+    costs = loaded.backbone.costs
+    measured = measured_costs(costs, config.profile)
     data = _dataset(folder, loaded.info, config.dataset if dataset is None else dataset)
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
     name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
-    identity = _identity(config, data.fingerprint)
+    identity = _identity(config, data.fingerprint, None if measured is None else measured.profile)
     found = _stored_evaluation(folder.path / name, identity)
     if found is not None:
         return found
@@ -201,7 +206,6 @@ def evaluate_run(
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
-        costs = loaded.backbone.costs
         _check_memory(loaded.backbone, data, config)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
         key = f"{digest} {data.fingerprint} {config.precision} {config.batch_size}"
@@ -210,6 +214,7 @@ def evaluate_run(
         summary = summarize(
             methods,
             costs,
+            measured=measured,
             identity=identity,
             dataset=data.name,
             fingerprint=data.fingerprint,
@@ -223,7 +228,8 @@ def evaluate_run(
         # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
         evaluation = Evaluation(summary, path)
-        save_per_image_results(evaluation.results_path, per_image_results_of(methods, costs))
+        per_image = per_image_results_of(methods, costs, measured)
+        save_per_image_results(evaluation.results_path, per_image)
         prefix = figure_prefix(config) + ("-".join(only) + "-" if only else "")
         write_figures(output_folder / folder.plots_dir.name, prefix, summary, examples)
         # Written last: a summary implies that its figures exist.
@@ -322,9 +328,10 @@ def figure_prefix(config: EvaluateConfig) -> str:
 
 
 def _point(config: EvaluateConfig) -> list[str]:
-    """Return the part of file names that tells what a gate for all budgets is set to."""
+    """Return the parts of file names that tell what a gate is set to, and that times are given."""
     settings = {"at": config.budget, "drop": config.max_accuracy_drop}
-    return [f"{name}-{value:g}" for name, value in settings.items() if value is not None]
+    measured = [] if config.profile is None else ["measured"]
+    return [*(f"{name}-{v:g}" for name, v in settings.items() if v is not None), *measured]
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
@@ -399,10 +406,11 @@ def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | Non
     return dataset
 
 
-def _identity(config: EvaluateConfig, fingerprint: str) -> str:
+def _identity(config: EvaluateConfig, fingerprint: str, profile: LatencyProfile | None) -> str:
     """Return a digest of all inputs that determine the results; the file's name tells baselines."""
     drop = None if config.max_accuracy_drop is None else f"drop {config.max_accuracy_drop}"
-    given = [fingerprint, config.split, config.precision, config.search, config.budget, drop]
+    settings = config.split, config.precision, config.search, config.budget
+    given = [fingerprint, *settings, drop, profile]
     digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((config.run / part).glob("*")):

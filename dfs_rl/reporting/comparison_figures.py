@@ -105,7 +105,7 @@ def pareto_plot(
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
-    label = style.cost_axis(cost, comparison.cost_model, comparison.options)
+    label = style.cost_axis(cost, comparison)
     axes = figure.add_subplot(xscale="log", xlabel=label, ylabel="accuracy, %")
     axes.grid()
     name = style.short_middle(comparison.dataset, style.NAME_LENGTH)

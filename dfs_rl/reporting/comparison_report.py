@@ -57,8 +57,8 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
             note = f"\n{filled(_NOTES[name])}" if name in _NOTES else ""
             parts.append(aligned_table(head, groups) + note)
     if comparison.timing is not None:
-        about = cost_note(comparison.cost_model, comparison.timing)
-        notes = [f"{about}.", *timing_notes(comparison.cost_model, comparison.timing)]
+        about = cost_note(comparison)
+        notes = [f"{about}.", *timing_notes(comparison)]
         parts.append("\n".join(map(filled, notes)))
     # A terminal shows the end of the output.
     parts.append("\n".join(map(filled, comparison.verdict)))
@@ -70,7 +70,7 @@ def html_report(
     comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
 ) -> str:
     """Return the report as one HTML file, with a section per gate."""
-    counted = cost_note(comparison.cost_model, comparison.timing)
+    counted = cost_note(comparison)
     about = f"{_about(comparison)}. {counted}, gate, stem and head included."
     return render(
         "comparison.html",
@@ -80,7 +80,7 @@ def html_report(
         failed=comparison.failed,
         comparison=comparison,
         notes=_NOTES,
-        timing_notes=timing_notes(comparison.cost_model, comparison.timing),
+        timing_notes=timing_notes(comparison),
         tables=comparison_tables(comparison),
         figures=figures,
         sections=sections,
@@ -189,7 +189,7 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
                 str(len(point.seeds)),
                 _spread(point.accuracy, 2),
                 _spread(point.computation, 3) + _mark(point, point.budget),
-                *([] if point.milliseconds is None else [_spread(point.milliseconds, 3)]),
+                *([] if point.milliseconds is None else [_spread(point.milliseconds, 4)]),
                 "" if point.patterns is None else f"{point.patterns.mean:,.0f}",
                 *(_gain(point, key) for key in gains),
             )

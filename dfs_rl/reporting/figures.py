@@ -86,7 +86,7 @@ def accuracy_plot(summary: EvaluationSummary, cost: CostName = "computation") ->
     about = f"{summary.split} split, {summary.n:,} images"
     panels[0].set(
         title=f"{name}, {about}; bars ± 1 standard error",
-        xlabel=style.cost_axis(cost, summary.cost_model, summary.options),
+        xlabel=style.cost_axis(cost, summary),
         ylabel="accuracy, %",
     )
     _draw_overview(panels[0], drawn, own, cost)

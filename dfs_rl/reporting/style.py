@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.costs.cost_models import LATENCY
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.evaluation.timing import CostName
 
 DPI = 200
@@ -32,6 +34,7 @@ SKY = "#3a97d4"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
+_MACHINE_LENGTH = 24
 DASHED = (0, (4, 3))
 GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
 GATE_MARKERS = "*osDXPv^<>"
@@ -89,12 +92,14 @@ def common_style() -> Iterator[None]:
         yield
 
 
-def cost_axis(cost: CostName, cost_model: str, options: Sequence[int]) -> str:
+def cost_axis(cost: CostName, figures: EvaluationSummary | ComparisonOfRuns) -> str:
     """Return the label of a logarithmic axis of computation or measured time."""
-    if cost == "milliseconds":
-        return "measured ms per image, log scale"
-    full = options[-1] if cost_model == LATENCY else FULL
-    return f"{cost_model} per image, % of all gated layers at {full} bit, log scale"
+    if cost == "computation":
+        full = figures.options[-1] if figures.cost_model == LATENCY else FULL
+        return f"{figures.cost_model} per image, % of all gated layers at {full} bit, log scale"
+    assert figures.timing is not None, "measured times have their conditions"
+    machine = short_middle(figures.timing.machine, _MACHINE_LENGTH)
+    return f"measured ms per image, log scale ({machine}, {figures.timing.load})"
 
 
 def gate_style(number: int) -> tuple[str, str]:

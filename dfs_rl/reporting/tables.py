@@ -11,8 +11,8 @@ from rich.text import Text
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.costs.cost_models import LATENCY
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
-from dfs_rl.evaluation.timing import Timing
 from dfs_rl.evaluation.verdict import Comparison
 
 WIDTH = 100
@@ -34,8 +34,9 @@ _OUTCOMES = {
 _FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
 
 
-def cost_note(cost_model: str, timing: Timing | None) -> str:
+def cost_note(figures: EvaluationSummary | ComparisonOfRuns) -> str:
     """Return how costs are counted, and what 100 % is."""
+    cost_model, timing = figures.cost_model, figures.timing
     if cost_model == LATENCY and timing is not None:
         return (
             f"Latency is measured, in percent of all gated layers at {timing.options[-1]} bit, "
@@ -45,8 +46,9 @@ def cost_note(cost_model: str, timing: Timing | None) -> str:
     return f"Computed, not measured: {formula}, in percent of all gated layers at 32 bit"
 
 
-def timing_notes(cost_model: str, timing: Timing | None) -> list[str]:
+def timing_notes(figures: EvaluationSummary | ComparisonOfRuns) -> list[str]:
     """Return how milliseconds were measured, and which bit options save no time; empty without."""
+    cost_model, timing = figures.cost_model, figures.timing
     if timing is None:
         return []
     error = (
@@ -163,10 +165,10 @@ def _significant(value: float) -> str:
 
 def _notes(summary: EvaluationSummary) -> list[str]:
     """Return what is counted, and how the baselines were chosen."""
-    counted = cost_note(summary.cost_model, summary.timing)
+    counted = cost_note(summary)
     notes = [
         f"{counted}; ± is the standard error over images.",
-        *timing_notes(summary.cost_model, summary.timing),
+        *timing_notes(summary),
     ]
     if summary.shares:
         shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
