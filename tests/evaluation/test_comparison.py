@@ -16,7 +16,7 @@ from dfs_rl.evaluation.metrics import paired_difference, resampled_means
 from dfs_rl.evaluation.summary import SplitResults
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
-from tests.helpers.fake_runs import fake_run, mcnemar, with_right
+from tests.helpers.fake_runs import TIMING, fake_run, mcnemar, with_right
 
 
 def gate_of(comparison):
@@ -145,6 +145,49 @@ def test_runs_of_something_else_are_refused_by_name(change, what):
     assert str(caught.value) == f"other cannot be compared with first: its {what}."
 
 
+def test_runs_with_other_measured_times_are_refused():
+    plain, run = fake_run("plain", (150, 0.8)), fake_run("measured", (150, 0.8), milliseconds={})
+    with pytest.raises(DataError, match="latency profile is 4 ms in full precision, a machine, "):
+        compare_runs([plain, run])
+    slower = replace(TIMING, layer_milliseconds=(0.5, 3.9, 4.5))
+    other = replace(run, path="other", summary=replace(run.summary, timing=slower))
+    with pytest.raises(DataError, match=r"latency profile is 4\.5 ms in full precision"):
+        compare_runs([run, other])
+
+
+def test_points_over_measured_time():
+    # By computation the static table is cheapest; by time it is more expensive than the gate.
+    times = {"gate": 1.0, "static_table": 2.0, "cascade": 3.0, "uniform_2": 4.0, "full": 5.0}
+    runs = [
+        fake_run(
+            f"r{seed}",
+            (180, 0.9),
+            seed=seed,
+            static=(150, 0.7),
+            cascade=(155, 1.0),
+            milliseconds={**times, "gate": 1.0 + 0.1 * seed},
+        )
+        for seed in (0, 2)
+    ]
+    comparison = compare_runs(runs)
+    gate = gate_of(comparison)
+    assert gate.milliseconds.mean == pytest.approx(1.1)
+    assert gate.milliseconds.deviation == pytest.approx(0.2 / 2**0.5)
+    assert gate.selection_milliseconds == pytest.approx(1.1)
+    assert comparison.pareto_front == (
+        "uniform 2 bit",
+        "best static table at 0.7 %",
+        "PPO",
+        "full precision",
+    )
+    assert comparison.pareto_front_milliseconds == ("PPO", "full precision")
+    (sentence,) = (text for text in comparison.verdict if "measured" in text)
+    assert sentence.startswith("By measured time, likewise: from 1.1 ms: PPO (90.00 %); from 5 ms")
+    frame = comparison.to_frame().set_index("label")
+    assert frame.loc["full precision", "milliseconds_mean"] == 5.0
+    assert "milliseconds_mean" not in compare_runs([fake_run("plain", (150, 0.8))]).to_frame()
+
+
 def test_runs_on_different_splits_are_refused():
     run = fake_run("other", (150, 0.8))
     other = replace(run, summary=replace(run.summary, split="val"))
@@ -153,7 +196,10 @@ def test_runs_on_different_splits_are_refused():
 
 
 def test_a_comparison_round_trips_through_strict_json(tmp_path):
-    comparison = compare_runs([fake_run(f"r{i}", (150, 0.8), seed=i) for i in range(2)])
+    times = {"gate": 0.5}
+    comparison = compare_runs(
+        [fake_run(f"r{i}", (150, 0.8), seed=i, milliseconds=times) for i in range(2)]
+    )
     path = tmp_path / "comparison.json"
     write_json(path, config_to_dict(comparison))
     assert config_from_dict(read_json(path), ComparisonOfRuns, str(path)) == comparison

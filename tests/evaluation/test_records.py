@@ -3,10 +3,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.costs import BitOptions, CostTable, FixedCost
+from dfs_rl.costs import BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.cascade import FirstPass
+from tests.helpers.latencies import made_up_profile
 
 COSTS = CostTable(
     options=BitOptions((0, 8, 32)),
@@ -66,6 +67,50 @@ def test_two_passes_pay_for_both():
     assert made.computation(COSTS, "dfs").tolist() == pytest.approx([106.25, 6.25])
     ratio = made.bitops(COSTS) / made.computation(COSTS)
     assert ratio.tolist() == pytest.approx([1000 * 1024 / 100] * 2)
+
+
+MS = {0: (0.5, 2.0, 5.0), 1: (0.25, 4.0, 7.0)}  # stem 0.5, head 0.25, exit 0.125 and gate 0.125 ms
+PARTS = CostTable(
+    options=BitOptions((0, 8, 32)),
+    layer_macs=(300, 700),
+    fixed=(
+        FixedCost(name="stem", macs=100, bits=8),
+        FixedCost(name="head", macs=1, bits=8, layer=2),
+    ),
+    exits=tuple(ExitCost(after=after, macs=10, bits=8) for after in (0, 1)),
+)
+MEASURED = PARTS.with_cost_model(
+    "latency", made_up_profile(PARTS, layer=lambda layer, bits: MS[layer][(0, 8, 32).index(bits)])
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, [0.5 + 2.0 + 7.0 + 0.25, 0.5 + 2.0 + 0.125]),  # the second image takes an exit
+        ({"gate_macs": 4000.0}, [9.75 + 0.5, 2.625 + 0.5]),  # 1,000 MACs of a gate take 0.125 ms
+        (
+            {  # the cost model of the records counts 400 MACs that are 100 by the bits
+                "gate_macs_taken": torch.tensor([1300.0, 400.0]),
+                "excess_macs": torch.tensor([300.0, 300.0]),
+            },
+            [9.75 + 0.125, 2.625 + 0.0125],
+        ),
+        # MACs of exits say nothing: one after another is passed, from the first or the second on.
+        ({"gate_macs": 9.0, "first_exit": 0}, [9.75 + 2 * 0.125, 2.625 + 0.125]),
+        ({"gate_macs": 9.0, "first_exit": 1}, [9.75 + 0.125, 2.625]),
+        ({"gate_macs": 9.0, "first_exit": 2}, [9.75, 2.625]),
+    ],
+)
+def test_milliseconds_by_hand(fields, expected):
+    made = records([[1, 2], [1, 3]], **fields)
+    assert made.milliseconds(MEASURED).tolist() == pytest.approx(expected)
+
+
+def test_milliseconds_of_two_passes():
+    first = FirstPass(options=torch.tensor([[1, 1], [1, 1]]), escalated=torch.tensor([True, False]))
+    made = records([[2, 2], [1, 1]], first_pass=first)
+    assert made.milliseconds(MEASURED).tolist() == pytest.approx([12.75 + 6.75, 6.75])
 
 
 def test_batches_concatenate_in_order():

@@ -20,6 +20,7 @@ from dfs_rl.evaluation.summary import (
 from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
+from tests.helpers.latencies import made_up_profile
 
 NAMES = {
     "identity": "0123",
@@ -99,7 +100,41 @@ def test_shares_of_gate_and_fixed_parts(summary):
     assert percents == pytest.approx([0.5, 5 * (8 / 32) ** 2, 1.0])
 
 
-def test_summary_round_trips_through_json(summary, tmp_path):
+@pytest.fixture(scope="module")
+def measured(backbone):
+    times = made_up_profile(backbone.costs, gate_macs=10.0)
+    return backbone.costs.with_cost_model("latency", times)
+
+
+def test_milliseconds_come_from_the_records(backbone, methods, measured):
+    summary = summarize(methods, backbone.costs, measured=measured, **NAMES)
+    for method in methods:
+        times = [records.milliseconds(measured).mean().item() for records in method.records]
+        assert summary.by_key[method.key].milliseconds == pytest.approx(sum(times) / len(times))
+    # Stem and head take 0.5 ms each, as neither belongs to a layer, and layers 0.1 to 0.4 ms.
+    assert summary.by_key["full"].milliseconds == pytest.approx(1.0 + 33 * 1.0)
+    assert summary.timing.layer_milliseconds == pytest.approx((1.0, 3.0, 33.0))
+    assert summary.timing.full_milliseconds == pytest.approx(33.0)
+    assert f"{summary.timing.load}; {summary.timing.calls}" == "1 thread, batch size 1; 10"
+    gate, full = summary.methods[0], summary.comparisons[2]
+    assert full.relative_milliseconds == pytest.approx(gate.milliseconds / 34.0)
+    assert "% of that of full precision" in summary.verdict[-1]
+
+
+def test_latency_in_percent_is_that_of_its_milliseconds(methods, measured):
+    summary = summarize(methods[1:], measured, measured=measured, **NAMES)
+    for method in summary.methods:
+        assert method.milliseconds == pytest.approx(33.0 * method.computation / 100)
+
+
+def test_summary_without_times_has_no_milliseconds(summary):
+    assert summary.timing is None
+    assert {method.milliseconds for method in summary.methods} == {None}
+    assert {one.relative_milliseconds for one in summary.comparisons} == {None}
+
+
+def test_summary_round_trips_through_json(backbone, methods, measured, tmp_path):
+    summary = summarize(methods, backbone.costs, measured=measured, **NAMES)
     path = tmp_path / "summary.json"
     write_json(path, config_to_dict(summary))
     assert config_from_dict(read_json(path), EvaluationSummary, str(path)) == summary
@@ -113,9 +148,9 @@ def test_backbone_alone_has_no_verdict(backbone, look_setup):
     assert [share.name for share in summary.shares] == ["stem", "head"]
 
 
-def test_per_image_results_are_means_over_draws(backbone, methods, summary, tmp_path):
+def test_per_image_results_are_means_over_draws(backbone, methods, summary, measured, tmp_path):
     path = tmp_path / "results.safetensors"
-    save_per_image_results(path, per_image_results_of(methods, backbone.costs))
+    save_per_image_results(path, per_image_results_of(methods, backbone.costs, measured))
     results = load_per_image_results(path)
     assert set(results.reported) == {method.key for method in methods}
     # Methods that can be deployed: all but mode table, shuffles and oracle.
@@ -128,6 +163,10 @@ def test_per_image_results_are_means_over_draws(backbone, methods, summary, tmp_
             chosen = results.selection[method.key]
             assert torch.equal(chosen.correct, method.selection.correct.float())
             assert len(chosen.computation) == 157
+            times = method.selection.milliseconds(measured)
+            assert torch.equal(chosen.milliseconds, times.float())
+    save_per_image_results(path, per_image_results_of(methods, backbone.costs))
+    assert load_per_image_results(path).reported["gate"].milliseconds is None
 
 
 def test_files_without_per_image_results_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from dfs_rl.evaluation.summary import (
     PerImageResults,
     SplitResults,
 )
+from dfs_rl.evaluation.timing import Timing
 
 N = 200
 LABELS = {
@@ -30,11 +31,26 @@ TABLES = {
 }
 FIXED = {"uniform_0": (20, 0.1), "uniform_2": (120, 0.5), "full": (190, 100.0)}
 """Number of correct images of 200, and computation in percent, by method."""
+TIMING = Timing(
+    machine="a machine",
+    runtime="onnx",
+    threads=1,
+    versions=("onnxruntime 1.32",),
+    calls=100,
+    batch_size=1,
+    options=(0, 2, 32),
+    layer_milliseconds=(0.5, 3.9, 4.0),
+    has_exits=False,
+    error=2.5,
+)
 
 
-def per_image_results(right: int, computation: float) -> PerImageResults:
+def per_image_results(
+    right: int, computation: float, milliseconds: float | None = None
+) -> PerImageResults:
     correct = (torch.arange(N) < right).float()
-    return PerImageResults(correct, torch.full((N,), computation))
+    times = None if milliseconds is None else torch.full((N,), milliseconds)
+    return PerImageResults(correct, torch.full((N,), computation), times)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -67,13 +83,16 @@ def fake_run(
     backbone: str = "b0",
     options: tuple[int, ...] = (0, 2, 32),
     cost_model: str = "computation",
+    milliseconds: dict[str, float] | None = None,
     **settings: object,
 ) -> EvaluatedRun:
     """Return a synthetic run with given results of every method.
 
     Results are pairs: number of correct images of 200, and computation in percent. ``selection``
-    has those, by method, that are different on the selection split.
+    has those, by method, that are different on the selection split. ``milliseconds`` are measured
+    times by method, 1 for the others.
     """
+    times = {} if milliseconds is None else dict.fromkeys((*LABELS, "gate"), 1.0) | milliseconds
     figures = {"gate": gate, **FIXED, "static_table": static, "cascade": cascade}
     if exits is not None:
         figures["exits"] = exits
@@ -96,6 +115,7 @@ def fake_run(
             chosen_on=None,
             detail="",
             table=TABLES.get(key.removesuffix("_before")),
+            milliseconds=times.get(key),
         )
         for key, (right, computation) in figures.items()
     )
@@ -116,11 +136,12 @@ def fake_run(
         histogram=((0.5, 0.5, 0.0),) * 3,
         search=None,
         cost_model=cost_model,
+        timing=None if milliseconds is None else TIMING,
     )
-    reported = {key: per_image_results(*values) for key, values in figures.items()}
-    chosen = {
-        key: per_image_results(*values) for key, values in (figures | (selection or {})).items()
-    }
+    reported, chosen = (
+        {key: per_image_results(*values, times.get(key)) for key, values in of_split.items()}
+        for of_split in (figures, figures | (selection or {}))
+    )
     return EvaluatedRun(
         path=name,
         settings={"seed": seed, **settings},
