@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dfs_rl.evaluation.metrics import PairedDifference
@@ -103,3 +105,31 @@ def test_marginals_of_a_static_table_are_no_wins():
     static, won = verdict_sentences(found, 85.0, 1.0)
     assert "static bit table" in static
     assert won.endswith("none of its baselines.")
+
+
+def test_faster_baselines_that_are_as_accurate_are_named():
+    made = [
+        replace(comparison(key, difference, role=role), relative_milliseconds=ratio)
+        for key, difference, role, ratio in (
+            ("full", FLAT, "fixed", 0.45),
+            ("uniform_8", ZERO, "fixed", 1.2),
+            ("uniform_4", UP, "fixed", 1.2),  # the gate is better
+            ("static_table", DOWN, "matched", 1.04),  # about as fast
+            ("cascade", DOWN, "matched", 1.06),
+            ("random", FLAT, "matched", 2.0),  # nobody deploys it
+            ("oracle", DOWN, "oracle", 2.0),
+        )
+    ]
+    *_, sentence = verdict_sentences(made, 90.0, 3, milliseconds=0.512)
+    assert sentence == (
+        "Its measured time is 0.512 ms per image, 45 % of that of full precision; over 5 % faster "
+        "and not significantly less accurate: uniform 8; cascade."
+    )
+    assert not any("measured" in text for text in verdict_sentences(made, 90.0, 3))
+
+
+def test_costs_are_named_by_their_model():
+    full = comparison("full", FLAT, 0.5, role="fixed")
+    first, second = verdict_sentences([full, comparison("cascade", UP)], 90.0, 3, cost_model="macs")
+    assert first.endswith("with 50 % of its macs.")
+    assert second == "It is significantly better at no more macs than: cascade."

@@ -1,15 +1,18 @@
 """A made-up evaluation of ResNet-20 with figures as they come."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from dfs_rl.costs import BitOptions, CostTable, FixedCost
+from dfs_rl.costs.latency_profile import NetworkLatency
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import EvaluationSummary, summarize
 from dfs_rl.gating.cascade import FirstPass
+from tests.helpers.latencies import made_up_profile
 
 LAYERS = 9
 N = 2000
@@ -126,6 +129,32 @@ NAMES: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def summary() -> EvaluationSummary:
     return summarize([gate_method(), *fixed_methods(), *matched_methods()], COSTS, **NAMES)
+
+
+@pytest.fixture(scope="session")
+def measured() -> CostTable:
+    """Costs by a profile of a CPU: below 8 bit nothing is gained; full precision takes 0.54 ms."""
+    times = made_up_profile(
+        COSTS,
+        layer=lambda _, bits: 0.002 if bits == 0 else 0.06 if bits == 32 else 0.03,
+        stem=0.02,
+        head=0.005,
+        gate=0.004,
+        gate_macs=20_000.0,
+    )
+    check = NetworkLatency(bits=(8,) * LAYERS, batch_size=1, predicted=0.22, measured=0.2)
+    return COSTS.with_cost_model("latency", replace(times, checks=(check,)))
+
+
+@pytest.fixture(scope="session")
+def measured_summary(measured: CostTable) -> EvaluationSummary:
+    methods = [gate_method(), *fixed_methods(), *matched_methods()]
+    return summarize(methods, COSTS, measured=measured, **NAMES)
+
+
+@pytest.fixture(scope="session")
+def latency_summary(measured: CostTable) -> EvaluationSummary:
+    return summarize(fixed_methods(), measured, measured=measured, **NAMES)
 
 
 @pytest.fixture(scope="session")

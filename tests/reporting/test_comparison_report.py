@@ -197,6 +197,28 @@ def test_hover_points_lie_on_their_markers(comparison: ComparisonOfRuns) -> None
     assert np.abs(found.astype(int) - colour).max() < 8
 
 
+def test_report_of_measured_times() -> None:
+    times = {"gate": 1.5, "static_table": 2.0, "uniform_2": 3.9, "full": 4.0}
+    runs = [
+        fake_run(f"r{i}", (180, 0.9), seed=i, milliseconds={**times, "gate": 1.5 + i})
+        for i in range(2)
+    ]
+    comparison = compare_runs(runs)
+    figures = comparison_figures(comparison)
+    assert figures.pareto_ms is not None
+    gate = next(point for point in figures.points_ms if point.text.startswith("PPO"))
+    assert gate.text == "PPO: 90.00 % at 2 ms measured, 2 seeds"
+    head, (gates, *_) = comparison_tables(comparison)["points"]
+    assert dict(zip(head, gates[0], strict=True))["measured ms"] == "2.0000 ± 0.7071"
+    outline = outline_of(html_report(comparison, figures, []))
+    assert outline.images == 3  # accuracy over computation and time, difficulty
+    assert "Accuracy against measured time" in outline.headings
+    text = " ".join(comparison_text(comparison).split())
+    assert "Measured: ms per image" in text
+    assert "on a machine, onnx runtime, 1 thread, batch size 1, medians of 100 calls" in text
+    assert "On this machine 2 bit takes as long as 32 bit or longer" in text
+
+
 def test_page_is_self_contained_and_escaped(page: str) -> None:
     outline = outline_of(page)
     assert outline.images == 3

@@ -65,6 +65,26 @@ def test_accuracy_plot_labels_methods_without_overlap(summary):
             assert frame.y0 <= box.y0 < box.y1 <= frame.y1
 
 
+def test_accuracy_plot_over_measured_time(measured_summary):
+    figure = accuracy_plot(measured_summary, "milliseconds")
+    opened(figure)
+    overview, near = figure.axes
+    assert overview.get_xlabel() == (
+        "measured ms per image, log scale (a machine, 1 thread, batch size 1)"
+    )
+    places = {
+        round(float(x), 3) for line in overview.lines for x in np.atleast_1d(line.get_xdata())
+    }
+    assert {0.295, 0.565} <= places  # uniform options and full precision
+    assert near.get_title(loc="left") == "Near the gate's time"
+
+
+def test_axis_of_latency_names_the_largest_option(latency_summary):
+    for options, full in (((0, 8, 32), 32), ((0, 8), 8)):
+        label = style.cost_axis("computation", replace(latency_summary, options=options))
+        assert label == f"latency per image, % of all gated layers at {full} bit, log scale"
+
+
 def test_accuracy_plot_of_a_backbone_has_one_panel(backbone_summary):
     figure = accuracy_plot(backbone_summary)
     assert len(figure.axes) == 1
@@ -184,12 +204,19 @@ def test_cheapest_and_most_expensive_by_sorting(gate_records, costs):
     assert cheap[0].label == str(int(gate_records.labels[first]))
 
 
-def test_figures_are_written_without_leftovers(summary, backbone_summary, tmp_path):
+def test_figures_are_written_without_leftovers(
+    summary, backbone_summary, latency_summary, tmp_path
+):
     write_figures(tmp_path, "val-", summary, ([example()], [example()]))
     names = ["val-accuracy.png", "val-images.png", "val-options.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     write_figures(tmp_path / "backbone", "", backbone_summary, None)
     assert [path.name for path in (tmp_path / "backbone").iterdir()] == ["accuracy.png"]
+    write_figures(tmp_path / "latency", "", latency_summary, None)
+    assert {path.name for path in (tmp_path / "latency").iterdir()} == {
+        "accuracy.png",
+        "accuracy_ms.png",
+    }
 
 
 NAMES = [r"$\frac$", "_", "<b>", "a\nb", "x" * 300, "汉字", "\x1b[31m"]

@@ -1,8 +1,11 @@
 """Text of an evaluation."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from dfs_rl.reporting.tables import aligned_table, methods_table, summary_text
+import pytest
+
+from dfs_rl.reporting.tables import aligned_table, methods_table, summary_text, timing_notes
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -23,6 +26,76 @@ def test_rows_have_the_figures_of_the_summary(summary):
     expected = f"{full.difference:+.2f} [{full.low:+.2f}, {full.high:+.2f}]"
     assert rows["full precision"]["gate minus method, 95 %"] == expected
     assert rows["full precision"]["gate is"] == "tied"
+
+
+def notes_of(summary):
+    return " ".join(summary_text(summary).split())
+
+
+def test_measured_times_stand_beside_computation(measured_summary):
+    head, groups = methods_table(measured_summary)
+    rows = {row[0]: dict(zip(head, row, strict=True)) for group in groups for row in group}
+    assert head[2:4] == ("computation %", "measured ms")
+    # Stem and head take 0.025 ms, and 9 layers 0.03 ms each at 8 bit and 0.06 ms at 32 bit.
+    assert rows["uniform 2 bit"]["measured ms"] == rows["uniform 8 bit"]["measured ms"] == "0.295"
+    assert rows["full precision"]["measured ms"] == "0.565"
+    notes = notes_of(measured_summary)
+    assert "Computed, not measured: MACs x (bits / 32)²" in notes
+    assert (
+        "Measured: ms per image, the sum of the times of all parts that run, gate, stem and head "
+        "included, on a machine, torch runtime, 1 thread, batch size 1, medians of 10 calls, torch "
+        "2.13.0. Such sums differ from measured whole networks by 10.0 % on average." in notes
+    )
+    assert "Baselines are chosen at a gate's computation, not at its time" in notes
+
+
+def test_latency_says_what_100_percent_is(latency_summary):
+    head, _ = methods_table(latency_summary)
+    assert head[2:4] == ("latency %", "measured ms")
+    notes = notes_of(latency_summary)
+    assert (
+        "Latency is measured, in percent of all gated layers at 32 bit, which take 0.540 ms;"
+        in notes
+    )
+    assert "Computed" not in notes
+    assert "Baselines are chosen" not in notes
+
+
+@pytest.mark.parametrize(
+    ("options", "times", "exits", "slow", "savers"),
+    [
+        (
+            (0, 2, 3, 4, 8, 32),
+            (0.1, 0.96, 1.0, 3.0, 1.0, 2.0),
+            True,
+            "2, 3 and 4 bit take as long as 8 bit or longer",
+            ": what saves time is skipping, exits and 8 bit",
+        ),
+        (
+            (0, 2, 4, 8, 32),
+            (0.1, 0.9, 0.96, 1.0, 2.0),
+            False,
+            "4 bit takes as long as 8 bit or longer",
+            ": what saves time is skipping and 8 bit",
+        ),
+        (
+            (2, 32),  # without 8 bit, the next option counts
+            (1.0, 1.0),
+            True,
+            "2 bit takes as long as 32 bit or longer",
+            ": what saves time is exits",
+        ),
+        ((2, 8), (1.0, 1.0), False, "2 bit takes as long as 8 bit or longer", ""),
+        ((0, 2, 8, 32), (0.1, 0.5, 1.0, 2.0), True, None, None),
+        ((0, 2, 4), (0.1, 1.0, 1.0), True, None, None),
+    ],
+)
+def test_options_that_save_no_time_are_named(measured_summary, options, times, exits, slow, savers):
+    timing = replace(
+        measured_summary.timing, options=options, layer_milliseconds=times, has_exits=exits
+    )
+    found = [n for n in timing_notes(replace(measured_summary, timing=timing)) if "On this" in n]
+    assert found == ([] if slow is None else [f"On this machine {slow}{savers}."])
 
 
 def test_a_backbone_has_no_gate_columns(backbone_summary):
