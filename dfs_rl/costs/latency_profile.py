@@ -97,6 +97,8 @@ class LatencyProfile:
     checks: tuple[NetworkLatency, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("parts is empty; a profile has one part at least.")
         names = [(p.part, p.layer, p.bits, p.batch_size) for p in self.parts]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

@@ -146,6 +146,11 @@ def test_latency_and_a_profile_belong_together(tmp_path) -> None:
         PLAIN.with_cost_model("macs", made_up_profile(PLAIN))
 
 
+def test_a_profile_without_parts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="parts is empty"):
+        replace(made_up_profile(PLAIN), parts=())
+
+
 def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
     with pytest.raises(RunFolderError, match="does not exist"):
         read_latency_profile(tmp_path / "none.json")
