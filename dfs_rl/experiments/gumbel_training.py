@@ -41,6 +41,8 @@ from dfs_rl.utils.seeding import seed_everything, stream_seed
 
 _SPAN = 8.0
 """Ratio of the highest to the lowest default budget of the gated layers."""
+_MARGIN = 1.5
+"""Ratio of the highest default budget to the most expensive bits, at most."""
 _N_BINS = 8
 """Number of bins of the budget range; the mean computation is bounded within each bin."""
 
@@ -124,8 +126,8 @@ def budgets_of(
 
     By default it ranges from the cost of all layers at the lowest bits, about the minimum without
     skipping, to eight times that, where more bits gain no accuracy. Where low bits save little, as
-    on most clocks, it ranges from an eighth of full precision, or what is possible, to all of it.
-    It always includes the configuration's own budget.
+    in measured time, it ranges from an eighth of full precision, or from what is possible, to above
+    the most expensive bits. It always includes the configuration's own budget.
     """
     if not config.all_budgets:
         return None
@@ -133,12 +135,12 @@ def budgets_of(
         return BudgetRange(lowest=config.budgets[0], highest=config.budgets[1])
     fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
     first = 1 if costs.options[0] == SKIP else 0
-    lowest = min(100.0 * float(costs.option_costs()[:, first].sum()), 100.0 / _SPAN)
-    lowest = max(lowest, 100.0 * float(costs.least_costs()[0]))
+    uniform = 100.0 * costs.option_costs().sum(dim=0)
+    lowest = max(min(float(uniform[first]), 100.0 / _SPAN), 100.0 * float(costs.least_costs()[0]))
+    # A gate starts at the best uniform option within each budget, which must have room for all.
+    highest = min(_SPAN * float(uniform[first]), _MARGIN * float(uniform.max()))
     own = [] if config.budget is None else [config.budget]
-    return BudgetRange(
-        lowest=min([fixed + lowest, *own]), highest=max([fixed + min(_SPAN * lowest, 100.0), *own])
-    )
+    return BudgetRange(lowest=min([fixed + lowest, *own]), highest=max([fixed + highest, *own]))
 
 
 def targets(

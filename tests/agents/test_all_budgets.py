@@ -178,7 +178,7 @@ def test_default_budgets_start_at_the_lowest_bits(bits, budget, expected):
 
 
 @pytest.mark.parametrize(
-    ("bits", "expected"), [((0, 8, 32), (12.5, 100.0)), ((8, 32), (60.0, 100.0))]
+    ("bits", "expected"), [((0, 8, 32), (12.5, 150.0)), ((8, 32), (60.0, 150.0))]
 )
 def test_default_budgets_where_low_bits_save_little(bits, expected):
     costs = CostTable(options=BitOptions(bits), layer_macs=(300, 100))
