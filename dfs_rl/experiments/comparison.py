@@ -159,8 +159,9 @@ def _compare_given(
                 "written there, so choose another folder."
             )
 
-    if config.budget_unit != "percent":
-        config = _with_percent_budgets_of_runs(config, opened)
+    if config.budget_unit != "percent":  # the times of all runs must be the same, see _evaluate
+        first = load_stored_backbone(opened[0].path / BACKBONE_FOLDER).backbone
+        config = with_percent_budgets(config, first.costs)
 
     def own() -> RunFolder:
         nonlocal folder
@@ -175,28 +176,6 @@ def _compare_given(
 
     evaluated, failed = _evaluate(opened, {}, dataset, config, output_folder)
     return own(), _write_report(own(), evaluated, failed)
-
-
-def _with_percent_budgets_of_runs(
-    config: CompareConfig, runs: Sequence[RunFolder]
-) -> CompareConfig:
-    """Return the configuration with its budgets in percent of full precision in all runs.
-
-    Raises:
-        ConfigError: If the costs of a run are not measured, or full precision differs.
-    """
-    found = {}
-    for run in runs:
-        costs = load_stored_backbone(run.path / BACKBONE_FOLDER).backbone.costs
-        found[run.path] = with_percent_budgets(config, costs)
-    (first, converted), *others = found.items()
-    for path, other in others:
-        if other != converted:
-            raise ConfigError(
-                f"budget_unit is 'ms', but full precision takes another time in {path} than in "
-                f"{first}; give budgets in percent, or compare runs with one profile."
-            )
-    return converted
 
 
 def _evaluate(
