@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.evaluation.timing import CostName
 
@@ -43,7 +44,9 @@ def comparison_verdict(
         if by_label[label].kind == "cascade"
     )
     if cascades:
-        yield f"To use a recommended cascade, run train_cascade --budget {' or '.join(cascades)}."
+        cost = "" if comparison.cost_model == COMPUTATION else f" --cost {comparison.cost_model}"
+        budgets = " or ".join(cascades)
+        yield f"To use a recommended cascade, run train_cascade{cost} --budget {budgets}."
     if comparison.timing is not None:
         points = [by_label[label] for label in comparison.pareto_front_milliseconds]
         listed = "; ".join(

@@ -84,7 +84,10 @@ def test_recommended_points_are_chosen_on_val():
     )
     recommended, cascade, *_ = comparison.verdict
     assert all(label in recommended for label in comparison.pareto_front)
-    assert "--budget 0.8001" in cascade  # rounded up
+    assert "run train_cascade --budget 0.8001" in cascade  # rounded up
+    runs = [replace(r, summary=replace(r.summary, cost_model="macs")) for r in (lucky, steady)]
+    _, cascade, *_ = compare_runs(runs).verdict
+    assert "run train_cascade --cost macs --budget 0.8001" in cascade
 
 
 def test_gates_of_the_same_cost_are_paired_over_images():
