@@ -33,7 +33,7 @@ class TrainGumbelConfig(GateTrainingConfig):
             --max-accuracy-drop. A Gumbel gate learns all budgets and is set to this one; evaluate
             and load set it to others.
         budgets: Lowest and highest budget that a Gumbel gate learns; by default from all layers at
-            the lowest bits to eight times that.
+            the lowest bits to eight times that, and from less where those save little.
         start: Initial gate: "uniform" prefers the option that is best within the budget if all
             layers run at it, "indifferent" prefers none. Default uniform for a Gumbel gate on a
             frozen backbone; the other methods start as in their papers.
