@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,11 +149,11 @@ class GatedModel(nn.Module):
             DataError: If the shape, type, range or device of the images does not match the network.
         """
         images = self._preprocess(images)
-        form = self._single_image_form() if len(images) == 1 else None
-        if form is not None:
-            result = form.run(images)
-        else:
-            result = rollout(self.backbone, self.gate, images, budget=self.budget)
+        if len(images) == 1:
+            form = self._single_image_form()
+            if form.usable:
+                return _run_single(form, images)
+        result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
         gate_macs = macs_taken(self.gate, n_layers_run)
@@ -169,12 +170,12 @@ class GatedModel(nn.Module):
             escalated=escalated,
         )
 
-    def _single_image_form(self) -> SingleImageForm | None:
-        """Return the form of single images that fits the present weights, ``None`` without one."""
+    def _single_image_form(self) -> SingleImageForm:
+        """Return the form of single images that fits the present weights."""
         form, parts = self._form, (self.backbone, self.gate, self.budget)
         if form is None or not form.fits(*parts):
             form = self._form = SingleImageForm(*parts)
-        return form if form.usable else None
+        return form
 
     def _preprocess(self, images: Tensor) -> Tensor:
         """Validate images, and resize them if ``image_size`` is set."""
@@ -196,6 +197,16 @@ class GatedModel(nn.Module):
                 f"images.to({str(place)!r})."
             )
         return images
+
+
+def _run_single(form: SingleImageForm, image: Tensor) -> tuple[Tensor, Trace]:
+    """Return the logits and the record of one image."""
+    logits, actions, computation, escalated = form.run(image)
+    n_layers_run = form.n_layers_run(actions)
+    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [escalated])
+    # Through NumPy, which reads lists several times as fast.
+    tensors = [torch.from_numpy(np.array(value)).to(logits.device) for value in values]
+    return logits, Trace(*tensors)
 
 
 def bits_of(costs: CostTable, options: Tensor) -> Tensor:

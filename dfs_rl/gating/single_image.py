@@ -1,313 +1,41 @@
-"""Rollouts of single images on a CPU, with numbers and NumPy arrays in place of one-row tensors.
+"""Rollouts of single images, with plain numbers in place of tensors of one row."""
 
-For one image most operators of torch take longer to start than to compute. The forms here know the
-built-in gates and the probes of an inference form; ``rollout`` runs everything else.
-"""
-
-import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
-from operator import is_, mul
-from typing import Any, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from dfs_rl.backbones.base import Backbone, InferenceBackbone
-from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone, WithExits
-from dfs_rl.backbones.probe import equal_parts, pool_grid
+from dfs_rl.backbones.base import InferenceBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
+from dfs_rl.costs import SKIP
 from dfs_rl.gating.action_masks import action_mask
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.cascade import CascadeGate, FirstPass
-from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, OneShotGate
-from dfs_rl.gating.observation import (
-    FEATURE_LIMIT,
-    MIN_STD,
-    scaled_budget,
-    scaled_cost,
-)
-from dfs_rl.gating.rollout import RolloutResult
-from dfs_rl.quantization.inference import InferenceLinear, PerBits
+from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.networks import LearnedGate, OneShotGate
+from dfs_rl.gating.numpy_forms import GATE_FORMS, NoFormError, Reader, Views, network_of
+from dfs_rl.gating.observation import scaled_budget, scaled_cost
 
-MANY_CLASSES = 256
-"""Number of classes up to which plain Python computes a softmax as fast as torch."""
-Array = NDArray[np.float32]
-Score = Callable[[int, Array], Array]
-"""Maps a layer and the inputs of its network to the logits of the gate's ``choices``."""
 Choose = Callable[[Tensor, int, float, list[int]], int]
 """Maps an activation, its layer, the spent fraction and the actions so far to an action."""
 
 
-class _NoForm(Exception):  # noqa: N818 - not an error
-    """Raised if a gate or probe is not as this module knows it."""
+class SingleRollout(NamedTuple):
+    """Rollout of one image.
 
-
-class _Views:
-    """NumPy views of tensors in modules.
-
-    They share memory with the tensors, so changes in place are seen. ``are_current`` becomes false
-    if a tensor or a module is replaced, or moves.
+    Attributes:
+        logits: float32 ``[1, classes]``.
+        actions: Action at each layer, see ``Trace.options``.
+        computation: Percent of running every gated layer at 32 bit, see ``Trace``.
+        escalated: Whether a cascade ran the image a second time.
     """
 
-    def __init__(self) -> None:
-        self._owners: list[dict[Any, Any]] = []
-        self._names: list[Any] = []
-        self._members: list[Any] = []
-        self._tensors: list[Tensor] = []
-        self._places: list[int] = []
-
-    def child(self, module: nn.Module, *path: str | int, kind: type[nn.Module]) -> Any:  # noqa: ANN401
-        """Return the submodule at a path of names; raise ``_NoForm`` unless its type is exact."""
-        for name in path:
-            module = self._member(module._modules, str(name))
-        if type(module) is not kind:
-            raise _NoForm
-        return module
-
-    def item(self, module: PerBits) -> InferenceLinear:
-        """Return the only form of a linear layer."""
-        form = self._member(module._at, ())
-        if type(form) is not InferenceLinear:
-            raise _NoForm
-        return form
-
-    def array(self, module: nn.Module, name: str) -> Array:
-        """Return a view of a parameter or buffer; raise ``_NoForm`` unless float32 on a CPU."""
-        tensors = module._parameters if name in module._parameters else module._buffers
-        tensor = self._member(tensors, name)
-        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
-            raise _NoForm
-        if tensor.dtype != torch.float32:
-            raise _NoForm
-        self._tensors.append(tensor)
-        self._places.append(tensor.data_ptr())
-        return cast("Array", tensor.detach().numpy())
-
-    def are_current(self) -> bool:
-        """Return whether all views are of the tensors that the modules have now."""
-        found = map(dict.get, self._owners, self._names)
-        places = map(Tensor.data_ptr, self._tensors)
-        return all(map(is_, found, self._members)) and list(places) == self._places
-
-    def _member(self, owner: dict[Any, Any], name: str | tuple[()]) -> Any:  # noqa: ANN401
-        if name not in owner:
-            raise _NoForm
-        member = owner[name]
-        self._owners.append(owner)
-        self._names.append(name)
-        self._members.append(member)
-        return member
-
-
-class _Mlp:
-    """``Linear -> tanh -> Linear``."""
-
-    def __init__(self, module: nn.Module, views: _Views) -> None:
-        first, tanh, last = range(3)
-        views.child(module, tanh, kind=nn.Tanh)
-        self._first = _linear(views.child(module, first, kind=nn.Linear), views)
-        self._last = _linear(views.child(module, last, kind=nn.Linear), views)
-
-    def __call__(self, inputs: Array) -> Array:
-        (first, bias), (last, last_bias) = self._first, self._last
-        return cast("Array", last @ np.tanh(first @ inputs + bias) + last_bias)
-
-
-class _MlpGate:
-    """Form of an ``MLPGate``."""
-
-    def __init__(self, gate: MLPGate, views: _Views) -> None:
-        networks = views.child(gate, "networks", kind=nn.ModuleList)
-        self._networks = [
-            _Mlp(views.child(networks, layer, kind=nn.Sequential), views)
-            for layer in range(len(gate.feature_sizes))
-        ]
-
-    def start(self) -> Score:
-        """Return the scores of one rollout."""
-        return lambda layer, inputs: self._networks[layer](inputs)
-
-
-class _LstmGate:
-    """Form of an ``LSTMGate``."""
-
-    def __init__(self, gate: LSTMGate, views: _Views) -> None:
-        embeddings = views.child(gate, "embeddings", kind=nn.ModuleList)
-        self._embeddings = [
-            _linear(views.child(embeddings, layer, kind=nn.Linear), views)
-            for layer in range(len(gate.feature_sizes))
-        ]
-        cell = views.child(gate, "cell", kind=nn.LSTMCell)
-        self._cell = [
-            views.array(cell, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
-        self._scores = _linear(views.child(gate, "scores", kind=nn.Linear), views)
-
-    def start(self) -> Score:
-        """Return the scores of one rollout, which begins with an empty memory."""
-        width = self._cell[1].shape[1]
-        hidden, memory = np.zeros((2, width), dtype=np.float32)
-        weight_in, weight_hidden, bias_in, bias_hidden = self._cell
-
-        def score(layer: int, inputs: Array) -> Array:
-            nonlocal hidden, memory
-            weight, bias = self._embeddings[layer]
-            gates = weight_in @ (weight @ inputs + bias) + bias_in
-            gates += weight_hidden @ hidden + bias_hidden
-            write, keep, new, read = gates.reshape(4, width)
-            memory = _sigmoid(keep) * memory + _sigmoid(write) * np.tanh(new)
-            hidden = _sigmoid(read) * np.tanh(memory)
-            weight, bias = self._scores
-            return cast("Array", weight @ hidden + bias)
-
-        return score
-
-
-class _OneShotGate:
-    """Form of a ``OneShotGate``."""
-
-    def __init__(self, gate: OneShotGate, views: _Views) -> None:
-        self._network = _Mlp(views.child(gate, "network", kind=nn.Sequential), views)
-        self._shape = len(gate.feature_sizes), len(gate.choices)
-
-    def start(self) -> Score:
-        """Return the scores of one rollout, whose inputs count at layer 0 alone."""
-        decided: Array | None = None
-
-        def score(layer: int, inputs: Array) -> Array:
-            nonlocal decided
-            if decided is None:
-                decided = self._network(inputs).reshape(self._shape)
-            return cast("Array", decided[layer])
-
-        return score
-
-
-_FORMS: dict[type, Callable[[Any, _Views], _MlpGate | _LstmGate | _OneShotGate]] = {
-    MLPGate: _MlpGate,
-    LSTMGate: _LstmGate,
-    OneShotGate: _OneShotGate,
-}
-
-
-class _Reader:
-    """Reads the features of a gate before one layer, normalised as in ``observe``.
-
-    Args:
-        backbone: The network.
-        layer: Index of the layer.
-        size: Number of features that the gate reads.
-        views: For the tensors that are used.
-    """
-
-    def __init__(self, backbone: GatedBackbone, layer: int, size: int, views: _Views) -> None:
-        self._backbone, self._layer, self._size = backbone, layer, size
-        network: Any = backbone.network if isinstance(backbone, InferenceBackbone) else backbone
-        self._mean = views.array(network, "feature_mean")[layer, :size]
-        self._std = views.array(network, "feature_std")[layer, :size]
-        self._limits = (
-            _filled(size, MIN_STD),
-            _filled(size, -FEATURE_LIMIT),
-            _filled(size, FEATURE_LIMIT),
-        )
-        self._probe: _Probe | None = None
-        if _has_plain_features(backbone) and layer not in backbone.costs.exits_after:
-            views.child(cast("nn.Module", backbone), "network", kind=type(network))
-            probes = views.child(network, "probes", kind=nn.ModuleList)
-            probe = views.child(probes, layer, kind=PerBits)
-            self._probe = _Probe(views.item(probe), network.probe_grid, views)
-
-    def __call__(self, hidden: Tensor, context: list[float]) -> Array:
-        """Return the features of an activation ``[1, c, h, w]``, then the context, ``[inputs]``."""
-        size = self._size
-        if self._probe is None:
-            read = self._backbone.feature(hidden, self._layer)[0, :size].tolist()
-        else:
-            read = self._probe(hidden, only_confidence=size == CONFIDENCE_SIZE)
-        inputs = np.array(read + context, dtype=np.float32)
-        features, (least_std, least, most) = inputs[:size], self._limits
-        features -= self._mean
-        features /= np.maximum(self._std, least_std)
-        np.minimum(features, most, out=features)
-        np.maximum(features, least, out=features)
-        return inputs
-
-
-class _Probe:
-    """Reads ``Backbone.feature`` with a probe in its inference form.
-
-    The first call of each function of NumPy after a layer takes several microseconds, so there are
-    few, on arrays of equal shape, which take the shortest way; the rest is plain Python.
-    """
-
-    def __init__(self, probe: InferenceLinear, grid: int, views: _Views) -> None:
-        self._inverse_scale, self._weight, self._scale, self._bias = (
-            views.array(probe, name) for name in ("inverse_scale", "weight", "scale", "bias")
-        )
-        self._range: tuple[Array, Array] | None = None
-        if probe.quant_range is not None:
-            qmin, qmax, gap = probe.quant_range
-            if gap != 1:
-                raise _NoForm
-            size = self._weight.shape[1]
-            self._range = _filled(size, qmin), _filled(size, qmax)
-        self._grid = grid
-
-    def __call__(self, hidden: Tensor, *, only_confidence: bool) -> list[float]:
-        """Return the features of an activation ``[1, c, h, w]``, or the first three."""
-        kernel = equal_parts(hidden, grid=self._grid)
-        if kernel is None:
-            pooled = pool_grid(hidden, grid=self._grid)
-        else:
-            pooled = functional.avg_pool2d(hidden, kernel)
-        parts: Array = pooled.numpy().reshape(hidden.shape[1], -1)  # [channels, parts]
-        if self._range is None:
-            codes = parts.ravel()
-        else:
-            codes = (parts * self._inverse_scale).ravel()
-            np.rint(codes, codes)
-            np.maximum(codes, self._range[0], out=codes)
-            np.minimum(codes, self._range[1], out=codes)
-        logits = self._weight.dot(codes)
-        logits *= self._scale
-        logits += self._bias
-        features = _confidence(logits.tolist())
-        if not only_confidence:
-            n = parts.shape[1]
-            features += parts.dot(_filled(n, 1.0 / n)).tolist()
-        return features
-
-
-def _confidence(logits: list[float]) -> list[float]:
-    """Return ``probe.confidence`` of one image."""
-    logits.sort()
-    top = logits[-1]
-    shifted = [logit - top for logit in logits]
-    odds = list(map(math.exp, shifted))  # relative to the most probable class
-    total = sum(odds)
-    entropy = math.log(total) - sum(map(mul, odds, shifted)) / total
-    return [1.0 / total, (1.0 - odds[-2]) / total, entropy]
-
-
-def _has_plain_features(backbone: GatedBackbone) -> bool:
-    """Return whether ``_Probe`` computes the features of a backbone, and fast."""
-    if type(backbone) is not InferenceBackbone or backbone.dtype != torch.float32:
-        return False
-    kind = type(backbone.network)
-    plain = kind.feature is Backbone.feature and kind.parts is Backbone.parts
-    return plain and backbone.n_classes <= MANY_CLASSES
-
-
-@lru_cache(maxsize=1024)
-def _filled(n: int, value: float) -> Array:
-    """Return an array of equal numbers, read-only."""
-    array = np.full(n, value, dtype=np.float32)
-    array.flags.writeable = False
-    return array
+    logits: Tensor
+    actions: list[int]
+    computation: float
+    escalated: bool
 
 
 class _LearnedForm:
@@ -318,20 +46,19 @@ class _LearnedForm:
     """
 
     def __init__(self, backbone: GatedBackbone, gate: LearnedGate) -> None:
-        if type(gate) not in _FORMS:
-            raise _NoForm
-        self._gate, self._costs = gate, backbone.costs
-        self._views = _Views()
-        self._form = _FORMS[type(gate)](gate, self._views)
+        if type(gate) not in GATE_FORMS:
+            raise NoFormError
+        self._gate, self._costs, self.views = gate, backbone.costs, Views()
+        self._form = GATE_FORMS[type(gate)](gate, self.views)
         reads = 1 if isinstance(gate, OneShotGate) else len(gate.feature_sizes)
+        network = network_of(backbone)
+        if isinstance(backbone, InferenceBackbone):
+            self.views.child(backbone, "network", kind=type(network))
+        mean, std = (self.views.copy(network, f"feature_{name}") for name in ("mean", "std"))
         self._readers = [
-            _Reader(backbone, layer, size, self._views)
+            Reader(backbone, layer, size, (mean, std), self.views)
             for layer, size in enumerate(gate.feature_sizes[:reads])
         ]
-
-    def is_current(self) -> bool:
-        """Return whether the form is still that of the gate and the backbone."""
-        return self._views.are_current()
 
     def start(self, budget: float | None) -> Choose:
         """Return the decisions of one rollout."""
@@ -362,9 +89,9 @@ class _LearnedForm:
 
 
 class SingleImageForm:
-    """Rollouts of a gate on one image each, equal to those of ``rollout``.
+    """Rollouts of a gate on one image each, with the results of ``rollout``.
 
-    It holds views of weights and no copies. Where ``fits`` no longer holds, a new one is needed.
+    Where ``fits`` no longer holds, a new form is needed.
 
     Args:
         backbone: The network.
@@ -378,11 +105,13 @@ class SingleImageForm:
     def __init__(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> None:
         self._backbone, self._gate, self._budget = backbone, gate, budget
         self._made_for = backbone, gate, backbone.costs, budget
-        self._costs: list[list[float]] = backbone.costs.option_costs().tolist()
+        self._costs: list[list[float]] = backbone.costs.action_costs().tolist()
+        self._bits = (*backbone.options, SKIP)
+        self._gate_macs: dict[int, float] = {}
         self._learned: _LearnedForm | None = None
         self.usable = type(gate) in {TableGate, CascadeGate} and budget is None
         if isinstance(gate, LearnedGate):
-            with suppress(_NoForm):
+            with suppress(NoFormError):
                 self._learned = _LearnedForm(backbone, gate)
                 self.usable = True
 
@@ -390,56 +119,76 @@ class SingleImageForm:
         """Return whether this is the form of these, with the weights that they have now."""
         made_for = backbone, gate, backbone.costs, budget
         same = all(a is b for a, b in zip(self._made_for, made_for, strict=True))
-        return same and (self._learned is None or self._learned.is_current())
+        return same and (self._learned is None or self._learned.views.are_current())
 
-    @torch.no_grad()
-    def run(self, image: Tensor) -> RolloutResult:
+    def run(self, image: Tensor) -> SingleRollout:
         """Run one image, ``[1, c, h, w]``."""
-        gate, first_pass = self._gate, None
-        if isinstance(gate, CascadeGate):
-            logits, actions = self._run_pass(image, _table(gate.first))
-            first_pass = FirstPass(
-                options=_tensor(actions, logits), escalated=gate.should_escalate(logits)
-            )
-            if first_pass.escalated.item():
-                logits, actions = self._run_pass(image, _table(gate.second))
-        elif self._learned is not None:
-            logits, actions = self._run_pass(image, self._learned.start(self._budget))
-        else:
-            logits, actions = self._run_pass(image, _table(cast("TableGate", gate)))
-        return RolloutResult(logits, _tensor(actions, logits), first_pass)
+        if not isinstance(self._backbone, InferenceBackbone):
+            with torch.no_grad():
+                return self._run(image)
+        with torch.inference_mode():
+            result = self._run(image)
+        with torch.no_grad():  # a copy takes part in gradients, as other results do
+            return result._replace(logits=result.logits.clone())
 
-    def _run_pass(self, image: Tensor, choose: Choose) -> tuple[Tensor, list[int]]:
-        """Return the logits of one image and its action at every layer."""
+    def bits(self, actions: list[int]) -> list[int]:
+        """Return the bit widths that ran; 0 for layers after an exit."""
+        return [self._bits[action] for action in actions]
+
+    def n_layers_run(self, actions: list[int]) -> int:
+        """Return the number of gated layers before the exit."""
+        return len(actions) - actions.count(self._backbone.costs.exit_action)
+
+    def _run(self, image: Tensor) -> SingleRollout:
+        gate = self._gate
+        if isinstance(gate, TableGate):
+            return self._run_pass(image, _table(gate))
+        if self._learned is not None:
+            return self._run_pass(image, self._learned.start(self._budget))
+        assert isinstance(gate, CascadeGate), "usable forms are those of the known gates"
+        first = self._run_pass(image, _table(gate.first))
+        if not gate.should_escalate(first.logits).item():
+            return first
+        second = self._run_pass(image, _table(gate.second))
+        computation = second.computation + first.computation
+        return second._replace(computation=computation, escalated=True)
+
+    def _run_pass(self, image: Tensor, choose: Choose) -> SingleRollout:
+        """Run one image from the stem to its answer."""
         backbone, costs = self._backbone, self._backbone.costs
+        exits_after, exit_action = costs.exits_after, costs.exit_action
+        bits, layer_costs = self._bits, self._costs
         actions: list[int] = []
         hidden, spent = backbone.stem(image), 0.0
         for layer, gated in enumerate(backbone.layers):
             action = choose(hidden, layer, spent, actions)
-            if costs.exits and action == costs.exit_action:
-                if layer in costs.exits_after:
-                    assert isinstance(backbone, WithExits), "costs with exits have exit heads"
-                    actions += [action] * (costs.n_layers - layer)
-                    return backbone.answer(hidden, layer), actions
+            if action == exit_action and costs.exits:
+                if layer in exits_after:
+                    break
                 action = 0  # the cheapest option, see ``CostTable``
             actions.append(action)
-            spent += self._costs[layer][action]
-            hidden = gated(hidden, backbone.options[action])
-        return backbone.head(hidden), actions
+            spent += layer_costs[layer][action]
+            hidden = gated(hidden, bits[action])
+        layer = len(actions)
+        if layer < costs.n_layers:
+            assert isinstance(backbone, WithExits), "a backbone with exits in its costs has heads"
+            logits = backbone.answer(hidden, layer)
+            spent += self._costs[layer][exit_action]
+        else:
+            logits = backbone.head(hidden)
+        fixed = costs.fixed_cost(gate_macs=self._macs_taken(layer))
+        actions += [exit_action] * (costs.n_layers - layer)
+        return SingleRollout(logits, actions, 100.0 * (spent + fixed), escalated=False)
+
+    def _macs_taken(self, n_layers_run: int) -> float:
+        """Return the MACs of the gate for an image that runs a number of layers."""
+        if not isinstance(self._gate, LearnedGate):
+            return self._gate.macs
+        if n_layers_run not in self._gate_macs:
+            macs = self._gate.macs_taken(torch.tensor([n_layers_run]))
+            self._gate_macs[n_layers_run] = float(macs)
+        return self._gate_macs[n_layers_run]
 
 
 def _table(gate: TableGate) -> Choose:
     return lambda _hidden, layer, _spent, _actions: gate.table[layer]
-
-
-def _tensor(actions: list[int], logits: Tensor) -> Tensor:
-    return torch.tensor([actions], device=logits.device)
-
-
-def _linear(module: nn.Module, views: _Views) -> tuple[Array, Array]:
-    """Return views of weight and bias."""
-    return views.array(module, "weight"), views.array(module, "bias")
-
-
-def _sigmoid(x: Array) -> Array:
-    return cast("Array", 0.5 * (np.tanh(0.5 * x) + 1.0))  # without overflow

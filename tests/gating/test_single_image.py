@@ -21,7 +21,7 @@ from dfs_rl.training.calibration import calibrate_scales, measure_features
 from dfs_rl.utils.seeding import torch_generator
 
 BITS = (0, 2, 4, 8, 32)
-N = 200
+N = 150
 KINDS = (MLPGate, LSTMGate, OneShotGate)
 
 
@@ -33,7 +33,7 @@ def images(n=N, seed=0):
 def network(exits=(), stem_bits=8, size=(12, 8)):
     torch.manual_seed(0)
     config = ResNetConfig(
-        depth=14, width=4, in_channels=1, image_size=size, bits=BITS, stem_bits=stem_bits
+        depth=8, width=4, in_channels=1, image_size=size, bits=BITS, stem_bits=stem_bits
     )
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
     calibrate_scales(backbone, images(16, seed=1), parts=[backbone])
@@ -70,7 +70,7 @@ def check(backbone, gate, budget=None, n=N):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", ["plain", "budget", "exits", "conditioned", "confidence", "some"])
 def test_images_alone_equal_the_batch(kind, case):
-    exits = (1, 3) if case == "exits" else ()
+    exits = (1, 2) if case == "exits" else ()
     training = network(exits)
     backbone = training.to_inference()
     settings = {
@@ -85,7 +85,7 @@ def test_images_alone_equal_the_batch(kind, case):
     gate = learned(kind, backbone, **settings)
     budget = {"budget": 30.0, "exits": 60.0}.get(case)
     options = check(backbone, gate, budget)
-    assert len(options.unique(dim=0)) > 5
+    assert len(options.unique(dim=0)) > 2
     if budget is not None:
         used = backbone.costs.computation(options, gate_macs=gate.macs)
         assert (used <= budget + 1e-9).all()
@@ -100,16 +100,16 @@ def test_other_networks(kind, form):
         "training": lambda: training,
         "bfloat16": lambda: training.to_inference(torch.bfloat16),
     }.get(form, training.to_inference)()
-    check(backbone, learned(kind, backbone), n=40)
+    check(backbone, learned(kind, backbone), n=20)
 
 
 def test_tables_and_cascades():
     backbone = network(exits=(2,)).to_inference()
-    check(backbone, TableGate((1, 2, 0, 3, 4, 1)), n=8)
-    check(backbone, TableGate((1, 2, 5, 5, 5, 5)), n=8)
-    first = TableGate((0,) * 6)
+    check(backbone, TableGate((1, 0, 4)), n=8)
+    check(backbone, TableGate((1, 3, 5)), n=8)
+    first = TableGate((0,) * 3)
     threshold = float(confidence(rollout(backbone, first, images()).logits).median())
-    cascade = CascadeGate((0,) * 6, (3,) * 6, threshold=threshold, options=BitOptions(BITS))
+    cascade = CascadeGate((0,) * 3, (3,) * 3, threshold=threshold, options=BitOptions(BITS))
     escalated = GatedModel(backbone, cascade)(images())[1].escalated
     assert 0 < escalated.float().mean() < 1
     check(backbone, cascade)

@@ -1,0 +1,322 @@
+"""The built-in gates and the features they read, for one image on a CPU, in NumPy.
+
+For one image most operators of torch take longer to start than to compute, and so does the first
+call of a function of NumPy after a layer. So there are few of both; the rest is plain Python.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from operator import attrgetter, is_, mul
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_rl.backbones.base import Backbone, InferenceBackbone
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone
+from dfs_rl.backbones.probe import equal_parts, pool_grid
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
+from dfs_rl.gating.observation import FEATURE_LIMIT, MIN_STD
+from dfs_rl.quantization.inference import InferenceLinear, PerBits
+
+MANY_CLASSES = 256
+"""Number of classes up to which plain Python computes a softmax as fast as torch."""
+Array = NDArray[np.float32]
+Score = Callable[[int, Array], Array]
+"""Maps a layer and the inputs of its network to the logits of the gate's ``choices``."""
+
+
+class NoFormError(Exception):
+    """Raised if a gate or probe is not as this module knows it."""
+
+
+class Views:
+    """NumPy views and copies of tensors in modules.
+
+    Views share memory with the tensors, so they follow all changes in place. ``are_current``
+    becomes false if a tensor or a module is replaced or moves, or if a copied tensor changes.
+    """
+
+    def __init__(self) -> None:
+        self._owners: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._children: list[Any] = []
+        self._holders: list[dict[str, Any]] = []
+        self._fields: list[str] = []
+        self._places: list[int] = []
+        self._copied: list[Tensor] = []
+        self._versions: list[int] = []
+
+    def child(self, module: nn.Module, name: str | int, *, kind: type[nn.Module]) -> Any:  # noqa: ANN401
+        """Return a submodule; raise ``NoFormError`` unless its type is exact."""
+        child = module._modules.get(str(name))
+        if type(child) is not kind:
+            raise NoFormError
+        self._owners.append(cast("dict[str, Any]", module._modules))
+        self._names.append(str(name))
+        self._children.append(child)
+        return child
+
+    def view(self, module: nn.Module, name: str) -> Array:
+        """Return a view of a parameter or buffer; raise ``NoFormError`` unless float32 on a CPU."""
+        return cast("Array", self._tensor(module, name).detach().numpy())
+
+    def copy(self, module: nn.Module, name: str) -> Array:
+        """Return a copy of a parameter or buffer, as ``view`` does."""
+        tensor = self._tensor(module, name)
+        self._copied.append(tensor)
+        self._versions.append(tensor._version)
+        return cast("Array", tensor.detach().numpy().copy())
+
+    def are_current(self) -> bool:
+        """Return whether all arrays are those of the tensors that the modules have now."""
+        tensors = cast("Iterable[Tensor]", map(dict.get, self._holders, self._fields))
+        try:
+            places = list(map(Tensor.data_ptr, tensors))
+        except TypeError:  # something else stands in place of a tensor
+            return False
+        return (
+            places == self._places
+            and list(map(_version, self._copied)) == self._versions
+            and all(map(is_, map(dict.get, self._owners, self._names), self._children))
+        )
+
+    def _tensor(self, module: nn.Module, name: str) -> Tensor:
+        holder: dict[str, Any] = module._buffers if name in module._buffers else module._parameters
+        tensor = holder.get(name)
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+            raise NoFormError
+        if tensor.dtype != torch.float32 or tensor.is_inference():
+            raise NoFormError
+        self._holders.append(holder)
+        self._fields.append(name)
+        self._places.append(tensor.data_ptr())
+        return tensor
+
+
+_version = attrgetter("_version")
+
+
+class _Mlp:
+    """``Linear -> tanh -> Linear``."""
+
+    def __init__(self, module: nn.Sequential, views: Views) -> None:
+        first, tanh, last = range(3)
+        if type(module[tanh]) is not nn.Tanh:
+            raise NoFormError
+        self._first = _linear(views.child(module, first, kind=nn.Linear), views)
+        self._last = _linear(views.child(module, last, kind=nn.Linear), views)
+
+    def __call__(self, inputs: Array) -> Array:
+        (first, bias), (last, last_bias) = self._first, self._last
+        hidden = first.dot(inputs)
+        hidden += bias
+        scores = last.dot(np.tanh(hidden, out=hidden))
+        scores += last_bias
+        return cast("Array", scores)
+
+
+class _MlpGate:
+    """Form of an ``MLPGate``."""
+
+    def __init__(self, gate: MLPGate, views: Views) -> None:
+        networks = views.child(gate, "networks", kind=nn.ModuleList)
+        self._networks = [
+            _Mlp(views.child(networks, layer, kind=nn.Sequential), views)
+            for layer in range(len(gate.feature_sizes))
+        ]
+
+    def start(self) -> Score:
+        """Return the scores of one rollout."""
+        return lambda layer, inputs: self._networks[layer](inputs)
+
+
+class _LstmGate:
+    """Form of an ``LSTMGate``."""
+
+    def __init__(self, gate: LSTMGate, views: Views) -> None:
+        embeddings = views.child(gate, "embeddings", kind=nn.ModuleList)
+        self._embeddings = [
+            _linear(views.child(embeddings, layer, kind=nn.Linear), views)
+            for layer in range(len(gate.feature_sizes))
+        ]
+        cell = views.child(gate, "cell", kind=nn.LSTMCell)
+        self._cell = [
+            views.view(cell, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        self._scores = _linear(views.child(gate, "scores", kind=nn.Linear), views)
+
+    def start(self) -> Score:
+        """Return the scores of one rollout, which begins with an empty memory."""
+        width = self._cell[1].shape[1]
+        hidden, memory = np.zeros((2, width), dtype=np.float32)
+        weight_in, weight_hidden, bias_in, bias_hidden = self._cell
+
+        def score(layer: int, inputs: Array) -> Array:
+            nonlocal hidden, memory
+            weight, bias = self._embeddings[layer]
+            gates = weight_in.dot(weight.dot(inputs) + bias) + bias_in
+            gates += weight_hidden.dot(hidden) + bias_hidden
+            write, keep, new, read = gates.reshape(4, width)
+            memory = _sigmoid(keep) * memory + _sigmoid(write) * np.tanh(new)
+            hidden = _sigmoid(read) * np.tanh(memory)
+            weight, bias = self._scores
+            return cast("Array", weight.dot(hidden) + bias)
+
+        return score
+
+
+class _OneShotGate:
+    """Form of a ``OneShotGate``."""
+
+    def __init__(self, gate: OneShotGate, views: Views) -> None:
+        self._network = _Mlp(views.child(gate, "network", kind=nn.Sequential), views)
+        self._shape = len(gate.feature_sizes), len(gate.choices)
+
+    def start(self) -> Score:
+        """Return the scores of one rollout, whose inputs count at layer 0 alone."""
+        decided: Array | None = None
+
+        def score(layer: int, inputs: Array) -> Array:
+            nonlocal decided
+            if decided is None:
+                decided = self._network(inputs).reshape(self._shape)
+            return cast("Array", decided[layer])
+
+        return score
+
+
+GATE_FORMS: dict[type, Callable[[Any, Views], _MlpGate | _LstmGate | _OneShotGate]] = {
+    MLPGate: _MlpGate,
+    LSTMGate: _LstmGate,
+    OneShotGate: _OneShotGate,
+}
+"""Forms of gates by their exact type, each with a method ``start``."""
+
+
+class Reader:
+    """Reads what a gate sees before one layer, as ``observe`` does.
+
+    Args:
+        backbone: The network.
+        layer: Index of the layer.
+        size: Number of features that the gate reads.
+        statistics: ``feature_mean`` and ``feature_std``.
+        views: For the tensors that are used.
+    """
+
+    def __init__(
+        self,
+        backbone: GatedBackbone,
+        layer: int,
+        size: int,
+        statistics: tuple[Array, Array],
+        views: Views,
+    ) -> None:
+        self._backbone, self._layer, self._size = backbone, layer, size
+        mean, std = statistics
+        self._mean = mean[layer, :size].copy()
+        self._std = np.maximum(std[layer, :size], np.float32(MIN_STD))
+        self._least = np.full(size, -FEATURE_LIMIT, dtype=np.float32)
+        self._most = -self._least
+        self._probe: _Probe | None = None
+        if _has_plain_features(backbone) and layer not in backbone.costs.exits_after:
+            network = network_of(backbone)
+            probes = views.child(network, "probes", kind=nn.ModuleList)
+            probe = views.child(probes, layer, kind=PerBits).at()
+            channels = backbone.feature_sizes[layer] - CONFIDENCE_SIZE
+            self._probe = _Probe(probe, channels, network.probe_grid, views)
+
+    def __call__(self, hidden: Tensor, context: list[float]) -> Array:
+        """Return the features of an activation ``[1, c, h, w]``, then the context, ``[inputs]``."""
+        size = self._size
+        if self._probe is None:
+            read = self._backbone.feature(hidden, self._layer)[0, :size].tolist()
+        else:
+            read = self._probe(hidden, only_confidence=size == CONFIDENCE_SIZE)
+        inputs = np.array(read + context, dtype=np.float32)
+        features = inputs[:size]
+        features -= self._mean
+        features /= self._std
+        np.minimum(features, self._most, out=features)
+        np.maximum(features, self._least, out=features)
+        return inputs
+
+
+class _Probe:
+    """Reads ``Backbone.feature`` with a probe in its inference form."""
+
+    def __init__(self, form: InferenceLinear, channels: int, grid: int, views: Views) -> None:
+        if type(form) is not InferenceLinear:
+            raise NoFormError
+        weight, self._grid = views.copy(form, "weight"), grid
+        views.view(form, "inverse_scale")
+        self._inverse_scale = form.inverse_scale
+        self._bias = views.copy(form, "bias")
+        self._scale = np.broadcast_to(views.copy(form, "scale"), self._bias.shape).copy()
+        self._range = None if form.quant_range is None else form.quant_range[:2]
+        if form.quant_range is not None and form.quant_range.gap != 1:
+            raise NoFormError
+        split = weight.reshape(len(weight), channels, -1)  # [classes, channels, parts]
+        self._by_channel = weight
+        self._by_part = split.transpose(0, 2, 1).reshape(len(weight), -1).copy()
+        parts = split.shape[2]
+        self._even = np.full(parts, 1.0 / parts, dtype=np.float32)
+        self._shape = channels, parts
+
+    def __call__(self, hidden: Tensor, *, only_confidence: bool) -> list[float]:
+        """Return the features of an activation ``[1, c, h, w]``, or the first three."""
+        kernel = equal_parts(hidden, grid=self._grid)
+        if kernel is None:
+            pooled = pool_grid(hidden, grid=self._grid)
+        else:
+            pooled = functional.avg_pool2d(hidden, kernel)
+        codes = pooled
+        if self._range is not None:
+            codes = (pooled * self._inverse_scale).clamp_(*self._range).round_()
+        weight = self._by_channel if codes.is_contiguous() else self._by_part
+        logits = weight.dot(codes.numpy().ravel("K"))
+        logits *= self._scale
+        logits += self._bias
+        features = _confidence(logits.tolist())
+        if not only_confidence:
+            parts = pooled.numpy().reshape(self._shape)
+            features += parts.dot(self._even).tolist()
+        return features
+
+
+def _confidence(logits: list[float]) -> list[float]:
+    """Return ``probe.confidence`` of one image."""
+    logits.sort()
+    top = logits[-1]
+    shifted = [logit - top for logit in logits]
+    odds = list(map(math.exp, shifted))  # relative to the most probable class
+    total = sum(odds)
+    entropy = math.log(total) - sum(map(mul, odds, shifted)) / total
+    return [1.0 / total, (1.0 - odds[-2]) / total, entropy]
+
+
+def network_of(backbone: GatedBackbone) -> Any:  # noqa: ANN401
+    """Return the module that has the probes and the statistics of features."""
+    return backbone.network if isinstance(backbone, InferenceBackbone) else backbone
+
+
+def _has_plain_features(backbone: GatedBackbone) -> bool:
+    """Return whether ``_Probe`` computes the features of a backbone, and fast."""
+    if type(backbone) is not InferenceBackbone or backbone.dtype != torch.float32:
+        return False
+    kind = type(backbone.network)
+    plain = kind.feature is Backbone.feature and kind.parts is Backbone.parts
+    return plain and backbone.n_classes <= MANY_CLASSES
+
+
+def _linear(module: nn.Module, views: Views) -> tuple[Array, Array]:
+    """Return views of weight and bias."""
+    return views.view(module, "weight"), views.view(module, "bias")
+
+
+def _sigmoid(x: Array) -> Array:
+    return cast("Array", 0.5 * (np.tanh(0.5 * x) + 1.0))  # without overflow
