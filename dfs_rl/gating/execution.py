@@ -1,5 +1,6 @@
 """Execution of the gated layers on a batch, one layer and one choice of actions at a time."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ from dfs_rl.backbones.interfaces import (
 )
 from dfs_rl.costs import SKIP, BitOptions
 from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
+
+_SLAB_BYTES = 2**22
+"""Size of activations that run through a layer at once: larger ones leave the CPU's caches."""
+_MIN_SLAB = 8
+"""Least number of samples that run at once: smaller batches run less efficiently."""
 
 
 class ExecutionState(NamedTuple):
@@ -161,7 +167,7 @@ def _run_groups(
     counts = torch.bincount(options, minlength=len(bit_options)).tolist()
     bits = [b for b, count in zip(bit_options, counts, strict=True) if count]
     if len(bits) == 1:
-        return layer(hidden, bits[0])
+        return _run_group(layer, hidden, bits[0], reuse=reuse)
     order = torch.argsort(options, stable=True)
     sizes = [count for count in counts if count]
     if torch.is_grad_enabled():
@@ -172,7 +178,9 @@ def _run_groups(
     groups = dict(zip(bits, torch.split(order, sizes), strict=True))
     skipped = None if runs_when_skipped(layer) else groups.pop(SKIP, None)
     output: Tensor | None = None
-    for b, rows in groups.items():
+    slab = _slab_size(hidden)
+    slabs = [(b, rows) for b, group in groups.items() for rows in torch.split(group, slab)]
+    for b, rows in slabs:
         result = layer(gather_rows(hidden, rows), b)
         if output is None:
             same_shape = result.shape[1:] == hidden.shape[1:]
@@ -185,3 +193,28 @@ def _run_groups(
         scatter_rows(output, rows, result)
     assert output is not None, "of two groups at least one is not skipped"
     return output
+
+
+def _run_group(layer: GatedLayer, hidden: Tensor, bits: int, *, reuse: bool) -> Tensor:
+    """Run one layer with all samples at the same bits, slab by slab."""
+    slab = _slab_size(hidden)
+    stays = bits == SKIP and not runs_when_skipped(layer)
+    if len(hidden) <= slab or stays or torch.is_grad_enabled():
+        return layer(hidden, bits)
+    output: Tensor | None = None
+    for start in range(0, len(hidden), slab):
+        result = layer(hidden[start : start + slab], bits)
+        if output is None:
+            in_place = reuse and result.shape[1:] == hidden.shape[1:]
+            output = hidden if in_place else empty_rows(len(hidden), result)
+        output[start : start + slab] = result
+    assert output is not None, "a group has samples"
+    return output
+
+
+def _slab_size(hidden: Tensor) -> int:
+    """Return how many samples of a batch run at once; all of them except on a CPU."""
+    if hidden.device.type != "cpu":
+        return len(hidden)
+    sample_bytes = math.prod(hidden.shape[1:]) * hidden.element_size()
+    return max(_MIN_SLAB, _SLAB_BYTES // max(1, sample_bytes))

@@ -109,6 +109,22 @@ def test_reuse_overwrites_the_earlier_state():
     assert overwritten.hidden.data_ptr() == state.hidden.data_ptr()
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+@torch.no_grad()
+def test_large_groups_run_in_slabs(reuse):
+    backbone, large = ToyBackbone(), torch.rand(20, 2, 512, 512)  # 2 MiB each
+    for layer in range(3):
+        for options in (torch.full((20,), 2), torch.tensor([3, 0, 3, 3, 1] * 4)):
+            state = run_stem(backbone, large)._replace(hidden=large.clone(), layer=layer)
+            hidden = run_layer(backbone, state, options, reuse=reuse).hidden
+            alone = [
+                backbone.layers[layer](image[None], BITS[option])[0]
+                for image, option in zip(large, options.tolist(), strict=True)
+            ]
+            assert torch.equal(hidden, torch.stack(alone))
+    assert max(n for layer in backbone.layers for _, n in layer.seen) == 8
+
+
 @torch.no_grad()
 def test_images_stay_unchanged():
     class Transparent(ToyBackbone):
