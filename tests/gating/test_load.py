@@ -236,3 +236,34 @@ def test_compiled_model_is_the_same(run):
         assert all(torch.equal(a, b) for a, b in zip(trace_again, trace, strict=True))
     with pytest.raises(DataError, match="from 0 to 255"):
         compiled(images().float())
+
+
+@pytest.mark.parametrize("n", [1, 24])
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda pixels: pixels.float(), "from 0 to 255"),
+        (lambda pixels: pixels / 255 - 0.5, r"from -0\.5 to 0\.5"),
+        (lambda pixels: torch.full_like(pixels / 255, torch.nan), "not finite"),
+        (lambda pixels: pixels.long(), r"torch\.int64"),
+    ],
+)
+def test_images_outside_0_1_are_refused(run, n, make, found):
+    pixels = images(n)
+    pixels[0, 0, 0, 0], pixels[0, 0, 0, 1] = 0, 255
+    with pytest.raises(DataError, match=rf"{found}.*allowed are uint8, or float in \[0, 1\]"):
+        dfs_rl.load(run)(make(pixels))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [MLPGate, LSTMGate, OneShotGate])
+def test_loaded_on_a_gpu(kind, tmp_path):
+    write_run(tmp_path, kind=kind, budget=60.0)
+    model = dfs_rl.load(tmp_path, device="cuda")
+    for n in (1, 24):
+        logits, trace = model(images(n).cuda())
+        again, trace_again = dfs_rl.load(tmp_path)(images(n))
+        assert {t.device.type for t in (logits, *trace)} == {"cuda"}
+        same = (trace.options.cpu() == trace_again.options).all(dim=1)
+        assert same.float().mean() > 0.9  # a rounding may differ, and a choice with it
+        torch.testing.assert_close(logits.cpu()[same], again[same], atol=1e-3, rtol=1e-3)
