@@ -32,7 +32,7 @@ def comparison_verdict(
     else:
         labels = list(comparison.pareto_front)
         listed = "; ".join(
-            f"from {by_label[label].computation.mean:.3g} % computation: "
+            f"from {by_label[label].computation.mean:.3g} % {comparison.cost_model}: "
             f"{_text(by_label[label], n_tied['computation'][label])}"
             for label in labels
         )

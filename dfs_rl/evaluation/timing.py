@@ -26,7 +26,7 @@ class Timing:
     batch_size: int
     options: tuple[int, ...]
     layer_milliseconds: tuple[float, ...]  # per image, of all gated layers at each option
-    has_exits: bool
+    exits_save: bool  # some exit is faster than the layers after it
     error: float | None  # mean error of such sums on whole networks in percent, None if unknown
 
     @property
@@ -49,31 +49,35 @@ class Timing:
         return self.layer_milliseconds[-1]
 
     @property
-    def reference(self) -> int | None:
-        """The lowest bit option that machines have arithmetic for, at least 8 bit."""
-        return next((bits for bits in self.options if bits >= _NATIVE_BITS), None)
+    def gainless(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Bit options that do not run faster than a larger one, with that one.
 
-    @property
-    def slow_options(self) -> tuple[int, ...]:
-        """The bit options below the reference that do not run faster."""
-        if self.reference is None:
-            return ()
-        lower = (bits for bits in self.options if SKIP < bits < self.reference)
-        return tuple(bits for bits in lower if not self._is_faster(bits, self.reference))
+        Those below 8 bit are compared with the next option from 8 bit on, and that one with the
+        largest.
+        """
+        reference, full = self._reference, self.options[-1]
+        low = tuple(bits for bits in self.options if SKIP < bits < reference)
+        pairs = ((low, reference), ((reference,) if reference < full else (), full))
+        found = (
+            (tuple(b for b in bits if not self._is_faster(b, than)), than) for bits, than in pairs
+        )
+        return tuple((bits, than) for bits, than in found if bits)
 
     @property
     def savers(self) -> tuple[str, ...]:
-        """Names of what saves time apart from bit options below the reference."""
-        reference, full = self.reference, self.options[-1]
-        if reference is None:
-            return ()
-        skips = SKIP in self.options and self._is_faster(SKIP, reference)
+        """Names of what saves time apart from bit options below 8."""
+        reference = self._reference
         saves = {
-            "skipping": skips,
-            "exits": self.has_exits,
-            f"{reference} bit": self._is_faster(reference, full),
+            "skipping": SKIP in self.options and self._is_faster(SKIP, reference),
+            "exits": self.exits_save,
+            f"{reference} bit": self._is_faster(reference, self.options[-1]),
         }
         return tuple(name for name, does in saves.items() if does)
+
+    @property
+    def _reference(self) -> int:
+        """The lowest bit option from 8 bit on, else the largest."""
+        return next((bits for bits in self.options if bits >= _NATIVE_BITS), self.options[-1])
 
     def _is_faster(self, bits: int, other: int) -> bool:
         """Return True if an option takes clearly less time than another one."""
@@ -97,6 +101,16 @@ def timing_of(costs: CostTable) -> Timing:
             sum(costs.layer_cost(layer, bits) for layer in range(costs.n_layers))
             for bits in costs.options
         ),
-        has_exits=bool(costs.exits),
+        exits_save=_exits_save(costs),
         error=profile.error if profile.checks else None,
+    )
+
+
+def _exits_save(costs: CostTable) -> bool:
+    """Return True if some exit takes clearly less time than the rest at the fastest bits."""
+    running = costs.option_costs()[:, 1 if costs.options[0] == SKIP else 0 :].amin(dim=1)
+    return any(
+        float(costs.action_costs()[after, costs.exit_action])
+        <= (1.0 - _CLEAR_GAIN) * float(running[after:].sum())
+        for after in costs.exits_after
     )

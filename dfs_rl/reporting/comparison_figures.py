@@ -23,8 +23,7 @@ _CURVES = {
     "exits": ("confidence exits", style.ORANGE, "v"),
 }
 _UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}
-_SPENT: dict[CostName, str] = {"computation": "computation", "milliseconds": "measured"}
-"""Unit of a cost, and the word after it in a tooltip."""
+"""Unit of a cost."""
 _PARETO_SIZE, _DIFFICULTY_SIZE = (8.6, 5.0), (8.6, 4.0)
 _NOTE_WIDTH, _NOTE_LINES, _NOTE_HEIGHT = 130, 4, 0.035
 """Characters and lines of the note at most, and line height as a fraction of the figure's."""
@@ -131,7 +130,8 @@ def pareto_plot(
     place_labels(axes, labels, [line for line in lines if len(line) > 1])
     if axes.get_legend_handles_labels()[0] and len(lines) > 1:  # no corner is always free
         axes.legend(loc="best")
-    return figure, [_tooltip(axes, point, cost) for point in (*shown, *references)]
+    kind = comparison.cost_model if cost == "computation" else "measured"
+    return figure, [_tooltip(axes, p, cost, kind) for p in (*shown, *references)]
 
 
 def _draw_methods(
@@ -176,10 +176,10 @@ def _note(undrawn: Sequence[Point], cost: CostName) -> list[str]:
     return textwrap.wrap(note, _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ...")
 
 
-def _tooltip(axes: Axes, point: Point, cost: CostName) -> HoverPoint:
+def _tooltip(axes: Axes, point: Point, cost: CostName, kind: str) -> HoverPoint:
     x, y = _place(point, cost)
     seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
-    spent = f"{x:.3g} {_UNITS[cost]} {_SPENT[cost]}"
+    spent = f"{x:.3g} {_UNITS[cost]} {kind}"
     return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {spent}{seeds}")
 
 

@@ -61,18 +61,19 @@ def timing_notes(figures: EvaluationSummary | ComparisonOfRuns) -> list[str]:
         f"included, on {timing.conditions}.{error}"
     )
     notes = [measured]
-    if cost_model != LATENCY:
+    has_gate = isinstance(figures, ComparisonOfRuns) or bool(figures.comparisons)
+    if has_gate and cost_model != LATENCY:
         notes.append(
             f"Baselines are chosen at a gate's {cost_model}, not at its time; those of a gate "
             "trained with --cost latency are chosen at its time."
         )
-    if timing.slow_options:
-        verb = "take" if len(timing.slow_options) > 1 else "takes"
+    gainless = [
+        f"{_listed(bits)} bit take{'s' * (len(bits) == 1)} as long as {than} bit or longer"
+        for bits, than in timing.gainless
+    ]
+    if gainless:
         savers = f": what saves time is {_listed(timing.savers)}" if timing.savers else ""
-        notes.append(
-            f"On this machine {_listed(timing.slow_options)} bit {verb} as long as "
-            f"{timing.reference} bit or longer{savers}."
-        )
+        notes.append(f"On this machine {_listed(gainless)}{savers}.")
     return notes
 
 
@@ -195,8 +196,8 @@ def _notes(summary: EvaluationSummary) -> list[str]:
         tables = "all tables" if search.exhaustive else f"{search.tables:,} tables"
         final = f", the best {search.finalists} on all images" if search.finalists else ""
         notes.append(
-            f"Static table search: {tables} within {search.budget:.3g} % computation, by accuracy "
-            f"on {search.images:,} images{final}; the best has {search.accuracy:.2f} % at "
+            f"Static table search: {tables} within {search.budget:.3g} % {summary.cost_model}, by "
+            f"accuracy on {search.images:,} images{final}; the best has {search.accuracy:.2f} % at "
             f"{search.computation:.3g} %."
         )
     return notes

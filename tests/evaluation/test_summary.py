@@ -17,9 +17,11 @@ from dfs_rl.evaluation.summary import (
     save_per_image_results,
     summarize,
 )
+from dfs_rl.evaluation.timing import timing_of
 from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
+from tests.evaluation.conftest import MixBackbone
 from tests.helpers.latencies import made_up_profile
 
 NAMES = {
@@ -119,6 +121,14 @@ def test_milliseconds_come_from_the_records(backbone, methods, measured):
     gate, full = summary.methods[0], summary.comparisons[2]
     assert full.relative_milliseconds == pytest.approx(gate.milliseconds / 34.0)
     assert "% of that of full precision" in summary.verdict[-1]
+
+
+@pytest.mark.parametrize(("exit_", "saves"), [(0.9, True), (1.5, False)])
+def test_exits_that_are_slower_save_nothing(exit_, saves):
+    # After the third layer, the last one takes 0.4 * 3 = 1.2 ms at 2 bit.
+    costs = MixBackbone((0, 2, 32), exits=(3,)).costs
+    times = made_up_profile(costs, exit_=exit_)
+    assert timing_of(costs.with_cost_model("latency", times)).exits_save is saves
 
 
 def test_latency_in_percent_is_that_of_its_milliseconds(methods, measured):

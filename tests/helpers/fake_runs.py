@@ -40,7 +40,7 @@ TIMING = Timing(
     batch_size=1,
     options=(0, 2, 32),
     layer_milliseconds=(0.5, 3.9, 4.0),
-    has_exits=False,
+    exits_save=False,
     error=2.5,
 )
 

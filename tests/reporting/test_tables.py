@@ -59,6 +59,8 @@ def test_latency_says_what_100_percent_is(latency_summary):
     )
     assert "Computed" not in notes
     assert "Baselines are chosen" not in notes
+    without_gate = replace(latency_summary, cost_model="computation")
+    assert "Baselines are chosen" not in notes_of(without_gate)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +87,27 @@ def test_latency_says_what_100_percent_is(latency_summary):
             "2 bit takes as long as 32 bit or longer",
             ": what saves time is exits",
         ),
+        (
+            (0, 4, 8, 32),
+            (0.1, 3.0, 3.0, 2.0),
+            False,
+            "4 bit takes as long as 8 bit or longer and 8 bit takes as long as 32 bit or longer",
+            ": what saves time is skipping",
+        ),
         ((2, 8), (1.0, 1.0), False, "2 bit takes as long as 8 bit or longer", ""),
         ((0, 2, 8, 32), (0.1, 0.5, 1.0, 2.0), True, None, None),
-        ((0, 2, 4), (0.1, 1.0, 1.0), True, None, None),
+        (
+            (0, 2, 4),
+            (0.1, 1.0, 1.0),
+            False,
+            "2 bit takes as long as 4 bit or longer",
+            ": what saves time is skipping",
+        ),
     ],
 )
 def test_options_that_save_no_time_are_named(measured_summary, options, times, exits, slow, savers):
     timing = replace(
-        measured_summary.timing, options=options, layer_milliseconds=times, has_exits=exits
+        measured_summary.timing, options=options, layer_milliseconds=times, exits_save=exits
     )
     found = [n for n in timing_notes(replace(measured_summary, timing=timing)) if "On this" in n]
     assert found == ([] if slow is None else [f"On this machine {slow}{savers}."])
