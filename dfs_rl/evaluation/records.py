@@ -87,14 +87,14 @@ class GateRecords:
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
-        return self._total(costs.bitops, self._computed_gate_macs)
+        return self._total(costs.bitops, self.computed_gate_macs)
 
     def milliseconds(self, costs: CostTable) -> Tensor:
         """Return the measured time of each image, gate and all passes included, float64 ``[n]``.
 
         ``costs`` are those of the cost model ``latency``, whatever the records were made under.
         """
-        macs = self._computed_gate_macs
+        macs = self.computed_gate_macs
         if self.first_exit is not None:  # each exit has a time of its own
             macs = passed_exits_macs(costs, self.options, first=self.first_exit)
         return self._total(costs.computation, macs) * (costs.total_cost / 100.0)
@@ -104,8 +104,8 @@ class GateRecords:
         return self.gate_macs if self.gate_macs_taken is None else self.gate_macs_taken
 
     @property
-    def _computed_gate_macs(self) -> float | Tensor:
-        """MACs of the gate by the cost model ``computation``."""
+    def computed_gate_macs(self) -> float | Tensor:
+        """MACs of the gate by the cost model ``computation``; a number, or ``[n]``."""
         return self._gate_macs - (0.0 if self.excess_macs is None else self.excess_macs)
 
     def _total(self, cost_of: Callable[..., Tensor], gate_macs: float | Tensor) -> Tensor:

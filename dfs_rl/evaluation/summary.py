@@ -20,7 +20,7 @@ from dfs_rl.evaluation.metrics import (
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import static_table_bits
 from dfs_rl.evaluation.static_tables.search import SearchSummary
-from dfs_rl.evaluation.timing import CostName, Timing, timing_of
+from dfs_rl.evaluation.timing import CostName, Timing, gate_time_sentences, timing_of
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
@@ -139,6 +139,9 @@ def summarize(
             milliseconds=gate.milliseconds,
             cost_model=costs.cost_model,
         )
+        if measured is not None:
+            macs = float(torch.as_tensor(records.computed_gate_macs).max())
+            verdict += gate_time_sentences(macs, measured)
         histogram = tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
     return EvaluationSummary(
         identity=identity,

@@ -12,6 +12,8 @@ _NATIVE_BITS = 8
 """The least bits that CPUs and GPUs compute with."""
 _CLEAR_GAIN = 0.05
 """Share of the time that a bit option must save to count as faster."""
+_MAX_GATE_RATIO = 1.5
+"""Ratio of the MACs of two gates up to which their times are taken to be in proportion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,23 @@ def timing_of(costs: CostTable) -> Timing:
         exits_save=_exits_save(costs),
         error=profile.error if profile.checks else None,
     )
+
+
+def gate_time_sentences(gate_macs: float, costs: CostTable) -> tuple[str, ...]:
+    """Return that the time of a gate is an estimate if the measured gate is of another size.
+
+    ``gate_macs`` are those of the gate by the cost model ``computation``; ``costs`` count latency.
+    """
+    assert costs.profile is not None, "the cost model latency has a profile"
+    ratio = gate_macs / costs.profile.gate_macs
+    if gate_macs == 0 or 1 / _MAX_GATE_RATIO <= ratio <= _MAX_GATE_RATIO:
+        return ()
+    sentence = (
+        "The time of its decisions is an estimate: the profile measured a gate of "
+        f"{costs.profile.gate_macs:,.0f} MACs, and this one has {gate_macs:,.0f}. Measure its run "
+        "with python -m dfs_rl.profile."
+    )
+    return (sentence,)
 
 
 def _exits_save(costs: CostTable) -> bool:

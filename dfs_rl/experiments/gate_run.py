@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
-from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
@@ -33,9 +32,6 @@ from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
-
-_MAX_GATE_RATIO = 1.5
-"""Ratio of the MACs of two gates up to which their times are taken to be in proportion."""
 
 
 def run(invocation: Invocation[GateRunConfig]) -> None:
@@ -147,7 +143,6 @@ class GateRun:
         stored.backbone.cpu().eval()  # as it is loaded, so that its inference form is the same
         self._trained = stored
         points = self._calibrate_budgets(stored) or record.points_on_val
-        self._note_gate_time(stored.backbone.costs)
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
         write_json(path / TRAINING_FILE, config_to_dict(record))
         if "timesteps" in record.best_on_val:
@@ -202,16 +197,3 @@ class GateRun:
             gate.preference = measured.preference_for_accuracy_drop(max(drop, smallest))
         save_gate(gate, path)
         return points
-
-    def _note_gate_time(self, costs: CostTable) -> None:
-        """Print that the time of the gate is an estimate if the profile's gate differs much."""
-        gate, profile = load_gate(self.folder.path / GATE_FOLDER), costs.profile
-        if profile is None or not isinstance(gate, LearnedGate):
-            return
-        ratio = gate.macs / profile.gate_macs
-        if not 1 / _MAX_GATE_RATIO <= ratio <= _MAX_GATE_RATIO:
-            print_status(
-                f"The gate has {gate.macs:,.0f} MACs, the one in the latency profile "
-                f"{profile.gate_macs:,.0f}; its time is estimated in proportion. Measure it with: "
-                f"{program('profile')} {self.folder.path}"
-            )

@@ -60,6 +60,8 @@ def timing_notes(figures: EvaluationSummary | ComparisonOfRuns) -> list[str]:
         "Measured: ms per image, the sum of the times of all parts that run, gate, stem and head "
         f"included, on {timing.conditions}.{error}"
     )
+    if isinstance(figures, ComparisonOfRuns):
+        measured += " A gate other than the measured one counts in proportion to its MACs."
     notes = [measured]
     has_gate = isinstance(figures, ComparisonOfRuns) or bool(figures.comparisons)
     if has_gate and cost_model != LATENCY:

@@ -120,7 +120,11 @@ def test_milliseconds_come_from_the_records(backbone, methods, measured):
     assert f"{summary.timing.load}; {summary.timing.calls}" == "1 thread, batch size 1; 10"
     gate, full = summary.methods[0], summary.comparisons[2]
     assert full.relative_milliseconds == pytest.approx(gate.milliseconds / 34.0)
-    assert "% of that of full precision" in summary.verdict[-1]
+    assert "% of that of full precision" in summary.verdict[-2]
+    assert "measured a gate of 10 MACs, and this one has 5" in summary.verdict[-1]
+    near = replace(measured, profile=replace(measured.profile, gate_macs=7.0))
+    alike = summarize(methods, backbone.costs, measured=near, **NAMES)
+    assert "% of that of full precision" in alike.verdict[-1]
 
 
 @pytest.mark.parametrize(("exit_", "saves"), [(0.9, True), (1.5, False)])

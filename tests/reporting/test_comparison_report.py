@@ -216,6 +216,7 @@ def test_report_of_measured_times() -> None:
     text = " ".join(comparison_text(comparison).split())
     assert "Measured: ms per image" in text
     assert "on a machine, onnx runtime, 1 thread, batch size 1, medians of 100 calls" in text
+    assert "A gate other than the measured one counts in proportion to its MACs." in text
     assert "On this machine 2 bit takes as long as 32 bit or longer" in text
 
 
