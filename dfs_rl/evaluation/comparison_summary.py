@@ -50,7 +50,7 @@ def comparison_verdict(
     if comparison.timing is not None:
         points = [by_label[label] for label in comparison.pareto_front_milliseconds]
         listed = "; ".join(
-            f"from {point.cost('milliseconds').mean:.3g} ms: "
+            f"from {point.cost('milliseconds').mean:.4g} ms: "
             f"{_text(point, n_tied['milliseconds'][point.label])}"
             for point in points
         )

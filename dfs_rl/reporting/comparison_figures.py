@@ -257,9 +257,9 @@ def difficulty_plot(comparison: ComparisonOfRuns) -> Figure:
     figure = style.new_figure(*_DIFFICULTY_SIZE)
     figure.subplots_adjust(left=0.08, right=0.7, bottom=0.2, top=0.9)
     axes = figure.add_subplot(
-        title="Computation on easy and on hard images",
+        title=f"{comparison.cost_model.capitalize()} on easy and on hard images",
         xlabel="cheapest uniform setting that is right, and share of the images",
-        ylabel="computation relative to the gate's mean",
+        ylabel=f"{comparison.cost_model} relative to the gate's mean",
     )
     axes.grid(axis="y")
     places = np.arange(len(comparison.difficulty))

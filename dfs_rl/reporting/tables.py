@@ -51,15 +51,12 @@ def timing_notes(figures: EvaluationSummary | ComparisonOfRuns) -> list[str]:
     cost_model, timing = figures.cost_model, figures.timing
     if timing is None:
         return []
-    error = (
-        ""
-        if timing.error is None
-        else (f" Such sums differ from measured whole networks by {timing.error:.1f} % on average.")
-    )
     measured = (
         "Measured: ms per image, the sum of the times of all parts that run, gate, stem and head "
-        f"included, on {timing.conditions}.{error}"
+        f"included, on {timing.conditions}."
     )
+    if timing.error is not None:
+        measured += f" Such sums differ from whole networks by {timing.error:.1f} % on average."
     if isinstance(figures, ComparisonOfRuns):
         measured += " A gate other than the measured one counts in proportion to its MACs."
     notes = [measured]

@@ -44,7 +44,7 @@ def test_measured_times_stand_beside_computation(measured_summary):
     assert (
         "Measured: ms per image, the sum of the times of all parts that run, gate, stem and head "
         "included, on a machine, torch runtime, 1 thread, batch size 1, medians of 10 calls, torch "
-        "2.13.0. Such sums differ from measured whole networks by 10.0 % on average." in notes
+        "2.13.0. Such sums differ from whole networks by 10.0 % on average." in notes
     )
     assert "Baselines are chosen at a gate's computation, not at its time" in notes
 
