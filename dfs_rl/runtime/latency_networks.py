@@ -1,7 +1,8 @@
 """Networks that a latency profile measures, in the form in which they are deployed."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ Result = TypeVar("Result")
 Setting = tuple[int, ...]
 """Action of every layer, see ``CostTable``."""
 _IMAGES = 32
+_GATES = 3
 _CALLS_ALONE = 20
 
 
@@ -43,7 +45,7 @@ class TimesAlone(NamedTuple):
 
 
 class TimedNetwork(Protocol):
-    """A network that runs with its gate or at a setting, on images of its own.
+    """A network that runs with a gate or at a setting, on images of its own.
 
     A run is a function, prepared outside of the time that it takes, which returns its setting.
     """
@@ -53,7 +55,7 @@ class TimedNetwork(Protocol):
         ...
 
     def gated(self) -> Callable[[], Setting]:
-        """Return a run with the gate."""
+        """Return a run with the next gate."""
         ...
 
     def times_alone(self) -> TimesAlone | None:
@@ -65,14 +67,14 @@ class TorchNetwork:
     """A network as ``dfs_rl.load`` returns it.
 
     Args:
-        model: The network, with a learned gate.
-        batch_size: Images per call, all the same, so that the gate decides equally for them.
+        models: The network with various learned gates.
+        batch_size: Images per call, all the same, so that a gate decides equally for them.
     """
 
-    def __init__(self, model: GatedModel, *, batch_size: int) -> None:
-        self._model = model
-        self._device = model.backbone.feature_mean.device
-        shape = model.backbone.image_shape
+    def __init__(self, models: Sequence[GatedModel], *, batch_size: int) -> None:
+        self._model, self._models = models[0], cycle(models)
+        self._device = self._model.backbone.feature_mean.device
+        shape = self._model.backbone.image_shape
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (_IMAGES, 1, *shape), dtype=torch.uint8, generator=generator)
         batches = [one.expand(batch_size, *shape).contiguous().to(self._device) for one in pixels]
@@ -83,8 +85,8 @@ class TorchNetwork:
         return self._run_of(GatedModel(self._model.backbone, TableGate(setting)).eval())
 
     def gated(self) -> Callable[[], Setting]:
-        """Return a run with the gate."""
-        return self._run_of(self._model)
+        """Return a run with the next gate."""
+        return self._run_of(next(self._models))
 
     @torch.no_grad()
     def times_alone(self) -> TimesAlone:
@@ -134,15 +136,17 @@ class OnnxNetwork:
     """A network as ``export`` writes it, one image at a time.
 
     Args:
-        model: The network, with a learned gate.
+        models: The network with various learned gates.
         threads: Number of CPU threads.
     """
 
-    def __init__(self, model: GatedModel, *, threads: int) -> None:
+    def __init__(self, models: Sequence[GatedModel], *, threads: int) -> None:
+        model = models[0]
         with TemporaryDirectory() as folder:
-            gated, fixed = Path(folder, "gate.onnx"), Path(folder, "options.onnx")
-            self._gated = _session(export(model, gated), threads)
-            self._fixed = _session(export_options_graph(model.backbone, fixed), threads)
+            path = Path(folder, "network.onnx")
+            gated = [_session(export(one, path), threads) for one in models]
+            self._fixed = _session(export_options_graph(model.backbone, path), threads)
+        self._gated = cycle(gated)
         shape = (_IMAGES, 1, *model.backbone.image_shape)
         self._images = cycle(np.random.default_rng(0).random(shape, dtype=np.float32))
         assert isinstance(model.gate, LearnedGate)
@@ -161,9 +165,9 @@ class OnnxNetwork:
         return run
 
     def gated(self) -> Callable[[], Setting]:
-        """Return a run with the gate."""
-        feeds = {"images": next(self._images), **self._preference}
-        return lambda: tuple(self._gated.run(None, feeds)[1][0].tolist())
+        """Return a run with the next gate."""
+        session, feeds = next(self._gated), {"images": next(self._images), **self._preference}
+        return lambda: tuple(session.run(None, feeds)[1][0].tolist())
 
     def times_alone(self) -> None:
         """Return ``None``: the parts lie in one graph."""
@@ -180,7 +184,19 @@ def _session(path: Path, threads: int) -> "InferenceSession":
 def timed_network(
     model: GatedModel, runtime: Runtime, *, batch_size: int, threads: int
 ) -> TimedNetwork:
-    """Return a network in the form that a runtime runs."""
+    """Return a network in the form that a runtime runs, with gates of the shape of its own.
+
+    A decision takes longer after a layer that ran. The gates have random weights, so that each
+    chooses options of its own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    models = []
+    for _ in range(_GATES):
+        gate = copy.deepcopy(model.gate)
+        assert isinstance(gate, LearnedGate)
+        for parameter in gate.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter)
+        models.append(GatedModel(model.backbone, gate, budget=model.budget).eval())
     if runtime == "torch":
-        return TorchNetwork(model, batch_size=batch_size)
-    return OnnxNetwork(model, threads=threads)
+        return TorchNetwork(models, batch_size=batch_size)
+    return OnnxNetwork(models, threads=threads)
