@@ -89,11 +89,11 @@ def random_gate(backbone: InferenceBackbone, seed: int) -> LearnedGate:
     torch.manual_seed(seed)
     gate = make_gate(TrainAgentConfig(), backbone)
     assert isinstance(gate, MLPGate)
-    lean = 2.0 * torch.randn(gate.n_actions)
+    lean = torch.randn(gate.n_actions)
     with torch.no_grad():
         for layer in gate.networks:
             layer[2].weight.mul_(4.0)
-            layer[2].bias.add_(lean + torch.randn(gate.n_actions))
+            layer[2].bias.add_(lean + 2.0 * torch.randn(gate.n_actions))
     return gate.eval()
 
 
