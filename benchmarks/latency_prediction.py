@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GatedModel, macs_taken
 from dfs_rl.gating.networks import LearnedGate, MLPGate
+from dfs_rl.runtime.onnx_session import OnnxSession
 from dfs_rl.training.calibration import calibrate_scales, measure_features
 
 ATTEMPTS = 10
@@ -101,15 +101,12 @@ def calls_of(model: GatedModel, runtime: Runtime, images: Tensor) -> list[Callab
     """Return the calls that classify the images one by one."""
     if runtime == "torch":
         return [partial(model, image[None]) for image in images]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     with TemporaryDirectory() as folder:
-        path = dfs_rl.export(model, Path(folder, "gate.onnx"))
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        content = dfs_rl.export(model, Path(folder, "gate.onnx")).read_bytes()
+    session = OnnxSession(content, threads=1)
     preference = {"preference": np.array([model.gate.preference], np.float32)}
     floats = images.float().div(255).numpy()
-    return [partial(session.run, None, {"images": image[None], **preference}) for image in floats]
+    return [partial(session.run, {"images": image[None], **preference}) for image in floats]
 
 
 def predict(model: GatedModel, profile: LatencyProfile, images: Tensor) -> float:

@@ -9,10 +9,6 @@ from pydantic import Field
 from dfs_rl.costs.latency_profile import Runtime
 from dfs_rl.utils.config import PositiveInt, configuration
 
-DEFAULT_BATCH_SIZES: dict[Runtime, tuple[int, ...]] = {"torch": (1, 64), "onnx": (1,)}
-
-_BatchSizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-
 
 @configuration
 class ProfileConfig:
@@ -24,8 +20,8 @@ class ProfileConfig:
             learned one the gate that train_agent makes by default.
         out: File to create; a profile that is there is replaced.
         runtime: "torch" runs the network as dfs_rl.load does, "onnx" as export writes it.
-        batch_sizes: Images per call, all at the same options; by default 1 and 64, with onnx 1.
-            Training for the cost latency takes the times of the smallest, unless told otherwise.
+        batch_sizes: Images per call, all at the same options. Training for the cost latency takes
+            the times of the smallest, unless told otherwise.
         threads: Number of CPU threads.
         device: "cpu", "cuda", ...
         calls: Calls of each option at each layer, on average; deep networks need more and get them.
@@ -42,7 +38,7 @@ class ProfileConfig:
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.DisallowNone] = None
     out: Path = Path("profile.json")
     runtime: Runtime = "torch"
-    batch_sizes: Annotated[_BatchSizes | None, tyro.conf.DisallowNone] = None
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 64)
     threads: PositiveInt = 1
     device: str = "cpu"
     calls: Annotated[int, Field(ge=20, le=100_000)] = 60

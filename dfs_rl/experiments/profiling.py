@@ -12,7 +12,7 @@ from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
 from dfs_rl.experiments.gate_training import make_gate
-from dfs_rl.experiments.profile_config import DEFAULT_BATCH_SIZES, ProfileConfig
+from dfs_rl.experiments.profile_config import ProfileConfig
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.latency_table import latency_text
@@ -40,7 +40,7 @@ def profile(
     path: str | Path | None = None,
     *,
     runtime: Runtime = "torch",
-    batch_sizes: Sequence[int] | None = None,
+    batch_sizes: Sequence[int] = (1, 64),
     threads: int = 1,
     device: str | torch.device = "cpu",
     calls: int = 60,
@@ -56,8 +56,7 @@ def profile(
             the included digits network.
         path: File to create, or to replace if it is a profile; ``None`` for no file.
         runtime: Library that runs the network; ``"onnx"`` needs the extra ``export``.
-        batch_sizes: Images per call, all at the same options; ``None`` for 1 and 64, with
-            ``"onnx"`` for 1.
+        batch_sizes: Images per call, all at the same options.
         threads: Number of CPU threads.
         device: Device that runs the network.
         calls: Mean number of calls of each option at each layer, at least 20; deep networks get
@@ -75,7 +74,7 @@ def profile(
     config = ProfileConfig(
         out=Path("profile.json" if path is None else path),
         runtime=runtime,
-        batch_sizes=None if batch_sizes is None else tuple(batch_sizes),
+        batch_sizes=tuple(batch_sizes),
         threads=threads,
         device=str(device),
         calls=calls,
@@ -105,7 +104,7 @@ def _profile(
     result = measure_latency(
         _model(network, resolve_device(config.device)),
         runtime=config.runtime,
-        batch_sizes=config.batch_sizes or DEFAULT_BATCH_SIZES[config.runtime],
+        batch_sizes=config.batch_sizes,
         threads=config.threads,
         calls=config.calls,
     )

@@ -23,7 +23,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.runtime.latency_fit import CostFit, Floats, fit_costs, split_time
-from dfs_rl.runtime.latency_networks import TimesAlone, timed_network
+from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import NetworkRuns, time_runs
 
 _RUNS_PER_LAYER = 4
@@ -45,18 +45,19 @@ def measure_latency(
         calls: Mean number of calls of each option at each layer, raised for deep networks.
 
     Raises:
-        ConfigError: If the runtime cannot run the network or a batch size.
+        ConfigError: If the runtime cannot run the network.
     """
     costs, gate = model.backbone.costs, model.gate
     assert isinstance(gate, LearnedGate), "the caller gives a gate that decides"
     device = model.backbone.feature_mean.device.type
-    if runtime == "onnx":
-        _check_onnx(batch_sizes, device)
+    if runtime == "onnx" and device != "cpu":
+        raise ConfigError(f"device is {device}, but the runtime onnx runs on the CPU; give cpu.")
     calls = max(calls, _RUNS_PER_LAYER * costs.n_layers)
     parts: list[PartLatency] = []
     checks: list[NetworkLatency] = []
-    for batch_size in sorted(set(batch_sizes)):
-        network = timed_network(model, runtime, batch_size=batch_size, threads=threads)
+    sizes = sorted(set(batch_sizes))
+    networks = timed_networks(model, runtime, batch_sizes=sizes, threads=threads)
+    for batch_size, network in zip(sizes, networks, strict=True):
         runs = time_runs(network, costs, calls=calls, batch_size=batch_size)
         times = PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
         parts += times.part_records(batch_size)
@@ -75,17 +76,6 @@ def measure_latency(
         parts=tuple(parts),
         checks=tuple(checks),
     )
-
-
-def _check_onnx(batch_sizes: Sequence[int], device: str) -> None:
-    """Check what an exported network can run."""
-    if device != "cpu":
-        raise ConfigError(f"device is {device}, but the runtime onnx runs on the CPU; give cpu.")
-    if max(batch_sizes) > 1:
-        raise ConfigError(
-            f"batch_sizes has {max(batch_sizes)}, but an exported network takes one image at a "
-            "time; with the runtime onnx give 1."
-        )
 
 
 class PartTimes:

@@ -19,16 +19,15 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observation_width
 from dfs_rl.runtime.export import export, export_options_graph
-from dfs_rl.runtime.onnx_model import session_options
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from dfs_rl.runtime.onnx_session import OnnxSession
 
 Result = TypeVar("Result")
 Setting = tuple[int, ...]
 """Action of every layer, see ``CostTable``."""
 _IMAGES = 32
-_GATES = 3
+_GATES: dict[Runtime, int] = {"torch": 8, "onnx": 2}  # each export takes seconds
 _CALLS_ALONE = 20
 
 
@@ -133,57 +132,55 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """A network as ``export`` writes it, one image at a time.
+    """A network as ``export`` writes it.
 
     Args:
-        models: The network with various learned gates.
-        threads: Number of CPU threads.
+        gated: The network with various gates, see ``export``.
+        fixed: The network without one, see ``export_options_graph``.
+        model: The network that was exported.
+        batch_size: Images per call, as of ``TorchNetwork``.
     """
 
-    def __init__(self, models: Sequence[GatedModel], *, threads: int) -> None:
-        model = models[0]
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "network.onnx")
-            gated = [_session(export(one, path), threads) for one in models]
-            self._fixed = _session(export_options_graph(model.backbone, path), threads)
-        self._gated = cycle(gated)
+    def __init__(
+        self,
+        gated: Sequence["OnnxSession"],
+        fixed: "OnnxSession",
+        *,
+        model: GatedModel,
+        batch_size: int,
+    ) -> None:
+        self._gated, self._fixed = cycle(gated), fixed
         shape = (_IMAGES, 1, *model.backbone.image_shape)
-        self._images = cycle(np.random.default_rng(0).random(shape, dtype=np.float32))
+        pixels = np.random.default_rng(0).random(shape, dtype=np.float32)
+        self._batches = cycle([one.repeat(batch_size, axis=0) for one in pixels])
         assert isinstance(model.gate, LearnedGate)
         self._preference: dict[str, NDArray[np.float32]] = {}
         if model.gate.budget_conditioning is not None:
-            self._preference["preference"] = np.array([model.gate.preference], np.float32)
+            preference = model.gate.preference
+            self._preference["preference"] = np.full(batch_size, preference, np.float32)
 
     def at(self, setting: Setting) -> Callable[[], Setting]:
         """Return a run at a setting."""
-        feeds = {"images": next(self._images), "options": np.array([setting])}
+        feeds = {"images": next(self._batches), "options": np.array([setting])}
 
         def run() -> Setting:
-            self._fixed.run(None, feeds)
+            self._fixed.run(feeds)
             return setting
 
         return run
 
     def gated(self) -> Callable[[], Setting]:
         """Return a run with the next gate."""
-        session, feeds = next(self._gated), {"images": next(self._images), **self._preference}
-        return lambda: tuple(session.run(None, feeds)[1][0].tolist())
+        session, feeds = next(self._gated), {"images": next(self._batches), **self._preference}
+        return lambda: tuple(session.run(feeds)[1][0].tolist())
 
     def times_alone(self) -> None:
         """Return ``None``: the parts lie in one graph."""
 
 
-def _session(path: Path, threads: int) -> "InferenceSession":
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(
-        path, session_options(threads), providers=["CPUExecutionProvider"]
-    )
-
-
-def timed_network(
-    model: GatedModel, runtime: Runtime, *, batch_size: int, threads: int
-) -> TimedNetwork:
+def timed_networks(
+    model: GatedModel, runtime: Runtime, *, batch_sizes: Sequence[int], threads: int
+) -> list[TimedNetwork]:
     """Return a network in the form that a runtime runs, with gates of the shape of its own.
 
     A decision takes longer after a layer that ran. The gates have random weights, so that each
@@ -191,12 +188,19 @@ def timed_network(
     """
     generator = torch.Generator().manual_seed(0)
     models = []
-    for _ in range(_GATES):
+    for _ in range(_GATES[runtime]):
         gate = copy.deepcopy(model.gate)
         assert isinstance(gate, LearnedGate)
         for parameter in gate.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter)
         models.append(GatedModel(model.backbone, gate, budget=model.budget).eval())
     if runtime == "torch":
-        return TorchNetwork(models, batch_size=batch_size)
-    return OnnxNetwork(models, threads=threads)
+        return [TorchNetwork(models, batch_size=batch_size) for batch_size in batch_sizes]
+    from dfs_rl.runtime.onnx_session import OnnxSession
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        gated = [OnnxSession(export(one, path).read_bytes(), threads=threads) for one in models]
+        content = export_options_graph(model.backbone, path).read_bytes()
+    fixed = OnnxSession(content, threads=threads)
+    return [OnnxNetwork(gated, fixed, model=model, batch_size=n) for n in batch_sizes]

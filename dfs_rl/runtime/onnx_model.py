@@ -1,10 +1,8 @@
 """Networks that ``export`` wrote, run by onnxruntime."""
 
 import json
-from collections.abc import Mapping
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +11,6 @@ from numpy.typing import NDArray
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.runtime.export import check_extra
-
-if TYPE_CHECKING:
-    from onnxruntime import SessionOptions
-
-    from dfs_rl.runtime.batching import BatchedGraph
-
-
-_REGROUPED = 10
-"""Images in a batch from which on regrouping takes less time than running one by one."""
 
 
 class OnnxResult(NamedTuple):
@@ -56,27 +45,18 @@ class OnnxModel:
 
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:
         check_extra()
-        import onnxruntime
+        from dfs_rl.runtime.onnx_session import OnnxSession
 
         if not Path(path).is_file():
             raise CheckpointError(f"{path} is not a file; export writes one.")
-        self._open = partial(
-            onnxruntime.InferenceSession,
-            sess_options=session_options(threads),
-            providers=["CPUExecutionProvider"],
-        )
         try:
-            self._content = Path(path).read_bytes()
-            self._session = self._open(self._content)
-            properties = self._session.get_modelmeta().custom_metadata_map
+            self._session = OnnxSession(Path(path).read_bytes(), threads=threads)
+            properties = self._session.metadata
             self.metadata: dict[str, Any] = {k: json.loads(v) for k, v in properties.items()}
             self._image_shape = tuple(self.metadata["image_shape"])
         except Exception as error:  # onnxruntime has no error class of its own for bad files
             raise CheckpointError(f"{path} is no network that DFS-RL exported: {error}") from error
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        self._single = inputs["images"].shape[0] == 1
-        self._conditioned = "preference" in inputs
-        self._batched: BatchedGraph | None = None
+        self._conditioned = "preference" in self._session.inputs
 
     def __call__(
         self, images: NDArray[np.generic], *, preference: float | None = None
@@ -99,21 +79,7 @@ class OnnxModel:
         if self._conditioned:
             value = self.metadata["preference"] if preference is None else preference
             feeds["preference"] = np.full(len(images), value, np.float32)
-        if not self._single or len(images) == 1:
-            return OnnxResult(*self._session.run(None, feeds))
-        return OnnxResult(*self._batch(feeds, len(images)))
-
-    def _batch(self, feeds: Mapping[str, NDArray[Any]], n: int) -> list[NDArray[Any]]:
-        """Run a network with branches, regrouping the images at each of them if they are many."""
-        if n < _REGROUPED:
-            ones = [{name: v[i : i + 1] for name, v in feeds.items()} for i in range(n)]
-            rows = [self._session.run(None, one) for one in ones]
-            return [np.concatenate(column) for column in zip(*rows, strict=True)]
-        from dfs_rl.runtime.batching import batched_graph
-
-        if self._batched is None:
-            self._batched = batched_graph(self._content, self._open)
-        return self._batched(feeds, n)
+        return OnnxResult(*self._session.run(feeds))
 
     def _pixels(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return valid images as float32 in [0, 1]."""
@@ -127,38 +93,3 @@ class OnnxModel:
         if images.dtype == np.uint8:
             return images.astype(np.float32) / np.float32(255)
         return images.astype(np.float32)
-
-
-def session_options(threads: int) -> "SessionOptions":
-    """Return the options of sessions that run exported networks on a CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if not _sums_are_exact():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    # Many sessions share the cores when a batch is regrouped.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
-@cache
-def _sums_are_exact() -> bool:
-    """Return whether this CPU sums products of unsigned and signed codes exactly, by trying.
-
-    CPUs without 8-bit dot products saturate at 16 bits, unless onnxruntime takes twice the time.
-    """
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    shapes = {"a": (TensorProto.UINT8, [8, 64]), "b": (TensorProto.INT8, [64, 16])}
-    inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
-    output = helper.make_tensor_value_info("sums", TensorProto.INT32, [8, 16])
-    product = helper.make_node("MatMulInteger", ["a", "b"], ["sums"])
-    graph = helper.make_graph([product], "sums", inputs, [output])
-    versions = {"opset_imports": [helper.make_opsetid("", 18)], "ir_version": 10}
-    content = helper.make_model(graph, **versions).SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    codes = {"a": np.full((8, 64), 255, np.uint8), "b": np.full((64, 16), 127, np.int8)}
-    return bool((session.run(None, codes)[0] == 64 * 255 * 127).all())
