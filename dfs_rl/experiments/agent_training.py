@@ -3,7 +3,9 @@
 import math
 from dataclasses import field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
+
+import tyro
 
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
@@ -14,6 +16,7 @@ from dfs_rl.agents.hyperparameters import (
     OnPolicyConfig,
     resolved_group_size,
 )
+from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
@@ -21,6 +24,9 @@ from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, co
 
 _DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
 """Default range of the cost weight; its default, 10, is about 0.8 % computation on the digits."""
+_LATENCY_COST_WEIGHT_RANGE = (0.01, 3.0)
+"""The same for the cost latency, which 8 bit lowers far less than computation."""
+_CostWeightRange = Annotated[tuple[PositiveFloat, PositiveFloat], tyro.conf.DisallowNone]
 
 
 @configuration
@@ -37,7 +43,7 @@ class TrainAgentConfig(GateTrainingConfig):
             everything in full precision costs 1. Default 10, or the geometric mean of
             --cost-weight-range if 10 is outside.
         cost_weight_range: Lowest and highest cost weight that the gate learns; each image draws
-            one.
+            one. Default 0.1 to 30, with the cost latency 0.01 to 3.
         per_input_budget: Upper bound on the computation of every single image, gate, stem and head
             included.
         timesteps: Number of decisions to learn from; an image takes one per gated layer that it
@@ -79,7 +85,7 @@ Examples:
     algo: AlgorithmName = "ppo"
     budget: PositiveFloat | None = None
     cost_weight: NonNegativeFloat | None = None
-    cost_weight_range: tuple[PositiveFloat, PositiveFloat] = _DEFAULT_COST_WEIGHT_RANGE
+    cost_weight_range: _CostWeightRange | None = None
     per_input_budget: PositiveFloat | None = None
     timesteps: PositiveInt = 1_200_000
     group_size: PositiveInt | None = None
@@ -96,6 +102,10 @@ Examples:
         super().__post_init__()
         self._complete_blocks()
         self._check_accuracy_drop()
+        measured = self.cost == LATENCY
+        usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
+        if self.cost_weight_range is None:
+            object.__setattr__(self, "cost_weight_range", usual)
         group = self.resolved_group_size
         if self.num_envs % group:
             default = ", as it is by default here" if self.group_size is None else ""
@@ -113,8 +123,8 @@ Examples:
                 f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one cost "
                 "weight; give --cost-weight."
             )
-        if self.fixed_budget and self.cost_weight_range != _DEFAULT_COST_WEIGHT_RANGE:
-            lowest, highest = self.cost_weight_range
+        lowest, highest = self.cost_weights
+        if self.fixed_budget and (lowest, highest) != usual:
             raise ConfigError(
                 f"cost_weight_range is {lowest:g} to {highest:g}, but with --fixed-budget the gate "
                 "learns for one cost weight; give --cost-weight."
@@ -158,17 +168,23 @@ Examples:
         return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
     @property
+    def cost_weights(self) -> tuple[float, float]:
+        """Lowest and highest cost weight."""
+        assert self.cost_weight_range is not None, "the default is filled in"
+        return self.cost_weight_range
+
+    @property
     def reward_weights(self) -> RewardWeights:
         """Weights of the reward.
 
         The default cost weight is that of ``RewardWeights``, or the geometric mean of a range that
         excludes it.
         """
-        lowest, highest = self.cost_weight_range
+        lowest, highest = self.cost_weights
         cost = self.cost_weight
         if cost is None:
             cost = RewardWeights.cost
-            if not self.fixed_budget and not lowest <= cost <= highest:
+            if not lowest <= cost <= highest:
                 cost = math.sqrt(lowest * highest)
         return RewardWeights(**vars(self.reward), cost=cost)
 

@@ -298,7 +298,7 @@ def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
 
 def cost_weight_range_of(config: TrainAgentConfig) -> CostWeightRange | None:
     """Return the range of cost weights to learn, ``None`` with a fixed cost weight."""
-    lowest, highest = config.cost_weight_range
+    lowest, highest = config.cost_weights
     return CostWeightRange(lowest=lowest, highest=highest) if config.all_budgets else None
 
 

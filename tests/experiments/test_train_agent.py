@@ -22,6 +22,7 @@ from dfs_rl.backbones import (
     save_backbone,
     storage,
 )
+from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
@@ -180,6 +181,10 @@ def test_reward_defaults_are_the_environments():
 
 def test_default_cost_weight_lies_in_the_range():
     assert TrainAgentConfig(cost_weight_range=(1.0, 10.0)).reward_weights.cost == 10.0
+    measured = {"cost": "latency", "latency": LatencySettings(profile=Path("profile.json"))}
+    assert TrainAgentConfig(**measured).cost_weight_range == (0.01, 3.0)
+    given = TrainAgentConfig(**measured, cost_weight_range=(0.1, 30.0))
+    assert given.cost_weight_range == (0.1, 30.0)
     config = TrainAgentConfig(cost_weight_range=(0.01, 0.04))
     assert config.reward_weights.cost == pytest.approx(0.02)
     assert replace(config, cost_weight=0.03).reward_weights.cost == 0.03
