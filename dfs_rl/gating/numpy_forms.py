@@ -290,6 +290,8 @@ class _Probe:
 
 def _confidence(logits: list[float]) -> list[float]:
     """Return ``probe.confidence`` of one image."""
+    if math.isnan(sum(logits)):  # which would not sort
+        return [math.nan] * CONFIDENCE_SIZE
     logits.sort()
     top = logits[-1]
     shifted = [logit - top for logit in logits]

@@ -25,9 +25,9 @@ N = 150
 KINDS = (MLPGate, LSTMGate, OneShotGate)
 
 
-def images(n=N, seed=0):
+def images(n=N, seed=0, size=(12, 8)):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (n, 1, 12, 8), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (n, 1, *size), generator=generator, dtype=torch.uint8)
 
 
 def network(exits=(), stem_bits=8, size=(12, 8)):
@@ -36,9 +36,9 @@ def network(exits=(), stem_bits=8, size=(12, 8)):
         depth=8, width=4, in_channels=1, image_size=size, bits=BITS, stem_bits=stem_bits
     )
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
-    calibrate_scales(backbone, images(16, seed=1), parts=[backbone])
+    calibrate_scales(backbone, images(16, 1, size), parts=[backbone])
     backbone.set_exits(exits)
-    image_set = ImageSet(images(64, seed=2), torch.arange(64) % 10)
+    image_set = ImageSet(images(64, 2, size), torch.arange(64) % 10)
     measure_features(backbone, [image_set], torch_generator("tests"))
     return backbone
 
@@ -57,10 +57,11 @@ def check(backbone, gate, budget=None, n=N):
     """Check each image of a batch against the batch, and return the options."""
     model = GatedModel(backbone, gate, budget=budget)
     assert SingleImageForm(backbone, gate, budget).usable
-    result = rollout(backbone, gate, images(n), budget=budget)
-    computation = model(images(n))[1].computation
+    pictures = images(n, size=backbone.image_shape[1:])
+    result = rollout(backbone, gate, pictures, budget=budget)
+    computation = model(pictures)[1].computation
     for i in range(n):
-        logits, trace = model(images(n)[i : i + 1])
+        logits, trace = model(pictures[i : i + 1])
         assert trace.options.tolist() == result.options[i : i + 1].tolist()
         torch.testing.assert_close(logits[0], result.logits[i], rtol=1e-5, atol=1e-5)
         assert trace.computation.item() == pytest.approx(computation[i].item(), rel=1e-12)
@@ -95,12 +96,20 @@ def test_images_alone_equal_the_batch(kind, case):
 @pytest.mark.parametrize("form", ["training", "unquantized", "uneven", "bfloat16"])
 def test_other_networks(kind, form):
     stem_bits = 32 if form == "unquantized" else 8
-    training = network(stem_bits=stem_bits)
+    training = network(stem_bits=stem_bits, size=(10, 6) if form == "uneven" else (12, 8))
     backbone = {
         "training": lambda: training,
         "bfloat16": lambda: training.to_inference(torch.bfloat16),
     }.get(form, training.to_inference)()
     check(backbone, learned(kind, backbone), n=20)
+
+
+@torch.no_grad()
+def test_probe_that_is_not_a_number():
+    backbone = network().to_inference()
+    gate = learned(MLPGate, backbone)
+    backbone.network.probes[1].at().bias[0] = torch.nan
+    check(backbone, gate, n=5)
 
 
 def test_tables_and_cascades():
