@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dfs_rl.costs.latency_profile import LatencyProfile
+from dfs_rl.costs.latency_profile import LatencyProfile, PartLatency
 from dfs_rl.costs.machine import check_machine, library_versions, machine_name
 from dfs_rl.errors import ConfigError
 
@@ -20,7 +20,7 @@ HERE = LatencyProfile(
     fixed_macs=(),
     fixed_bits=(),
     gate_macs=1.0,
-    parts=(),
+    parts=(PartLatency(part="stem", batch_size=1, median=1.0, low=1.0, high=1.0),),
 )
 
 
