@@ -131,7 +131,7 @@ def _draw_near(
     reach = max(0.9 * (max(costs) - min(costs)), 0.08 * middle)
     low, high = _span(own)
     margin = max(0.2 * (high - low), 0.2)
-    axes.set_xlim(middle - reach, middle + reach)
+    axes.set_xlim(max(middle - reach, 0.0), middle + reach)
     axes.set_ylim(low - margin, min(high, 100.0) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     inside = [
