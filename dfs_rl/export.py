@@ -1,4 +1,4 @@
-"""Command ``export``: write a trained gate with its network into an ONNX file."""
+"""Command ``export``: write a trained gate with its network into a file."""
 
 import sys
 from collections.abc import Sequence
@@ -19,14 +19,15 @@ class ExportConfig(GateSettings):
 
     Attributes:
         run: Folder of a run that trained a gate.
-        out: File to create or replace.
+        out: File or folder to create or replace, by default gate.onnx, or the folder gate-parts.
         format: "onnx" has a branch for each option of each layer; "onnx-static" has no control
-            flow, and needs a static bit table.
+            flow, and needs a static bit table; "torch" is a folder with programs of torch.export
+            for stem, layers, exits and head, without the gate.
     """
 
     run: tyro.conf.Positional[Path]
-    out: Path = Path("gate.onnx")
-    format: Literal["onnx", "onnx-static"] = "onnx"
+    out: Path | None = None
+    format: Literal["onnx", "onnx-static", "torch"] = "onnx"
 
 
 def run(invocation: Invocation[ExportConfig]) -> None:
@@ -41,8 +42,11 @@ def run(invocation: Invocation[ExportConfig]) -> None:
         budget_unit=config.budget_unit,
         max_accuracy_drop=config.max_accuracy_drop,
     )
-    path = export(model, config.out, format=config.format)
-    print_status(f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB.")
+    out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
+    path = export(model, out, format=config.format)
+    files = [path] if path.is_file() else list(path.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print_status(f"Written to {path}, {size / 2**20:.1f} MiB.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ExportConfig,
         prog="python -m dfs_rl.export",
         description="Write a trained gate with its network into one ONNX file, in which each layer "
-        "branches to the option that the gate chooses. Needs: pip install 'dfs-rl[export]'.",
+        "branches to the option that the gate chooses (needs: pip install 'dfs-rl[export]'), or "
+        "the network's parts into a folder.",
         argv=argv,
     )
 

@@ -1,4 +1,4 @@
-"""Export of gated networks to ONNX."""
+"""Export of gated networks to ONNX, and of their parts to ``torch.export``."""
 
 import json
 from importlib.util import find_spec
@@ -14,13 +14,16 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.utils.io import write_bytes_atomic
+from dfs_rl.runtime.torch_parts import part_files, programs
+from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.run_records import package_version
 
 if TYPE_CHECKING:
     import onnx
 
-Format = Literal["onnx", "onnx-static"]
+Format = Literal["onnx", "onnx-static", "torch"]
+INDEX = "index.json"
+"""File that lists the parts in a folder of the format ``torch``."""
 MAX_BYTES = 2**31
 """Size that a file of protocol buffers stays below."""
 
@@ -39,29 +42,33 @@ def check_extra() -> None:
 
 
 def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> Path:  # noqa: A002
-    """Write a gated network into one ONNX file.
+    """Write a gated network into one ONNX file, or its parts into a folder.
 
-    The graph has an input ``images``, float32 in [0, 1] ``[1, c, h, w]``, and for a gate for all
-    budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are ``logits``,
-    ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between branches,
-    which hold their own weights; exits and the second pass of a cascade are branches too. Quantized
-    layers have our scales. A static bit table needs no branches and takes any batch.
+    The graph of the file has an input ``images``, float32 in [0, 1] ``[1, c, h, w]``, and for a
+    gate for all budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are
+    ``logits``, ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between
+    branches, which hold their own weights; exits and the second pass of a cascade are branches too.
+    Quantized layers have our scales. A static bit table needs no branches and takes any batch.
 
     Args:
         model: The network, see ``load``.
-        path: File to create or replace.
-        format: ``"onnx"``, or ``"onnx-static"`` for a file without control flow, which needs a
-            static bit table.
+        path: File, or folder of an earlier export, to create or replace.
+        format: ``"onnx"``, ``"onnx-static"`` for a file without control flow, which needs a static
+            bit table, or ``"torch"`` for a folder of programs of ``torch.export``: the stem, each
+            layer at each bit width, exits and head, but no gate; ``index.json`` lists them.
 
     Returns:
         The path.
 
     Raises:
         ConfigError: If the extra ``export`` is missing, the gate is of a kind that cannot be
-            exported, the network has an operator that ONNX lacks, or the file would be too large.
+            exported, the network has an operator that ONNX lacks or that ``torch.export`` cannot
+            trace, the file would be too large, or ``path`` is a folder of something else.
     """
     if format not in get_args(Format):
         raise ConfigError(f"format is {format!r}; allowed are {', '.join(get_args(Format))}.")
+    if format == "torch":
+        return _write_parts(model, Path(path))
     gate = model.gate
     if not isinstance(gate, LearnedGate | TableGate | CascadeGate):
         raise ConfigError(
@@ -76,8 +83,23 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     check_extra()
     from dfs_rl.runtime.onnx_file import onnx_model
 
-    metadata = _metadata(model)
+    metadata = {name: json.dumps(value) for name, value in _metadata(model).items()}
     return _write(onnx_model(model, _inference_form(model.backbone), metadata=metadata), Path(path))
+
+
+def _write_parts(model: GatedModel, path: Path) -> Path:
+    """Write the programs of all parts, and their index, into a folder."""
+    if path.exists() and not (path / INDEX).is_file():
+        raise ConfigError(
+            f"{path} exists and is no folder of an earlier export, which has a file {INDEX}; give "
+            "another path or remove it."
+        )
+    backbone = _inference_form(model.backbone)
+    with replaced_folder(path) as folder:
+        for name, content in programs(backbone):
+            write_bytes_atomic(folder / name, content)
+        write_json(folder / INDEX, _metadata(model) | part_files(backbone))
+    return path
 
 
 def _write(content: "onnx.ModelProto", path: Path) -> Path:
@@ -119,12 +141,12 @@ def _inference_form(backbone: GatedBackbone) -> GatedBackbone:
     return backbone
 
 
-def _metadata(model: GatedModel) -> dict[str, str]:
-    """Return what a file tells about itself, in JSON."""
+def _metadata(model: GatedModel) -> dict[str, object]:
+    """Return what a file tells about itself."""
     backbone = model.backbone
     network = getattr(backbone, "network", backbone)
     statistics = getattr(network, "statistics", None)
-    values = {
+    return {
         "dfs_rl_version": package_version("dfs-rl"),
         "gate": model.gate.name,
         "classes": list(model.classes),
@@ -137,4 +159,3 @@ def _metadata(model: GatedModel) -> dict[str, str]:
         "budget": model.budget,
         "preference": getattr(model.gate, "preference", None),
     }
-    return {name: json.dumps(value) for name, value in values.items()}

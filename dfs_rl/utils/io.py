@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -85,6 +86,23 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of ``path`` when the block ends without an error.
+
+    A killed process leaves a hidden folder that nothing reads, and never a part of the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as hidden:
+        new = Path(hidden) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(Path(hidden) / "old")
+        new.rename(path)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,6 +1,7 @@
 """Exported networks answer as ours do, and say what they are."""
 
 import itertools
+import json
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import dfs_rl
 from dfs_rl.backbones import (
     AdaptiveMobileNet,
     AdaptiveResNet,
+    AdaptiveSwin,
     BackboneInfo,
     ResNet,
     VisionTransformer,
@@ -192,6 +194,34 @@ def test_cascade(tmp_path):
     difference, trace = agreement(model, path, images)
     assert difference.max() < 1e-4
     assert 0 < trace.escalated.sum() < len(images)
+
+
+def test_programs_of_all_parts(tmp_path):
+    net = network(AdaptiveSwin)
+    net.set_exits((1,))
+    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 256), torch.rand(3, 256))
+    model = GatedModel(net.to_inference(), RandomGate(torch.full((2, 3), 1 / 3), seed=0))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"index\.json"):
+        dfs_rl.export(model, folder, format="torch")
+    folder.rmdir()
+    for _ in range(2):  # the second one replaces the first one
+        dfs_rl.export(model, folder, format="torch")
+    index = json.loads((folder / "index.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {"parts"}
+    assert len(list(folder.iterdir())) == 1 + 1 + 2 * 3 + 1 + 1
+
+    def run(name, x):
+        return torch.export.load(folder / name).module()(x)
+
+    images = pictures_for(AdaptiveSwin, 5).float() / 255
+    hidden = run(index["layers"][0]["4"], run(index["stem"], images))
+    early = run(index["exits"]["1"], hidden)
+    late = run(index["head"], run(index["layers"][1]["0"], hidden))
+    for table, logits in (([1, 3], early), ([1, 0], late)):
+        expected, _ = GatedModel(net.to_inference(), TableGate(table))(images)
+        torch.testing.assert_close(logits, expected)
 
 
 class Strange(torch.nn.Module):
