@@ -180,7 +180,7 @@ class LearnedGate(nn.Module, ABC):
         scores = self._score(features, layer, context)
         if len(self.choices) == self.n_actions:
             return scores
-        logits = scores.new_full((len(scores), self.n_actions), -torch.inf)
+        logits = scores.new_full((scores.shape[0], self.n_actions), -torch.inf)
         return logits.index_copy(1, torch.tensor(self.choices, device=scores.device), scores)
 
     @torch.no_grad()
