@@ -65,10 +65,10 @@ def action_masks(
         exists = _actions_exist(costs, layer).to(spent.device)
         return exists.expand(len(spent), -1).clone()
     through = _costs_to_answer(costs, layer).to(spent.device)
-    # A tensor, since the export to ONNX rounds numbers to float32.
-    total = torch.tensor(gated_budget(costs, budget, gate_macs=gate_macs), dtype=spent.dtype)
-    left = total.to(spent.device) - spent  # [batch]
-    allowed = through <= left[:, None] + _TOLERANCE  # [batch, actions]
+    # One tensor, since the export to ONNX rounds numbers to float32 and leaves out tiny addends.
+    most = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
+    left = torch.tensor(most, dtype=spent.dtype).to(spent.device) - spent  # [batch]
+    allowed = through <= left[:, None]  # [batch, actions]
     cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
     return allowed | cheapest
 
@@ -78,7 +78,7 @@ def action_mask(
 ) -> list[bool]:
     """Return the row of ``action_masks`` for one sample, in plain numbers."""
     through, cheapest = _plain_costs_to_answer(costs, layer)
-    left = gated_budget(costs, budget, gate_macs=gate_macs) - spent + _TOLERANCE
+    left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE - spent
     return [cost <= left or action == cheapest for action, cost in enumerate(through)]
 
 

@@ -20,16 +20,18 @@ from dfs_rl.backbones import (
     default_digits,
     save_backbone,
 )
+from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
 from dfs_rl.gating.base import RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LSTMGate, MLPGate, exit_info
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
+from dfs_rl.training.calibration import measure_features
 from tests.helpers.networks import network, pictures_for
 
 
@@ -125,15 +127,46 @@ def test_options_as_an_input(tmp_path):
         np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)
 
 
+def fitted_network(images, std_factor=1.0):
+    """Return a network whose probes and statistics of features fit the images."""
+    net = network(ResNet, bits=(0, 2, 4, 32))
+    labels = torch.arange(len(images)) % 3
+    measure_features(net, [ImageSet(images, labels)], torch.Generator().manual_seed(0))
+    net.feature_std.mul_(std_factor)
+    return net
+
+
+def varied_pictures(n):
+    light = torch.linspace(0.1, 1.0, n).reshape(-1, 1, 1, 1)
+    return (pictures_for(ResNet, n) * light).to(torch.uint8)
+
+
 def test_budget_per_input(tmp_path):
-    net, images = network(ResNet, bits=(0, 4, 32)), pictures_for(ResNet, 64)
+    images = varied_pictures(64)
+    net = fitted_network(images)
     backbone, gate = net.to_inference(), random_gate(MLPGate, net)
-    free = GatedModel(backbone, gate)(images)[1].computation.max()
-    bound = GatedModel(backbone, gate, budget=0.7 * float(free))(images)[1].computation.max()
-    model = GatedModel(backbone, gate, budget=float(bound))  # just enough
-    path = dfs_rl.export(model, tmp_path / "gate.onnx")
-    _, trace = agreement(model, path, images)
+    free = GatedModel(backbone, gate)(images)[1].computation
+    bound = free.quantile(0.5, interpolation="nearest")
+    model = GatedModel(backbone, gate, budget=float(bound))  # just enough for some
+    _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
     assert trace.computation.max() == bound
+    assert free.max() > bound
+
+
+@pytest.mark.parametrize(
+    ("kind", "std_factor", "settings"),
+    [
+        (OneShotGate, 1.0, {}),
+        (MLPGate, 1.0, {"choices": (1, 3)}),
+        (MLPGate, 0.1, {}),  # features far out, which are clipped
+    ],
+)
+def test_gates_choose_the_same(kind, std_factor, settings, tmp_path):
+    images = varied_pictures(128)
+    net = fitted_network(images, std_factor)
+    model = GatedModel(net.to_inference(), random_gate(kind, net, **settings))
+    _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
+    assert len(trace.options.unique(dim=0)) > 2
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 8, 16, 32])

@@ -16,6 +16,7 @@ from dfs_rl.utils.io import (
     file_lock,
     read_json,
     remove_stale_temporaries,
+    replaced_folder,
     to_json_value,
     write_bytes_atomic,
     write_json,
@@ -33,6 +34,17 @@ def test_write_replaces_the_whole_file(tmp_path):
     write_bytes_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert names(path.parent) == ["file"]
+
+
+def test_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for name in ("first", "second"):
+        with replaced_folder(path) as folder:
+            (folder / name).touch()
+    with pytest.raises(FileNotFoundError), replaced_folder(path) as folder:
+        (folder / "missing" / "third").touch()
+    assert names(path) == ["second"]
+    assert names(path.parent) == ["folder"]
 
 
 def test_failed_write_keeps_the_previous_content(tmp_path, monkeypatch):
