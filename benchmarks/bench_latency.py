@@ -60,7 +60,7 @@ class Settings:
     """Settings of the benchmark.
 
     Attributes:
-        runtime: Library that runs the gated networks.
+        runtime: Library that runs the gated networks; ``"torch"`` runs ``latency_torch.py``.
         network: ``"cifar"`` is a ResNet on 32 x 32 pixels; the others are of adaptive depth, on
             224 x 224 pixels with 1,000 classes.
         depth: Depth of the CIFAR ResNet.
@@ -209,7 +209,7 @@ def main(settings: Settings) -> None:
     if settings.runtime == "torch":
         import latency_torch  # beside this file
 
-        latency_torch.main()
+        latency_torch.main(latency_torch.Settings(depth=settings.depth, rounds=settings.rounds))
         return
     with tempfile.TemporaryDirectory() as name:
         sessions, shape = make_sessions(settings, Path(name))
