@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, Self, SupportsFloat
 
 import numpy as np
 import torch
@@ -170,6 +170,12 @@ class GatedModel(nn.Module):
             escalated=escalated,
         )
 
+    def _apply(self, *args: Any, **keywords: Any) -> Self:  # noqa: ANN401 - as in ``nn.Module``
+        """Forget the form of single images where tensors move or are converted."""
+        self._form = None
+        super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
+        return self
+
     def _single_image_form(self) -> SingleImageForm:
         """Return the form of single images that fits the present weights."""
         form, parts = self._form, (self.backbone, self.gate, self.budget)
@@ -180,6 +186,12 @@ class GatedModel(nn.Module):
     def _preprocess(self, images: Tensor) -> Tensor:
         """Validate images, and resize them if ``image_size`` is set."""
         check_pixels(images)
+        dtype = self.backbone.feature_mean.dtype
+        if dtype != torch.float32:
+            raise DataError(
+                f"this model was converted to {dtype}, but stem, head and gate compute in float32; "
+                "give dtype to dfs_rl.load instead."
+            )
         shape = channels, _, _ = self.backbone.image_shape
         four = images.dim() == len(shape) + 1 and images.numel() > 0
         if four and images.shape[1] == channels and self.image_size is not None:

@@ -6,7 +6,7 @@ call of a function of NumPy after a layer. So there are few of both; the rest is
 
 import math
 from collections.abc import Callable, Iterable
-from operator import attrgetter, is_, mul
+from operator import is_, mul
 from typing import Any, cast
 
 import numpy as np
@@ -34,10 +34,10 @@ class NoFormError(Exception):
 
 
 class Views:
-    """NumPy views and copies of tensors in modules.
+    """NumPy views of tensors in modules.
 
-    Views share memory with the tensors, so they follow all changes in place. ``are_current``
-    becomes false if a tensor or a module is replaced or moves, or if a copied tensor changes.
+    They share memory with the tensors, so they follow all changes in place. ``are_current`` becomes
+    false if a tensor or a module is replaced or moves, or if a module gets a hook.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,11 @@ class Views:
         self._holders: list[dict[str, Any]] = []
         self._fields: list[str] = []
         self._places: list[int] = []
-        self._copied: list[Tensor] = []
-        self._versions: list[int] = []
 
     def child(self, module: nn.Module, name: str | int, *, kind: type[nn.Module]) -> Any:  # noqa: ANN401
-        """Return a submodule; raise ``NoFormError`` unless its type is exact."""
+        """Return a submodule; raise ``NoFormError`` unless its type is exact, and without hooks."""
         child = module._modules.get(str(name))
-        if type(child) is not kind:
+        if type(child) is not kind or _has_hooks(child):
             raise NoFormError
         self._owners.append(cast("dict[str, Any]", module._modules))
         self._names.append(str(name))
@@ -64,13 +62,6 @@ class Views:
         """Return a view of a parameter or buffer; raise ``NoFormError`` unless float32 on a CPU."""
         return cast("Array", self._tensor(module, name).detach().numpy())
 
-    def copy(self, module: nn.Module, name: str) -> Array:
-        """Return a copy of a parameter or buffer, as ``view`` does."""
-        tensor = self._tensor(module, name)
-        self._copied.append(tensor)
-        self._versions.append(tensor._version)
-        return cast("Array", tensor.detach().numpy().copy())
-
     def are_current(self) -> bool:
         """Return whether all arrays are those of the tensors that the modules have now."""
         tensors = cast("Iterable[Tensor]", map(dict.get, self._holders, self._fields))
@@ -80,8 +71,8 @@ class Views:
             return False
         return (
             places == self._places
-            and list(map(_version, self._copied)) == self._versions
             and all(map(is_, map(dict.get, self._owners, self._names), self._children))
+            and not any(map(_has_hooks, self._children))
         )
 
     def _tensor(self, module: nn.Module, name: str) -> Tensor:
@@ -97,7 +88,9 @@ class Views:
         return tensor
 
 
-_version = attrgetter("_version")
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a call of a module would call other functions too."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class _Mlp:
@@ -218,8 +211,8 @@ class Reader:
     ) -> None:
         self._backbone, self._layer, self._size = backbone, layer, size
         mean, std = statistics
-        self._mean = mean[layer, :size].copy()
-        self._std = np.maximum(std[layer, :size], np.float32(MIN_STD))
+        self._mean, self._std = mean[layer, :size], std[layer, :size]
+        self._least_std = np.full(size, MIN_STD, dtype=np.float32)
         self._least = np.full(size, -FEATURE_LIMIT, dtype=np.float32)
         self._most = -self._least
         self._probe: _Probe | None = None
@@ -240,7 +233,7 @@ class Reader:
         inputs = np.array(read + context, dtype=np.float32)
         features = inputs[:size]
         features -= self._mean
-        features /= self._std
+        features /= np.maximum(self._std, self._least_std)
         np.minimum(features, self._most, out=features)
         np.maximum(features, self._least, out=features)
         return inputs
@@ -252,18 +245,15 @@ class _Probe:
     def __init__(self, form: InferenceLinear, channels: int, grid: int, views: Views) -> None:
         if type(form) is not InferenceLinear:
             raise NoFormError
-        weight, self._grid = views.copy(form, "weight"), grid
+        self._weight, self._grid = views.view(form, "weight"), grid
         views.view(form, "inverse_scale")
         self._inverse_scale = form.inverse_scale
-        self._bias = views.copy(form, "bias")
-        self._scale = np.broadcast_to(views.copy(form, "scale"), self._bias.shape).copy()
+        self._bias = views.view(form, "bias")
+        self._scale = np.broadcast_to(views.view(form, "scale"), self._bias.shape)
         self._range = None if form.quant_range is None else form.quant_range[:2]
         if form.quant_range is not None and form.quant_range.gap != 1:
             raise NoFormError
-        split = weight.reshape(len(weight), channels, -1)  # [classes, channels, parts]
-        self._by_channel = weight
-        self._by_part = split.transpose(0, 2, 1).reshape(len(weight), -1).copy()
-        parts = split.shape[2]
+        parts = self._weight.shape[1] // channels
         self._even = np.full(parts, 1.0 / parts, dtype=np.float32)
         self._shape = channels, parts
 
@@ -277,8 +267,7 @@ class _Probe:
         codes = pooled
         if self._range is not None:
             codes = (pooled * self._inverse_scale).clamp_(*self._range).round_()
-        weight = self._by_channel if codes.is_contiguous() else self._by_part
-        logits = weight.dot(codes.numpy().ravel("K"))
+        logits = self._weight.dot(codes.numpy().ravel())
         logits *= self._scale
         logits += self._bias
         features = _confidence(logits.tolist())

@@ -54,7 +54,7 @@ class _LearnedForm:
         network = network_of(backbone)
         if isinstance(backbone, InferenceBackbone):
             self.views.child(backbone, "network", kind=type(network))
-        mean, std = (self.views.copy(network, f"feature_{name}") for name in ("mean", "std"))
+        mean, std = (self.views.view(network, f"feature_{name}") for name in ("mean", "std"))
         self._readers = [
             Reader(backbone, layer, size, (mean, std), self.views)
             for layer, size in enumerate(gate.feature_sizes[:reads])

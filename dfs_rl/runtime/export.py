@@ -157,5 +157,7 @@ def _metadata(model: GatedModel) -> dict[str, object]:
         "std": None if statistics is None else list(statistics.std),
         "normalised_inside": True,
         "budget": model.budget,
+        "cost": backbone.costs.cost_model,
+        "full_precision_ms": None if backbone.costs.profile is None else backbone.costs.total_cost,
         "preference": getattr(model.gate, "preference", None),
     }

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class OnnxModel:
         metadata: What the file tells about itself: ``classes``, ``bits``, ``mean``, ``std``, ...
 
     Raises:
-        ConfigError: If the extra ``export`` is missing.
+        ConfigError: If the extra ``export`` is missing, or ``threads`` is no positive number.
         CheckpointError: If the file is missing, damaged or none of ours.
     """
 
@@ -47,6 +47,8 @@ class OnnxModel:
         check_extra()
         from dfs_rl.runtime.onnx_session import OnnxSession
 
+        if not isinstance(threads, int) or threads < 1:
+            raise ConfigError(f"threads is {threads!r}; allowed are whole numbers from 1.")
         if not Path(path).is_file():
             raise CheckpointError(f"{path} is not a file; export writes one.")
         try:
@@ -73,9 +75,11 @@ class OnnxModel:
             DataError: If the images have another shape, type or range.
         """
         feeds = {"images": self._pixels(images)}
-        if preference is not None and not (self._conditioned and 0 <= preference <= 1):
-            reason = "it must be between 0 and 1" if self._conditioned else "this gate takes none"
-            raise ConfigError(f"preference is {preference}; {reason}.")
+        if preference is not None:
+            known = isinstance(preference, SupportsFloat) and 0 <= float(preference) <= 1
+            if not (self._conditioned and known):
+                reason = "it must be between 0 and 1" if self._conditioned else "this gate has none"
+                raise ConfigError(f"preference is {preference!r}; {reason}.")
         if self._conditioned:
             value = self.metadata["preference"] if preference is None else preference
             feeds["preference"] = np.full(len(images), value, np.float32)
@@ -83,7 +87,13 @@ class OnnxModel:
 
     def _pixels(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return valid images as float32 in [0, 1]."""
-        check_pixels(torch.from_numpy(images))
+        if not isinstance(images, np.ndarray) or images.dtype.kind not in "biuf":
+            raise DataError(
+                f"images is a {type(images).__name__}; allowed is a NumPy array of uint8, or of "
+                "floats in [0, 1]."
+            )
+        # torch takes neither negative strides, nor another byte order, nor read-only arrays.
+        check_pixels(torch.from_numpy(np.array(images, images.dtype.newbyteorder("="))))
         alike = images.ndim == len(self._image_shape) + 1 and images.shape[1:] == self._image_shape
         if not alike or len(images) == 0:
             raise DataError(

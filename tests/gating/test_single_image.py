@@ -10,6 +10,7 @@ from dfs_rl.backbones import ResNet, ResNetConfig
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
+from dfs_rl.errors import DataError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate, confidence
@@ -155,8 +156,26 @@ def other_features(model):
     model.backbone.network.feature_mean = model.backbone.feature_mean + 5.0
 
 
+def change_probes(model):
+    for name, values in model.backbone.named_buffers():
+        if "probes" in name and name.endswith(("weight", "bias")):
+            values.numpy()[:] *= -3.0
+
+
+def change_statistics(model):
+    model.backbone.feature_std.data.mul_(0.1)
+
+
+def add_hook(model):
+    model.gate.networks[0][2].register_forward_hook(lambda *_: torch.tensor([[0, 0, 0, 0, 1.0]]))
+
+
 @pytest.mark.parametrize(
-    "change", [change_in_place, load_gate, replace_layers, replace_gate, move, other_features]
+    "change",
+    [
+        *(change_in_place, load_gate, replace_layers, replace_gate, move, other_features),
+        *(change_probes, change_statistics, add_hook),
+    ],
 )
 @torch.no_grad()
 def test_changed_weights_count(change):
@@ -169,6 +188,15 @@ def test_changed_weights_count(change):
     after = torch.cat([model(image)[1].options for image in images(60).split(1)])
     assert not torch.equal(before, after)
     assert torch.equal(after, rollout(backbone, model.gate, images(60)).options)
+
+
+def test_a_form_comes_back_after_a_conversion():
+    backbone = network().to_inference()
+    model = GatedModel(backbone, learned(MLPGate, backbone))
+    with pytest.raises(DataError, match="was converted to "):
+        model.double()(images(1))
+    model.float()(images(1))
+    assert model._form.usable
 
 
 def test_copies_are_independent():

@@ -305,8 +305,23 @@ def test_bad_images_and_files(tmp_path):
         model(images[:1, :, :4])
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         model(images[:1].astype(np.float32))
-    with pytest.raises(ConfigError, match="preference"):
-        model(images[:1], preference=0.5)
+    for preference in (0.5, "x", [0.5]):
+        with pytest.raises(ConfigError, match="preference"):
+            model(images[:1], preference=preference)
+    for wrong in (torch.from_numpy(images), images.tolist(), None, images.astype(object)):
+        with pytest.raises(DataError, match="allowed is a NumPy array"):
+            model(wrong)
+    for threads in (0, -1, 1.5, "1"):
+        with pytest.raises(ConfigError, match="threads is"):
+            OnnxModel(path, threads=threads)
+    logits = model(images).logits
+    flipped = np.ascontiguousarray(images[..., ::-1])
+    for equal in (
+        flipped[..., ::-1],
+        (images / 255).astype(">f4"),
+        np.broadcast_to(images, images.shape),
+    ):
+        np.testing.assert_allclose(model(equal).logits, logits, rtol=1e-5, atol=1e-6)
     with pytest.raises(CheckpointError, match="nowhere"):
         OnnxModel(tmp_path / "nowhere.onnx")
     (tmp_path / "half.onnx").write_bytes(path.read_bytes()[:1000])
