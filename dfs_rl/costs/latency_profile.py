@@ -3,12 +3,13 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -19,6 +20,8 @@ from dfs_rl.utils.io import read_json
 
 PartName = Literal["stem", "layer", "exit", "head", "gate"]
 Runtime = Literal["torch", "onnx"]
+Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
+"""Time of a part; the bound, eleven days, keeps sums of times finite."""
 
 
 @configuration
@@ -40,9 +43,16 @@ class PartLatency:
     layer: NonNegativeInt | None = None
     bits: NonNegativeInt | None = None
     batch_size: PositiveInt
-    median: NonNegativeFloat
-    low: NonNegativeFloat
-    high: NonNegativeFloat
+    median: Milliseconds
+    low: Milliseconds
+    high: Milliseconds
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.median <= self.high:
+            raise ConfigError(
+                f"the median of {self.part} is {self.median:g} ms, which is not between its "
+                f"quartiles, {self.low:g} and {self.high:g} ms."
+            )
 
 
 @configuration

@@ -13,7 +13,7 @@ from dfs_rl.costs.latency_profile import LatencySettings, check_cost, read_laten
 from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.utils.config import config_to_dict
-from dfs_rl.utils.io import write_json
+from dfs_rl.utils.io import read_json, write_json
 from tests.helpers.latencies import made_up_profile
 
 PLAIN = CostTable(
@@ -149,6 +149,23 @@ def test_latency_and_a_profile_belong_together(tmp_path) -> None:
 def test_a_profile_without_parts_is_refused() -> None:
     with pytest.raises(ConfigError, match="parts is empty"):
         replace(made_up_profile(PLAIN), parts=())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"median": 1e308, "high": 1e308}, "at most 1000000000"),
+        ({"median": -1.0}, "at least 0"),
+        ({"low": 0.6}, "median of stem is 0.5 ms, which is not between"),
+    ],
+)
+def test_impossible_times_are_refused(tmp_path, changes: dict[str, float], message: str) -> None:
+    path = saved(tmp_path, PLAIN)
+    record = read_json(path)
+    record["parts"][0].update(changes)
+    write_json(path, record)
+    with pytest.raises(ConfigError, match=message):
+        read_latency_profile(path)
 
 
 def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
