@@ -20,9 +20,10 @@ from dfs_rl.costs.cost_models import (
     check_cost_model,
     register_cost_model,
 )
+from dfs_rl.costs.parts import ExitCost, FixedCost, check_exits
 
 if TYPE_CHECKING:
-    from dfs_rl.costs.cost_table import CostTable, Counting, ExitCost, FixedCost, check_exits
+    from dfs_rl.costs.cost_table import CostTable, Counting
 
 __all__ = [
     "ALLOWED_BITS",

@@ -1,6 +1,6 @@
 """Costs of options, counted in one place for reward, budget, evaluation and reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, wraps
 from typing import Literal, TypeVar, get_args
@@ -17,6 +17,7 @@ from dfs_rl.costs.cost_models import (
     check_cost_model,
 )
 from dfs_rl.costs.latency_profile import LatencyProfile
+from dfs_rl.costs.parts import ExitCost, FixedCost, check_exits
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
@@ -35,30 +36,6 @@ def _per_device(count: Callable[["CostTable"], Tensor]) -> Callable[..., Tensor]
             return count(costs).to(device)
 
     return cached
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixedCost:
-    """A part of the network that is never gated, with its MACs per image.
-
-    Attributes:
-        layer: The gated layer that it runs with, or the number of layers for the head: an image
-            that exits earlier is spared it. ``None`` runs before all of them.
-    """
-
-    name: str
-    macs: int
-    bits: int
-    layer: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExitCost:
-    """A classifier at which an image can leave the network, after ``after`` gated layers."""
-
-    after: int
-    macs: int
-    bits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,16 +379,3 @@ class CostTable:
             return torch.zeros_like(feature_macs)
         plain = self.with_cost_model(COMPUTATION).feature_macs(1.0, bits)
         return feature_macs * (1.0 - plain / counted)
-
-
-def check_exits(after: Sequence[int], n_layers: int) -> None:
-    """Check the numbers of gated layers before the exits.
-
-    Raises:
-        ConfigError: If they are not ascending numbers from 0 to one less than the layers.
-    """
-    if list(after) != sorted(set(after) & set(range(n_layers))):
-        raise ConfigError(
-            f"exits are asked for after {list(after)} gated layers; allowed are ascending numbers "
-            f"from 0 to {n_layers - 1}."
-        )
