@@ -9,13 +9,13 @@ import torch
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.runtime.torch_parts import part_files, programs
-from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
+from dfs_rl.utils.io import read_json, replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.run_records import package_version
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "onnx-static", "torch"]
 INDEX = "index.json"
 """File that lists the parts in a folder of the format ``torch``."""
+VERSION_KEY = "dfs_rl_version"
+"""Name of the version in the metadata, which tells our files from others."""
 MAX_BYTES = 2**31
 """Size that a file of protocol buffers stays below."""
 
@@ -63,7 +65,7 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     Raises:
         ConfigError: If the extra ``export`` is missing, the gate is of a kind that cannot be
             exported, the network has an operator that ONNX lacks or that ``torch.export`` cannot
-            trace, the file would be too large, or ``path`` is a folder of something else.
+            trace, the file would be too large, or ``path`` is there and was not exported.
     """
     if format not in get_args(Format):
         raise ConfigError(f"format is {format!r}; allowed are {', '.join(get_args(Format))}.")
@@ -81,17 +83,21 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
             "each image; allowed are static bit tables, see train_static."
         )
     check_extra()
-    from dfs_rl.runtime.onnx_file import onnx_model
+    from dfs_rl.runtime.onnx_file import has_metadata, onnx_model
 
+    if Path(path).exists() and not has_metadata(Path(path), VERSION_KEY):
+        raise ConfigError(
+            f"{path} exists and is no file of an earlier export; give another path or remove it."
+        )
     metadata = {name: json.dumps(value) for name, value in _metadata(model).items()}
     return _write(onnx_model(model, _inference_form(model.backbone), metadata=metadata), Path(path))
 
 
 def _write_parts(model: GatedModel, path: Path) -> Path:
     """Write the programs of all parts, and their index, into a folder."""
-    if path.exists() and not (path / INDEX).is_file():
+    if path.exists() and not _is_exported(path / INDEX):
         raise ConfigError(
-            f"{path} exists and is no folder of an earlier export, which has a file {INDEX}; give "
+            f"{path} exists and is no folder of an earlier export, which has our {INDEX}; give "
             "another path or remove it."
         )
     backbone = _inference_form(model.backbone)
@@ -100,6 +106,14 @@ def _write_parts(model: GatedModel, path: Path) -> Path:
             write_bytes_atomic(folder / name, content)
         write_json(folder / INDEX, _metadata(model) | part_files(backbone))
     return path
+
+
+def _is_exported(index: Path) -> bool:
+    try:
+        record = read_json(index)
+    except RunFolderError:
+        return False
+    return isinstance(record, dict) and VERSION_KEY in record
 
 
 def _write(content: "onnx.ModelProto", path: Path) -> Path:
@@ -147,7 +161,7 @@ def _metadata(model: GatedModel) -> dict[str, object]:
     network = getattr(backbone, "network", backbone)
     statistics = getattr(network, "statistics", None)
     return {
-        "dfs_rl_version": package_version("dfs-rl"),
+        VERSION_KEY: package_version("dfs-rl"),
         "gate": model.gate.name,
         "classes": list(model.classes),
         "bits": list(backbone.options),

@@ -1,6 +1,7 @@
 """ONNX models of gated networks."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 import torch
@@ -23,6 +24,15 @@ from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
 
 IR_VERSION = 10
 """Version of the file format; newer ones ask for a newer onnxruntime."""
+
+
+def has_metadata(path: Path, key: str) -> bool:
+    """Return whether a file is an ONNX model whose metadata has a key."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # noqa: BLE001 - of a file of any kind
+        return False
+    return any(entry.key == key for entry in model.metadata_props)
 
 
 @torch.no_grad()

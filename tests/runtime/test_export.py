@@ -236,8 +236,12 @@ def test_programs_of_all_parts(tmp_path):
     model = GatedModel(net.to_inference(), RandomGate(torch.full((2, 3), 1 / 3), seed=0))
     folder = tmp_path / "parts"
     folder.mkdir()
-    with pytest.raises(ConfigError, match=r"index\.json"):
-        dfs_rl.export(model, folder, format="torch")
+    for content in (None, "[]", "{}", "text"):  # a folder of someone else
+        if content is not None:
+            (folder / "index.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"index\.json"):
+            dfs_rl.export(model, folder, format="torch")
+    (folder / "index.json").unlink()
     folder.rmdir()
     for _ in range(2):  # the second one replaces the first one
         dfs_rl.export(model, folder, format="torch")
@@ -282,6 +286,11 @@ def test_bad_exports(tmp_path, monkeypatch):
         dfs_rl.export(drawn, path)
     with pytest.raises(ConfigError, match="bessel_j0"):
         dfs_rl.export(GatedModel(strange, table), path)
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="no file of an earlier export"):
+        dfs_rl.export(GatedModel(net.to_inference(), table), path)
+    assert path.read_text() == "mine"
+    path.unlink()
     with pytest.raises(ConfigError, match="bfloat16"):
         dfs_rl.export(GatedModel(net.to_inference(torch.bfloat16), table), path)
     monkeypatch.setattr(export_module, "MAX_BYTES", 1000)
