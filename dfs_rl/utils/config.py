@@ -225,6 +225,8 @@ def _allowed(fault: ErrorDetails) -> str:
         return f"one of {expected}" if "," in expected else expected
     if fault["type"] == "too_long":
         return f"a list of {fault['ctx']['max_length']}"
+    if fault["type"] == "too_short":
+        return f"a list of at least {fault['ctx']['min_length']}"
     return _WORDS.get(fault["type"].split("_")[0], fault["msg"])
 
 

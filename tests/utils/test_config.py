@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
@@ -47,6 +48,7 @@ class Train:
     ppo: Clip = field(default_factory=Clip)
     cut: Clip | None = None
     limits: dict[str, int] = field(default_factory=dict)
+    sizes: Annotated[tuple[int, ...], Field(min_length=1)] = (1,)
 
     def __post_init__(self):
         if self.steps == 13:
@@ -117,6 +119,7 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("bits: 3", "bits is 3; allowed is a list."),
         ("bits: [1, x]", "bits[1] is 'x'; allowed is a whole number."),
         ("pair: [1]", "pair is [1]; allowed is a list of another length."),
+        ("sizes: []", "sizes is []; allowed is a list of at least 1."),
         ("pair: [1, 2, 3]", "pair is [1, 2, 3]; allowed is a list of 2."),
         ("ppo: 3", "ppo is 3; allowed is a block of settings."),
         ("ppo: {clip_range: x}", "ppo.clip_range is 'x'; allowed is a number."),
