@@ -21,7 +21,7 @@ from dfs_rl.runtime.latency import measure_latency
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
-from dfs_rl.utils.io import write_json
+from dfs_rl.utils.io import check_writable, write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.trusted_import import trusting
 
@@ -98,6 +98,7 @@ def _profile(
     """Measure a network and write its profile."""
     if writes:
         _check_replaceable(config.out)
+        check_writable(config.out)
     if config.runtime == "onnx":
         check_extra()
     set_threads(config.threads)

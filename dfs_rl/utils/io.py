@@ -105,6 +105,17 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Check that files can be created in the folder of ``path``, or in the nearest that exists.
+
+    Raises:
+        OSError: With ``path``, if they cannot.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with add_path_to_errors(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` atomically as strict JSON, converted by ``to_json_value``."""
     write_bytes_atomic(path, json_bytes(value))

@@ -196,6 +196,7 @@ def test_bad_input(tmp_path, refusal, monkeypatch):
         ([run, "--device", "abacus"], "abacus"),
         ([run, "--out", str(tmp_path / "other.json")], "other.json"),
         ([run, "--out", run], "run"),
+        ([run, "--out", str(tmp_path / "other.json" / "p.json")], "cannot read or write"),
     ):
         assert words in refusal(main, flags)
     monkeypatch.setattr(export_module, "find_spec", lambda name: None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import BusyError, RunFolderError
 from dfs_rl.utils.io import (
+    check_writable,
     file_lock,
     read_json,
     remove_stale_temporaries,
@@ -180,6 +181,16 @@ def test_full_disk_names_the_requested_file(tmp_path):
         write_bytes_atomic(path, 11 * b"x")
     assert caught.value.filename == str(path)
     assert names(path.parent) == []
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "new", tmp_path / "file" / "deep" / "new"):
+        with pytest.raises(OSError, match="Not a directory") as caught:
+            check_writable(path)
+        assert caught.value.filename == str(path)
+    check_writable(tmp_path / "folder" / "new")
+    assert names(tmp_path) == ["file"]
 
 
 def test_missing_json_is_named(tmp_path):
