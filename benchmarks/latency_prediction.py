@@ -32,8 +32,8 @@ from dfs_rl.costs.latency_profile import LatencyProfile, Runtime
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.gate_training import make_gate
-from dfs_rl.gating.model import GatedModel, macs_taken
-from dfs_rl.gating.networks import LearnedGate, MLPGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.networks import LearnedGate, MLPGate, macs_taken
 from dfs_rl.runtime.onnx_session import OnnxSession
 from dfs_rl.training.calibration import calibrate_scales, measure_features
 
@@ -113,7 +113,7 @@ def predict(model: GatedModel, profile: LatencyProfile, images: Tensor) -> float
     """Return the mean milliseconds per image by the cost model ``latency``."""
     _, trace = model(images)
     costs = model.backbone.costs.with_cost_model("latency", profile)
-    gate_macs = macs_taken(model.gate, trace.n_layers_run)
+    gate_macs = macs_taken(model.gate, trace.n_layers_run, costs)
     shares = costs.computation(trace.options, gate_macs=gate_macs) / 100.0
     return float(shares.mean()) * costs.total_cost
 

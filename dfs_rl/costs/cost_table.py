@@ -156,6 +156,18 @@ class CostTable:
         measured = sum(self.profile.milliseconds("gate", layer) for layer in self._layers)
         return macs * (measured / self.profile.gate_macs)
 
+    def decided_macs(self, gate_macs: float, n_layers_run: Tensor) -> Tensor:
+        """Return the share of a gate's MACs that images are charged, by the time of each decision.
+
+        ``n_layers_run`` is int64 ``[batch]``; images that exit decide at one more layer. The costs
+        are measured.
+        """
+        assert self.profile is not None, "decisions have measured times"
+        times = [0.0, *(self.profile.milliseconds("gate", layer) for layer in self._layers)]
+        share = torch.tensor(times, dtype=torch.float64).cumsum(0)
+        decisions = (n_layers_run.cpu() + 1).clamp(max=self.n_layers)
+        return (gate_macs * (share / share[-1])[decisions]).to(n_layers_run.device)
+
     def exit_macs(self, exit_: ExitCost) -> float:
         """Return the cost of an exit in MACs of a gate, see ``gate_cost``."""
         return self.part_cost(exit_) / self.gate_cost(1.0)

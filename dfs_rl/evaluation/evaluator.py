@@ -15,8 +15,7 @@ from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.cascade import confidence
 from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
-from dfs_rl.gating.model import macs_taken
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.rollout import rollout
 
 BATCH_SIZE = 256
@@ -43,16 +42,18 @@ def evaluate_gate(
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, preferences=own)
             n_layers_run = backbone.costs.n_layers_run(result.options.cpu())
+            taken = macs_taken(gate, n_layers_run, backbone.costs)
             excess = None
             if isinstance(gate, LearnedGate):
                 excess = backbone.costs.excess_macs(gate.feature_macs_taken(n_layers_run))
+                excess += taken - gate.macs_taken(n_layers_run)
             record = _record(
                 gate.name,
                 result.logits,
                 batch.labels,
                 result.options,
                 gate_macs=gate.macs,
-                gate_macs_taken=macs_taken(gate, n_layers_run) if backbone.costs.exits else None,
+                gate_macs_taken=taken if backbone.costs.exits else None,
                 excess_macs=excess,
                 first_pass=None if result.first_pass is None else result.first_pass.cpu(),
             )

@@ -18,7 +18,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.gating.storage import load_gate
@@ -156,7 +156,7 @@ class GatedModel(nn.Module):
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
-        gate_macs = macs_taken(self.gate, n_layers_run)
+        gate_macs = macs_taken(self.gate, n_layers_run, costs)
         computation = costs.computation(result.options, gate_macs=gate_macs)
         escalated = torch.zeros(len(images), dtype=torch.bool, device=n_layers_run.device)
         if result.first_pass is not None:
@@ -224,16 +224,6 @@ def _run_single(form: SingleImageForm, image: Tensor) -> tuple[Tensor, Trace]:
 def bits_of(costs: CostTable, options: Tensor) -> Tensor:
     """Return the bit widths that ran, in the shape of ``options``; 0 for layers after an exit."""
     return torch.tensor([*costs.options, SKIP], device=options.device)[options]
-
-
-def macs_taken(gate: Gate, n_layers_run: Tensor) -> Tensor:
-    """Return the multiply-accumulates of a gate for each image, float64 ``[batch]``.
-
-    A gate without per-layer MACs counts in full, whatever ``n_layers_run`` is, int64 ``[batch]``.
-    """
-    if isinstance(gate, LearnedGate):
-        return gate.macs_taken(n_layers_run)
-    return torch.full_like(n_layers_run, gate.macs, dtype=torch.float64)
 
 
 def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:

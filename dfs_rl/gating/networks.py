@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.base import Gate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
 from dfs_rl.gating.registry import GATES
@@ -205,6 +206,19 @@ class LearnedGate(nn.Module, ABC):
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return the network input of a layer, ``[batch, size + 3 or 4]``."""
         return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
+
+
+def macs_taken(gate: Gate, n_layers_run: Tensor, costs: CostTable) -> Tensor:
+    """Return the multiply-accumulates of a gate for each image, float64 ``[batch]``.
+
+    With measured costs they are those that take the time of its decisions. A gate without per-layer
+    MACs counts in full, whatever ``n_layers_run`` is, int64 ``[batch]``.
+    """
+    if not isinstance(gate, LearnedGate):
+        return torch.full_like(n_layers_run, gate.macs, dtype=torch.float64)
+    if costs.profile is not None:
+        return costs.decided_macs(gate.macs, n_layers_run)
+    return gate.macs_taken(n_layers_run)
 
 
 GateT = TypeVar("GateT", bound=type[LearnedGate])

@@ -14,7 +14,7 @@ from dfs_rl.costs import SKIP
 from dfs_rl.gating.action_masks import action_mask
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.cascade import CascadeGate
-from dfs_rl.gating.networks import LearnedGate, OneShotGate
+from dfs_rl.gating.networks import LearnedGate, OneShotGate, macs_taken
 from dfs_rl.gating.numpy_forms import GATE_FORMS, NoFormError, Reader, Views, network_of
 from dfs_rl.gating.observation import scaled_budget, scaled_cost
 
@@ -182,10 +182,8 @@ class SingleImageForm:
 
     def _macs_taken(self, n_layers_run: int) -> float:
         """Return the MACs of the gate for an image that runs a number of layers."""
-        if not isinstance(self._gate, LearnedGate):
-            return self._gate.macs
         if n_layers_run not in self._gate_macs:
-            macs = self._gate.macs_taken(torch.tensor([n_layers_run]))
+            macs = macs_taken(self._gate, torch.tensor([n_layers_run]), self._backbone.costs)
             self._gate_macs[n_layers_run] = float(macs)
         return self._gate_macs[n_layers_run]
 

@@ -17,8 +17,7 @@ from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.gating.action_masks import action_masks
 from dfs_rl.gating.execution import ExecutionState
-from dfs_rl.gating.model import macs_taken
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.observation import FEATURE_LIMIT, MIN_STD, observe
 
 _SPENT_UNIT = 1024.0
@@ -204,7 +203,7 @@ def _computations(costs: CostTable, gate: LearnedGate) -> Tensor:
     layers = costs.n_layers
 
     def percent(options: Tensor) -> Tensor:
-        gate_macs = macs_taken(gate, costs.n_layers_run(options))
+        gate_macs = macs_taken(gate, costs.n_layers_run(options), costs)
         return costs.computation(options, gate_macs=gate_macs)
 
     none = torch.zeros(layers, layers, dtype=torch.int64)

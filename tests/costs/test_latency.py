@@ -68,6 +68,17 @@ def test_a_gate_takes_time_in_proportion_to_its_macs() -> None:
     assert costs.fixed_cost(gate_macs=3000.0) == pytest.approx((0.75 + 0.375) / 10)
 
 
+def test_decisions_take_their_own_times() -> None:
+    times = made_up_profile(PLAIN)
+    parts = tuple(
+        replace(p, median=0.01, low=0.01, high=0.01) if (p.part, p.layer) == ("gate", 0) else p
+        for p in times.parts
+    )
+    costs = PLAIN.with_cost_model("latency", replace(times, parts=parts))
+    macs = costs.decided_macs(500.0, torch.tensor([0, 1, 2]))  # half of the measured gate
+    assert costs.gate_cost(macs).tolist() == pytest.approx([0.005, 0.03625, 0.03625])
+
+
 def test_an_exit_that_is_passed_takes_its_time() -> None:
     costs = measured()
     macs = costs.exit_macs(costs.exits[0])

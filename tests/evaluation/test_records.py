@@ -90,11 +90,12 @@ MEASURED = PARTS.with_cost_model(
         ({}, [0.5 + 2.0 + 7.0 + 0.25, 0.5 + 2.0 + 0.125]),  # the second image takes an exit
         ({"gate_macs": 4000.0}, [9.75 + 0.5, 2.625 + 0.5]),  # 1,000 MACs of a gate take 0.125 ms
         (
-            {  # the cost model of the records counts 400 MACs that are 100 by the bits
-                "gate_macs_taken": torch.tensor([1300.0, 400.0]),
-                "excess_macs": torch.tensor([300.0, 300.0]),
+            {  # the exit is before the last layer, so both images make all decisions
+                "gate_macs": 1000.0,
+                "gate_macs_taken": torch.tensor([1000.0, 400.0]),
+                "excess_macs": torch.tensor([0.0, 0.0]),
             },
-            [9.75 + 0.125, 2.625 + 0.0125],
+            [9.75 + 0.125, 2.625 + 0.125],
         ),
         # MACs of exits say nothing: one after another is passed, from the first or the second on.
         ({"gate_macs": 9.0, "first_exit": 0}, [9.75 + 2 * 0.125, 2.625 + 0.125]),
