@@ -54,7 +54,8 @@ def _latency_profile(run: EvaluatedRun) -> str:
     timing = run.summary.timing
     if timing is None:
         return "none"
-    return f"{timing.full_milliseconds:.6g} ms in full precision, {timing.conditions}"
+    full = f"{timing.full_milliseconds:.6g} ms in full precision"
+    return f"{full}, {timing.conditions}, digest {timing.profile}"
 
 
 def group_by_gate(runs: Sequence[EvaluatedRun]) -> Groups:

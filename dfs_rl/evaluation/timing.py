@@ -1,10 +1,13 @@
 """Measured times behind the milliseconds of an evaluation."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
 from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.costs.latency_profile import Runtime
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.io import json_bytes
 
 CostName = Literal["computation", "milliseconds"]
 """Field of a result that tells its cost: computed, in percent, or measured."""
@@ -30,6 +33,7 @@ class Timing:
     layer_milliseconds: tuple[float, ...]  # per image, of all gated layers at each option
     exits_save: bool  # some exit is faster than the layers after it
     error: float | None  # mean error of such sums on whole networks in percent, None if unknown
+    profile: str = ""  # digest of the profile
 
     @property
     def conditions(self) -> str:
@@ -105,6 +109,7 @@ def timing_of(costs: CostTable) -> Timing:
         ),
         exits_save=_exits_save(costs),
         error=profile.error if profile.checks else None,
+        profile=hashlib.sha256(json_bytes(config_to_dict(profile))).hexdigest()[:12],
     )
 
 

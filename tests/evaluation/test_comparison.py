@@ -156,6 +156,10 @@ def test_runs_with_other_measured_times_are_refused():
     other = replace(run, path="other", summary=replace(run.summary, timing=slower))
     with pytest.raises(DataError, match=r"latency profile is 4\.5 ms in full precision"):
         compare_runs([run, other])
+    edited = replace(TIMING, profile="0123")
+    other = replace(run, path="other", summary=replace(run.summary, timing=edited))
+    with pytest.raises(DataError, match="digest 0123"):
+        compare_runs([run, other])
 
 
 def test_points_over_measured_time():
