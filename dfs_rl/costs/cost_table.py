@@ -104,9 +104,9 @@ class CostTable:
         parts: tuple[FixedCost | ExitCost, ...] = (*self.fixed, *self.exits)
         for part in parts:
             self.part_cost(part)
-        full = self.options[self.options.full]
-        slowest = {f"layer {i} at {full} bit": self.layer_cost(i, full) for i in self._layers}
-        for name, cost in {**slowest, "the gate": self.gate_cost(1.0)}.items():
+        full = self._full_bits
+        divisors = {f"layer {i} at {full} bit": self.layer_cost(i, full) for i in self._layers}
+        for name, cost in {**divisors, "the gate": self.gate_cost(1.0)}.items():
             if cost <= 0:
                 raise ConfigError(
                     f"the latency profile has 0 ms for {name}, which is too little to measure; "
@@ -120,12 +120,13 @@ class CostTable:
 
     @cached_property
     def total_cost(self) -> float:
-        """Cost of all gated layers in full precision: 100 % of every cost and budget.
+        """Cost of all gated layers in full precision: 100 % of every cost and budget."""
+        return sum(self.layer_cost(layer, self._full_bits) for layer in self._layers)
 
-        Full precision is 32 bit by formula, and the largest bit option where times are measured.
-        """
-        full = FULL if self.profile is None else self.options[self.options.full]
-        return sum(self.layer_cost(layer, full) for layer in self._layers)
+    @property
+    def _full_bits(self) -> int:
+        """Full precision: 32 bit by formula, the largest bit option where times are measured."""
+        return FULL if self.profile is None else self.options[self.options.full]
 
     def layer_cost(self, layer: int, bits: int) -> float:
         """Return the cost of a gated layer in MACs at 32 bit, or in milliseconds."""
@@ -153,8 +154,13 @@ class CostTable:
         """
         if self.profile is None:
             return macs
-        measured = sum(self.profile.milliseconds("gate", layer) for layer in self._layers)
-        return macs * (measured / self.profile.gate_macs)
+        return macs * (sum(self._gate_times) / self.profile.gate_macs)
+
+    @cached_property
+    def _gate_times(self) -> tuple[float, ...]:
+        """Measured time of each decision, in milliseconds."""
+        assert self.profile is not None, "decisions have measured times"
+        return tuple(self.profile.milliseconds("gate", layer) for layer in self._layers)
 
     def decided_macs(self, gate_macs: float, n_layers_run: Tensor) -> Tensor:
         """Return the share of a gate's MACs that images are charged, by the time of each decision.
@@ -162,9 +168,7 @@ class CostTable:
         ``n_layers_run`` is int64 ``[batch]``; images that exit decide at one more layer. The costs
         are measured.
         """
-        assert self.profile is not None, "decisions have measured times"
-        times = [0.0, *(self.profile.milliseconds("gate", layer) for layer in self._layers)]
-        share = torch.tensor(times, dtype=torch.float64).cumsum(0)
+        share = torch.tensor([0.0, *self._gate_times], dtype=torch.float64).cumsum(0)
         decisions = (n_layers_run.cpu() + 1).clamp(max=self.n_layers)
         return (gate_macs * (share / share[-1])[decisions]).to(n_layers_run.device)
 
@@ -174,13 +178,10 @@ class CostTable:
 
     def feature_macs(self, macs: float, bits: int) -> float:
         """Return the cost of the features that only a gate needs, in MACs of a gate."""
+        if self.profile is None:
+            return self.cost(macs, bits)
         # What a profile measures of a gate includes them.
-        return self._formula.cost(macs, bits)
-
-    @property
-    def _formula(self) -> "CostTable":
-        """This table, or with a profile the one of the default cost model."""
-        return self if self.profile is None else self.with_cost_model(COMPUTATION)
+        return self.with_cost_model(COMPUTATION).cost(macs, bits)
 
     def with_cost_model(self, name: str, profile: LatencyProfile | None = None) -> "CostTable":
         """Return the table with another cost model.
@@ -254,13 +255,10 @@ class CostTable:
     @_per_device
     def option_costs(self) -> Tensor:
         """Return the cost of each option at each layer, float64 ``[layers, options]``."""
-        layers, largest = self._layers, self.options[self.options.full]
-        full = [
-            self.layer_cost(layer, FULL if self.profile is None else largest) for layer in layers
-        ]
+        full = [self.layer_cost(layer, self._full_bits) for layer in self._layers]
         relative = [
             [self.layer_cost(layer, bits) / full[layer] for bits in self.options]
-            for layer in layers
+            for layer in self._layers
         ]
         share = torch.tensor(full, dtype=torch.float64, device="cpu") / self.total_cost
         return share[:, None] * torch.tensor(relative, dtype=torch.float64, device="cpu")
