@@ -1,0 +1,185 @@
+"""Threshold rules: fixed settings for each pass, and a confidence below which one runs again."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dfs_rl.costs import BitOptions
+from dfs_rl.errors import ConfigError
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.passes import (
+    AGAIN,
+    AGAIN_MIRRORED,
+    ANSWER,
+    CONFIDENCE,
+    FINISHED,
+    AnswerRule,
+    PassSettings,
+)
+from dfs_rl.utils.config import NonNegativeInt, configuration
+
+_ROUNDING = 1e-4
+"""Rounding tolerance of a preference, in steps from one rule to the next."""
+
+
+@configuration
+class RulePass:
+    """One pass of a rule.
+
+    Attributes:
+        options: Option index for each layer; the index after the last option takes an exit.
+        mirrored: True to run the mirror image; never in the first pass.
+    """
+
+    options: tuple[NonNegativeInt, ...]
+    mirrored: bool = False
+
+
+@configuration
+class Rule:
+    """Passes in order, each run where the answer so far is not confident enough.
+
+    Attributes:
+        passes: The passes, at least one.
+        thresholds: For every pass but the last, the confidence of the answer so far below which
+            another one runs; above 1 all images run again.
+    """
+
+    passes: tuple[RulePass, ...]
+    thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.passes or len(self.thresholds) != len(self.passes) - 1:
+            raise ConfigError(
+                f"a rule has {len(self.passes)} passes and {len(self.thresholds)} thresholds; "
+                "needed are one pass or more, and one threshold between two of them."
+            )
+        if not all(0 <= threshold < math.inf for threshold in self.thresholds):
+            raise ConfigError(
+                f"thresholds are {list(self.thresholds)}; allowed are numbers from 0 on, where a "
+                "confidence is at most 1."
+            )
+        if self.passes[0].mirrored:
+            raise ConfigError("the first pass of a rule is mirrored; it must run the image itself.")
+
+    def description(self, options: BitOptions) -> str:
+        """Return a short description for tables."""
+        parts = []
+        for i, each in enumerate(self.passes):
+            bits = [str(options[o]) if o <= options.full else "exit" for o in each.options]
+            text = f"{bits[0]} bit" if len(set(bits)) == 1 else f"{'-'.join(bits)} bit"
+            text += " mirrored" if each.mirrored else ""
+            if i:
+                text = f"then {text} below a confidence of {self.thresholds[i - 1]:.3g}"
+            parts.append(text)
+        return ", ".join(parts) if len(parts) > 1 else f"{parts[0]} for all"
+
+
+class RuleGate:
+    """Gate of one rule, or of one for each of several budgets.
+
+    A confidence cascade is the rule with two passes of which the last one answers.
+
+    Args:
+        rules: The rule, or rules for evenly spaced preferences from 0 to 1, the cheapest first.
+        answer: How the passes answer, see ``PassSettings``.
+        options: Bit options that the indices refer to.
+        exits: Numbers of gated layers after which the network has exits, if a rule takes one.
+        budget_conditioning: Measured costs of the rules; ``None`` for a single rule.
+        preference: Preference in [0, 1], without effect for a single rule.
+        name: Name in tables and plots.
+
+    Raises:
+        ConfigError: If an index is out of range, or the rules differ in their number of layers.
+    """
+
+    macs = 0.0  # it compares two numbers; all passes count as backbone computation
+    budget: float | None = None  # the mean costs are known, and an image may need every pass
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        *,
+        answer: AnswerRule,
+        options: BitOptions,
+        exits: Sequence[int] = (),
+        budget_conditioning: BudgetConditioning | None = None,
+        preference: float = 1.0,
+        name: str = "cascade",
+    ) -> None:
+        if not rules or (budget_conditioning is None) != (len(rules) == 1):
+            costs = "without" if budget_conditioning is None else "with"
+            raise ConfigError(
+                f"a rule gate has {len(rules)} rules {costs} measured costs; needed are one rule "
+                "alone, or several with their costs."
+            )
+        sizes = {len(each.options) for rule in rules for each in rule.passes}
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"the passes of the rules have {sorted(sizes)} layers; they must be of one network."
+            )
+        highest = options.full + bool(exits)
+        for rule in rules:
+            for each in rule.passes:
+                if max(each.options) > highest:
+                    raise ConfigError(
+                        f"a pass of the rules is {list(each.options)}; allowed are indices of the "
+                        f"bit options {list(options)}, 0 to {highest}."
+                    )
+        self.rules = tuple(rules)
+        self.options = options
+        self.exits = tuple(exits)
+        self.budget_conditioning = budget_conditioning
+        self.preference = preference
+        self.name = name
+        limit = max(len(rule.passes) for rule in rules)
+        mirrored = any(each.mirrored for rule in rules for each in rule.passes)
+        self.passes = PassSettings(limit=limit, mirrored=mirrored, answer=answer)
+        (self.n_layers,) = sizes
+        shape = (len(rules), limit)
+        self._options = torch.zeros(*shape, self.n_layers, dtype=torch.int64)
+        self._mirrored = torch.zeros(shape, dtype=torch.bool)
+        self._thresholds = torch.zeros(shape, dtype=torch.float64)  # 0: no further pass
+        for i, rule in enumerate(rules):
+            self._thresholds[i, : len(rule.thresholds)] = torch.tensor(rule.thresholds).double()
+            for j, each in enumerate(rule.passes):
+                self._options[i, j] = torch.tensor(each.options)
+                self._mirrored[i, j] = each.mirrored
+
+    @property
+    def description(self) -> str:
+        """Short description for tables of the rule at the present preference."""
+        index = self._index(torch.tensor([self.preference]))
+        return self.rules[int(index)].description(self.options)
+
+    def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
+        """Return each image's preference, float32 ``[batch]``; ``None`` for a single rule."""
+        if self.budget_conditioning is None:
+            return None
+        return torch.full((batch_size,), self.preference, device=device)
+
+    def reset(self, batch_size: int) -> None:
+        """Do nothing: the gate has no state."""
+
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the option of the present pass for every image, or at the end the next step."""
+        rule = torch.zeros(len(context), dtype=torch.int64)
+        if self.budget_conditioning is not None:
+            rule = self._index(context[:, 3].cpu())
+        if self.passes.limit == 1:
+            return self._options[rule, 0, layer].to(context.device)
+        evidence = context[:, -self.passes.evidence_size :].cpu()
+        finished = evidence[:, FINISHED:].sum(dim=1).long()
+        if layer < self.n_layers:
+            return self._options[rule, finished, layer].to(context.device)
+        last = (finished - 1).clamp(min=0)
+        again = evidence[:, CONFIDENCE] < self._thresholds[rule, last]
+        view = torch.where(self._mirrored[rule, finished], AGAIN_MIRRORED, AGAIN)
+        return torch.where(again, view, ANSWER).to(context.device)
+
+    def _index(self, preferences: Tensor) -> Tensor:
+        """Return the index of each preference's rule: the dearest one that it pays for."""
+        last = len(self.rules) - 1
+        return (preferences.double() * last + _ROUNDING).long().clamp(0, last)
