@@ -27,7 +27,7 @@ from dfs_rl.evaluation.baselines.cascade import choose_cascade
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.cascade import CascadeGate
+from dfs_rl.gating.rules import cascade
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.io import write_json
 
@@ -128,7 +128,7 @@ class Bench:
         for budget in 100 * budgets / self.costs.total_cost:
             best = choose_cascade(uniform, self.costs, float(budget))
             if best is not None:
-                gate = CascadeGate(
+                gate = cascade(
                     tables[best.first],
                     tables[best.second],
                     threshold=best.threshold,

@@ -1,6 +1,6 @@
 """Run a gate, or given options, on a split and record the results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
-from dfs_rl.gating.cascade import confidence
 from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate, macs_taken
+from dfs_rl.gating.passes import EarlierPasses, confidence
 from dfs_rl.gating.rollout import rollout
 
 BATCH_SIZE = 256
@@ -41,24 +41,43 @@ def evaluate_gate(
             own = None if preferences is None else preferences[seen : seen + len(batch.images)]
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, preferences=own)
-            n_layers_run = backbone.costs.n_layers_run(result.options.cpu())
-            taken = macs_taken(gate, n_layers_run, backbone.costs)
-            excess = None
-            if isinstance(gate, LearnedGate):
-                excess = backbone.costs.excess_macs(gate.feature_macs_taken(n_layers_run))
-                excess += taken - gate.macs_taken(n_layers_run)
+            earlier = None if result.earlier is None else result.earlier.cpu()
+            several = earlier is not None and gate.macs > 0
+            taken, excess = _gate_macs(backbone, gate, result.options.cpu(), earlier)
             record = _record(
                 gate.name,
                 result.logits,
                 batch.labels,
                 result.options,
                 gate_macs=gate.macs,
-                gate_macs_taken=taken if backbone.costs.exits else None,
+                gate_macs_taken=taken if backbone.costs.exits or several else None,
                 excess_macs=excess,
-                first_pass=None if result.first_pass is None else result.first_pass.cpu(),
+                earlier=earlier,
             )
             parts.append(record)
     return concatenate(parts)
+
+
+def _gate_macs(
+    backbone: GatedBackbone, gate: Gate, options: Tensor, earlier: EarlierPasses | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return MACs of a gate for each image over all passes, and the part that is in excess."""
+    costs = backbone.costs
+
+    def taken(options: Tensor) -> Tensor:
+        return macs_taken(gate, costs.n_layers_run(options), costs)
+
+    def excess(options: Tensor) -> Tensor:
+        assert isinstance(gate, LearnedGate)
+        n_layers_run = costs.n_layers_run(options)
+        macs = costs.excess_macs(gate.feature_macs_taken(n_layers_run))
+        return macs + (taken(options) - gate.macs_taken(n_layers_run))
+
+    def total(macs: Callable[[Tensor], Tensor]) -> Tensor:
+        last = macs(options)
+        return last if earlier is None else last + earlier.total(macs)
+
+    return total(taken), total(excess) if isinstance(gate, LearnedGate) else None
 
 
 def evaluate_draws(

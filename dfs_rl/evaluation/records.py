@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.metrics import accuracy_percent
-from dfs_rl.gating.cascade import FirstPass
+from dfs_rl.gating.passes import EarlierPasses
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,24 +25,26 @@ class GateRecords:
     name: str  # of the method in tables
     predictions: Tensor  # predicted class, int64 [n]
     labels: Tensor  # true class, int64 [n]
-    options: Tensor  # actions in the pass that made the prediction, int64 [n, layers]
+    options: Tensor  # actions in the last pass, int64 [n, layers]
     log_likelihood: Tensor  # log-probability of the true class, float64 [n]
     confidence: Tensor  # largest class probability, float64 [n]
-    gate_macs: float = 0.0  # MACs per image of the gate
-    gate_macs_taken: Tensor | None = None  # the same for each image if some exit early, [n]
+    gate_macs: float = 0.0  # MACs per image of the gate in a pass
+    gate_macs_taken: Tensor | None = None  # those of each image if they differ, all passes, [n]
     excess_macs: Tensor | None = None  # part of them that the model computation leaves out, [n]
     first_exit: int | None = None  # index of the first exit that runs, if exits are all the gate
-    first_pass: FirstPass | None = None  # of a cascade
+    earlier: EarlierPasses | None = None  # passes before the last one
 
     def __post_init__(self) -> None:
         n = len(self)
         if n == 0:
             raise ConfigError(f"the records of {self.name!r} have no image; at least 1 is needed.")
         values = dict(vars(self))
-        if self.first_pass is not None:
-            values |= {f"first_pass.{name}": v for name, v in vars(self.first_pass).items()}
+        if self.earlier is not None:
+            values |= {f"earlier.{name}": v for name, v in vars(self.earlier).items()}
+        shapes = {"options": "[n, layers]", "earlier.options": "[n, passes, layers]"}
+        shapes["earlier.ran"] = "[n, passes]"
         for field, value in values.items():
-            shape = "[n, layers]" if field.endswith("options") else "[n]"
+            shape = shapes.get(field, "[n]")
             if isinstance(value, Tensor) and (
                 value.dim() != len(shape.split(",")) or len(value) != n
             ):
@@ -66,13 +68,25 @@ class GateRecords:
 
     @property
     def patterns(self) -> int:
-        """Number of distinct rows of ``options``."""
-        return len(torch.unique(self.options, dim=0))
+        """Number of distinct rows of ``options``, of all passes together."""
+        options = self.options
+        if self.earlier is not None:
+            earlier = self.earlier.options.masked_fill(~self.earlier.ran[:, :, None], -1)
+            options = torch.cat([options, earlier.flatten(1)], dim=1)
+        return len(torch.unique(options, dim=0))
+
+    @property
+    def mean_passes(self) -> float:
+        """Mean number of passes of an image."""
+        return 1.0 if self.earlier is None else self.earlier.n_passes.double().mean().item()
 
     def histogram(self, n_options: int) -> Tensor:
-        """Return the share of images per layer and option, float64 ``[layers, options]``."""
-        n, layers = self.options.shape
-        flat = self.options + n_options * torch.arange(layers)  # one bin per layer and option
+        """Return the share of passes per layer and option, float64 ``[layers, options]``."""
+        options = self.options
+        if self.earlier is not None:
+            options = torch.cat([options, self.earlier.options[self.earlier.ran]])
+        n, layers = options.shape
+        flat = options + n_options * torch.arange(layers)  # one bin per layer and option
         counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
         return counts.view(layers, n_options).double() / n
 
@@ -114,7 +128,7 @@ class GateRecords:
     def _total(self, cost_of: Callable[..., Tensor], gate_macs: float | Tensor) -> Tensor:
         """Return the cost of each image over all passes, given the cost of options of a pass."""
         spent = cost_of(self.options, gate_macs=gate_macs)
-        return spent if self.first_pass is None else self.first_pass.total_cost(spent, cost_of)
+        return spent if self.earlier is None else spent + self.earlier.total(cost_of)
 
 
 def passed_exits_macs(costs: CostTable, options: Tensor, *, first: int = 0) -> Tensor:
@@ -145,7 +159,7 @@ def concatenate(parts: Sequence[GateRecords]) -> GateRecords:
         first = values[0]
         if isinstance(first, Tensor):
             return torch.cat(values)
-        if isinstance(first, GateRecords | FirstPass):
+        if isinstance(first, GateRecords | EarlierPasses):
             names = [field.name for field in fields(first)]
             return type(first)(**{n: join([getattr(value, n) for value in values]) for n in names})
         return first

@@ -232,10 +232,7 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         macs = records.gate_macs if taken is None else taken.mean().item()
         add("gate", FULL, macs, costs.gate_cost(macs))
     n_layers_run = costs.n_layers_run(records.options)  # [n]
-    # Every pass of a cascade runs to the head, and escalated images need two passes.
-    passes = 1.0
-    if records.first_pass is not None:
-        passes += records.first_pass.escalated.double().mean().item()
+    passes = records.mean_passes
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
         runs = (n_layers_run >= needed).double().mean().item() * passes

@@ -7,8 +7,8 @@ from dfs_rl.evaluation.baselines.methods import uniform_baselines
 from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.action_masks import gated_budget
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.rules import cascade
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
@@ -35,8 +35,8 @@ def train(
     records = run_cascade(uniform, chosen)
     text = cascade_text(chosen, records, backbone.options)
     print_status(f"Chosen on val: {text}.")
-    first, second = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
-    gate = CascadeGate(first, second, threshold=chosen.threshold, options=backbone.options)
+    tables = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
+    gate = cascade(*tables, threshold=chosen.threshold, options=backbone.options)
     save_gate(gate, run.path / GATE_FOLDER)
     computation = records.computation(costs).mean().item()
     best = {"accuracy": records.accuracy, "computation": computation, "choice": text}

@@ -45,7 +45,6 @@ from dfs_rl.evaluation.summary import (
 )
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit, with_percent_budgets
 from dfs_rl.gating.base import Gate
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import (
     BACKBONE_FOLDER,
     BEFORE_FOLDER,
@@ -54,6 +53,7 @@ from dfs_rl.gating.model import (
     add_gate,
 )
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.reporting.figures import write_figures
 from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
 from dfs_rl.reporting.tables import summary_text
@@ -311,9 +311,9 @@ def _evaluate_methods(
 
 def _gate_text(gate: Gate, costs: CostTable) -> str:
     """Describe a cascade, or the preference of a calibrated gate for all budgets."""
-    if isinstance(gate, CascadeGate):
+    if isinstance(gate, RuleGate) and gate.budget_conditioning is None:
         return gate.description
-    if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
+    if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
         return ""
     if not gate.budget_conditioning.computations:
         return ""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.passes import AGAIN, AGAIN_MIRRORED, ANSWER, PassSettings
 
 _TOLERANCE = 1e-12
 """Rounding tolerance for sums of the same costs in another order."""
@@ -71,6 +72,31 @@ def action_masks(
     allowed = through <= left[:, None]  # [batch, actions]
     cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
     return allowed | cheapest
+
+
+def end_masks(
+    costs: CostTable,
+    settings: PassSettings,
+    spent: Tensor,
+    budget: float | None,
+    *,
+    gate_macs: float = 0.0,
+) -> Tensor:
+    """Return the actions at the end of a pass, bool ``[batch, actions]``; see ``action_masks``.
+
+    Another pass is allowed if its cheapest options are within the budget.
+    """
+    allowed = torch.zeros(len(spent), settings.n_actions(costs), dtype=torch.bool)
+    allowed = allowed.to(spent.device)
+    fits = torch.ones_like(spent, dtype=torch.bool)
+    if budget is not None:
+        left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
+        restart = costs.fixed_cost(gate_macs=gate_macs) + float(costs.least_costs()[0])
+        fits = spent + restart <= left
+    allowed[:, ANSWER] = True
+    allowed[:, AGAIN] = fits
+    allowed[:, AGAIN_MIRRORED] = fits & settings.mirrored
+    return allowed
 
 
 def action_mask(

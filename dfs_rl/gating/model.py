@@ -17,9 +17,9 @@ from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.device import resolve_device
@@ -38,17 +38,17 @@ class Trace(NamedTuple):
             index after the last option.
         bits: Bit widths of the options, int64 ``[batch, layers]``; 0 for a layer that did not run.
         computation: Percent of running every gated layer at 32 bit, the never-gated parts, the gate
-            and both passes of a cascade included, float64 ``[batch]``.
+            and all passes included, float64 ``[batch]``.
         n_layers_run: Number of gated layers each image passed before its exit, int64 ``[batch]``.
-        escalated: True for images that a cascade ran a second time, bool ``[batch]``; their
-            ``options`` and ``bits`` are those of the second pass.
+        n_passes: Number of passes of each image, int64 ``[batch]``; ``options``, ``bits`` and
+            ``n_layers_run`` are those of the last one.
     """
 
     options: Tensor
     bits: Tensor
     computation: Tensor
     n_layers_run: Tensor
-    escalated: Tensor
+    n_passes: Tensor
 
 
 class GatedModel(nn.Module):
@@ -126,14 +126,15 @@ class GatedModel(nn.Module):
         gate, measured = self._conditioned_gate(f"max_accuracy_drop is {drop:g}")
         gate.preference = measured.preference_for_accuracy_drop(drop)
 
-    def _conditioned_gate(self, given: str) -> tuple[LearnedGate, BudgetConditioning]:
+    def _conditioned_gate(self, given: str) -> tuple[LearnedGate | RuleGate, BudgetConditioning]:
         """Return a gate for all budgets with its measurements; ``given`` begins the error."""
-        if not isinstance(self.gate, LearnedGate) or self.gate.budget_conditioning is None:
+        gate = self.gate
+        if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
             raise ConfigError(
-                f"{given}, but gate {self.gate.name!r} is not budget-conditioned and supports only "
+                f"{given}, but gate {gate.name!r} is not budget-conditioned and supports only "
                 "the budget that it was made for."
             )
-        return self.gate, self.gate.budget_conditioning
+        return gate, gate.budget_conditioning
 
     # The layers that run differ per image, and a loop compiled piecewise is slower.
     @torch.compiler.disable(reason="each image runs its own layers")  # type: ignore[no-untyped-call,untyped-decorator]
@@ -156,19 +157,24 @@ class GatedModel(nn.Module):
         result = rollout(self.backbone, self.gate, images, budget=self.budget)
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
-        gate_macs = macs_taken(self.gate, n_layers_run, costs)
-        computation = costs.computation(result.options, gate_macs=gate_macs)
-        escalated = torch.zeros(len(images), dtype=torch.bool, device=n_layers_run.device)
-        if result.first_pass is not None:
-            escalated = result.first_pass.escalated
-            computation = result.first_pass.total_cost(computation, costs.computation)
+        computation = self._computation(result.options)
+        n_passes = torch.ones_like(n_layers_run)
+        if result.earlier is not None:
+            n_passes = result.earlier.n_passes
+            computation = computation + result.earlier.total(self._computation)
         return result.logits, Trace(
             options=result.options,
             bits=bits_of(costs, result.options),
             computation=computation,
             n_layers_run=n_layers_run,
-            escalated=escalated,
+            n_passes=n_passes,
         )
+
+    def _computation(self, options: Tensor) -> Tensor:
+        """Return the computation of one pass of each image in percent, gate included."""
+        costs = self.backbone.costs
+        gate_macs = macs_taken(self.gate, costs.n_layers_run(options), costs)
+        return costs.computation(options, gate_macs=gate_macs)
 
     def _apply(self, *args: Any, **keywords: Any) -> Self:  # noqa: ANN401 - as in ``nn.Module``
         """Forget the form of single images where tensors move or are converted."""
@@ -213,9 +219,9 @@ class GatedModel(nn.Module):
 
 def _run_single(form: SingleImageForm, image: Tensor) -> tuple[Tensor, Trace]:
     """Return the logits and the record of one image."""
-    logits, actions, computation, escalated = form.run(image)
+    logits, actions, computation, n_passes = form.run(image)
     n_layers_run = form.n_layers_run(actions)
-    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [escalated])
+    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [n_passes])
     # Through NumPy, which reads lists several times as fast.
     tensors = [torch.from_numpy(np.array(value)).to(logits.device) for value in values]
     return logits, Trace(*tensors)
@@ -248,8 +254,11 @@ def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
                 f"the backbone has {list(offered)}, of which a gate reads all or the first "
                 f"{CONFIDENCE_SIZE}."
             )
-    tables = (gate.first, gate.second) if isinstance(gate, CascadeGate) else (gate,)
-    for table in (t.table for t in tables if isinstance(t, TableGate)):
+    if isinstance(gate, RuleGate):
+        tables = [each.options for rule in gate.rules for each in rule.passes]
+    else:
+        tables = [gate.table] if isinstance(gate, TableGate) else []
+    for table in tables:
         in_range = all(0 <= option < costs.n_actions for option in table)
         if len(table) != costs.n_layers or not in_range:
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.passes import N_END_ACTIONS, SINGLE_PASS, PassSettings
 from dfs_rl.gating.registry import GATES
 from dfs_rl.utils.config import NonNegativeFloat, NonNegativeInt, configuration
 
@@ -58,13 +59,18 @@ class LearnedGate(nn.Module, ABC):
         preference: Preference in [0, 1], without effect without budget conditioning.
         choices: Indices of the allowed options, ascending; ``None`` for all.
         exits: Exits that the gate may take, which excludes ``choices``.
+        passes: Passes that the gate may run, of which several exclude ``choices``; ``None`` for a
+            single one.
         name: Name in tables and plots.
 
     Raises:
         ConfigError: If a value is invalid.
     """
 
-    def __init__(
+    decides_again: ClassVar[bool] = True
+    """False for a kind of gate that cannot run several passes."""
+
+    def __init__(  # noqa: PLR0913
         self,
         feature_sizes: Sequence[int],
         options: BitOptions,
@@ -76,6 +82,7 @@ class LearnedGate(nn.Module, ABC):
         preference: float = 1.0,
         choices: Sequence[int] | None = None,
         exits: ExitInfo | None = None,
+        passes: PassSettings | None = None,
         name: str = "gate",
     ) -> None:
         super().__init__()
@@ -87,10 +94,17 @@ class LearnedGate(nn.Module, ABC):
             raise ConfigError(f"hidden is {hidden}; it must be at least 1.")
         if not feature_macs >= 0:
             raise ConfigError(f"feature_macs is {feature_macs}; it must not be negative.")
-        if exits is not None and choices is not None:
+        self.passes = passes or SINGLE_PASS
+        several = self.passes.limit > 1
+        if several and not self.decides_again:
             raise ConfigError(
-                f"choices are {list(choices)}, but a gate with exits may choose every option; "
-                "leave out choices."
+                f"passes is {self.passes.limit}, but {name!r} is a {type(self).__name__}, which "
+                "decides for a single pass."
+            )
+        if choices is not None and (exits is not None or several):
+            raise ConfigError(
+                f"choices are {list(choices)}, but a gate with exits or several passes may choose "
+                "every option; leave out choices."
             )
         self.choices = tuple(range(len(options)) if choices is None else choices)
         allowed = sorted(set(self.choices) & set(range(len(options))))
@@ -99,8 +113,6 @@ class LearnedGate(nn.Module, ABC):
                 f"choices are {list(self.choices)}; they must be one or more ascending indices "
                 f"into the bit options {list(options)}, from 0 to {options.full}."
             )
-        if exits is not None:
-            self.choices = (*self.choices, len(options))
         self.exits = exits
         self.feature_sizes = tuple(feature_sizes)
         self.feature_macs = feature_macs
@@ -110,10 +122,16 @@ class LearnedGate(nn.Module, ABC):
         self.budget_conditioning = budget_conditioning
         self.preference = preference
         self.name = name
-        self.context_size = context_size(budget_conditioning=budget_conditioning is not None)
-        self._build([size + self.context_size for size in self.feature_sizes])
+        if exits is not None or several:
+            self.choices = tuple(range(self.n_actions))
+        self.context_size = context_size(
+            budget_conditioning=budget_conditioning is not None, passes=self.passes
+        )
+        # At the end of a pass the gate reads the context alone.
+        self._input_sizes = (*self.feature_sizes, 0) if several else self.feature_sizes
+        self._build([size + self.context_size for size in self._input_sizes])
         self.layer_macs = self._count_macs()
-        """Multiply-accumulates of the network per image at each layer."""
+        """Multiply-accumulates of the network per image at each layer, and at the end of a pass."""
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Return each image's preference, float32 ``[batch]``; ``None`` if not conditioned."""
@@ -123,7 +141,10 @@ class LearnedGate(nn.Module, ABC):
 
     @abstractmethod
     def _build(self, sizes: list[int]) -> None:
-        """Create the networks; layer ``i`` has ``sizes[i]`` inputs, context included."""
+        """Create the networks; decision ``i`` has ``sizes[i]`` inputs, context included.
+
+        The decisions are those for the layers and, with several passes, one at the end of a pass.
+        """
 
     def _count_macs(self) -> tuple[int, ...]:
         features = torch.zeros(1, max(self.feature_sizes))
@@ -131,19 +152,23 @@ class LearnedGate(nn.Module, ABC):
         self.eval().reset(1)
         macs = tuple(
             count_macs(partial(self._score, features, layer, context))
-            for layer in range(len(self.feature_sizes))
+            for layer in range(len(self._input_sizes))
         )
         self.train().reset(1)
         return macs
 
     @property
     def n_actions(self) -> int:
-        """Number of logits: one per bit option and, with exits, one for the exit action."""
-        return len(self.options) + (self.exits is not None)
+        """Number of logits: one per bit option and, with exits, one for the exit action.
+
+        With several passes there are at least those at the end of a pass.
+        """
+        n = len(self.options) + (self.exits is not None)
+        return max(n, N_END_ACTIONS) if self.passes.limit > 1 else n
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates per image over all layers, those of the features included."""
+        """Multiply-accumulates of a pass per image, those of the features included."""
         return self.feature_macs + float(sum(self.layer_macs))
 
     @property
@@ -153,12 +178,15 @@ class LearnedGate(nn.Module, ABC):
         return float(self.macs_taken(torch.tensor([after])))
 
     def macs_taken(self, n_layers_run: Tensor) -> Tensor:
-        """Return the multiply-accumulates of the gate for each image, float64 ``[batch]``.
+        """Return the multiply-accumulates of the gate in a pass of each image, float64 ``[batch]``.
 
         The gate runs at every layer that an image passes, and at the layer before which it leaves.
+        With several passes it also runs at the end of each.
         """
-        decisions = (n_layers_run + 1).clamp(max=len(self.feature_sizes))
-        return _sums(self.layer_macs, decisions) + self.feature_macs_taken(n_layers_run)
+        n_layers = len(self.feature_sizes)
+        decisions = (n_layers_run + 1).clamp(max=n_layers)
+        macs = _sums(self.layer_macs[:n_layers], decisions) + sum(self.layer_macs[n_layers:])
+        return macs + self.feature_macs_taken(n_layers_run)
 
     def feature_macs_taken(self, n_layers_run: Tensor) -> Tensor:
         """Return the multiply-accumulates of the features for each image, float64 ``[batch]``.
@@ -195,7 +223,8 @@ class LearnedGate(nn.Module, ABC):
         """
         logits = self.forward(features, layer, context)
         if allowed is not None:
-            if self.exits is not None and layer not in self.exits.after:
+            ends = layer == len(self.feature_sizes)
+            if self.exits is not None and layer not in self.exits.after and not ends:
                 # Without an exit here, the exit action is the cheapest option, as in the env.
                 allowed = torch.cat([allowed[:, :-1], allowed[:, :1]], dim=1)
             cheapest = torch.arange(self.n_actions, device=allowed.device) == self.choices[0]
@@ -205,11 +234,11 @@ class LearnedGate(nn.Module, ABC):
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return the network input of a layer, ``[batch, size + 3 or 4]``."""
-        return torch.cat([features[:, : self.feature_sizes[layer]], context], dim=1)
+        return torch.cat([features[:, : self._input_sizes[layer]], context], dim=1)
 
 
 def macs_taken(gate: Gate, n_layers_run: Tensor, costs: CostTable) -> Tensor:
-    """Return the multiply-accumulates of a gate for each image, float64 ``[batch]``.
+    """Return the multiply-accumulates of a gate in a pass of each image, float64 ``[batch]``.
 
     With measured costs they are those that take the time of its decisions. A gate without per-layer
     MACs counts in full, whatever ``n_layers_run`` is, int64 ``[batch]``.
@@ -282,6 +311,8 @@ class OneShotGate(LearnedGate):
     backbone's stem. ``feature_macs`` count as for the other gates, with the unused features of
     later layers.
     """
+
+    decides_again = False
 
     def _build(self, sizes: list[int]) -> None:
         self.network = _two_layers(sizes[0], self.hidden, len(sizes) * len(self.choices))

@@ -119,7 +119,7 @@ class _MlpGate:
         networks = views.child(gate, "networks", kind=nn.ModuleList)
         self._networks = [
             _Mlp(views.child(networks, layer, kind=nn.Sequential), views)
-            for layer in range(len(gate.feature_sizes))
+            for layer in range(len(gate.networks))
         ]
 
     def start(self) -> Score:
@@ -134,7 +134,7 @@ class _LstmGate:
         embeddings = views.child(gate, "embeddings", kind=nn.ModuleList)
         self._embeddings = [
             _linear(views.child(embeddings, layer, kind=nn.Linear), views)
-            for layer in range(len(gate.feature_sizes))
+            for layer in range(len(gate.embeddings))
         ]
         cell = views.child(gate, "cell", kind=nn.LSTMCell)
         self._cell = [

@@ -12,6 +12,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.execution import ExecutionState
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 
 FEATURE_LIMIT = 10.0
 CONTEXT_SIZE = 3
@@ -27,9 +28,11 @@ class Observation(NamedTuple):
         features: The backbone's ``feature`` in standard deviations from its mean at this layer,
             clipped to [-10, 10] and padded with zeros to the widest layer, float32 ``[batch,
             width]``.
-        layer: Index of the layer to choose for; the last one after it has run.
-        context: Spent cost, budget, previous option and, with budget conditioning, preference, each
-            in [0, 1], float32 ``[batch, 3]`` or ``[batch, 4]``.
+        layer: Index of the layer to choose for, the number of layers at the end of a pass that
+            may be followed by another; the last layer after the last pass.
+        context: Spent cost, budget, previous option, with budget conditioning the preference, and
+            with several passes their evidence, see ``PassHistory``; each in [0, 1], float32
+            ``[batch, context_size]``.
     """
 
     features: Tensor
@@ -42,9 +45,9 @@ def observation_width(backbone: GatedBackbone) -> int:
     return max(backbone.feature_sizes)
 
 
-def context_size(*, budget_conditioning: bool) -> int:
+def context_size(*, budget_conditioning: bool, passes: PassSettings = SINGLE_PASS) -> int:
     """Return the number of context values, with or without budget conditioning."""
-    return CONTEXT_SIZE + budget_conditioning
+    return CONTEXT_SIZE + budget_conditioning + passes.evidence_size
 
 
 def cost_scale(fraction: Tensor) -> Tensor:
@@ -76,6 +79,8 @@ def observe(
     budget: float | None,
     gate_macs: float = 0.0,
     preferences: Tensor | None = None,
+    evidence: Tensor | None = None,
+    ended: bool = False,
     with_features: bool = True,
 ) -> Observation:
     """Return the observation of every sample of a batch before its next layer.
@@ -86,11 +91,13 @@ def observe(
         budget: Upper bound on computation in percent; ``None`` is encoded as 1.
         gate_macs: MACs per image of the gate, at full precision, which count towards the budget.
         preferences: Preference of each sample, float32 ``[batch]``, for budget conditioning.
+        evidence: Evidence of earlier passes, float32 ``[batch, size]``, if there may be several.
+        ended: True at the end of a pass, also of one that took an exit.
         with_features: ``False`` leaves the features zero, which saves time.
     """
     costs, n, device = backbone.costs, len(state.spent), state.spent.device
     features = torch.zeros(n, observation_width(backbone), dtype=torch.float32, device=device)
-    if with_features and state.layer < costs.n_layers:
+    if with_features and not ended and state.layer < costs.n_layers:
         size = backbone.feature_sizes[state.layer]
         mean = backbone.feature_mean[state.layer, :size]
         std = backbone.feature_std[state.layer, :size].clamp(min=MIN_STD)
@@ -102,8 +109,11 @@ def observe(
     if budget is not None:
         left = left * scaled_budget(costs, budget, gate_macs=gate_macs)
     previous = torch.zeros_like(spent)
-    if state.layer > 0 and len(backbone.options) > 1:
+    if state.layer > 0 and len(backbone.options) > 1 and not (ended and evidence is not None):
         previous = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
     columns = [spent, left, previous] + ([] if preferences is None else [preferences.float()])
     context = torch.stack(columns, dim=1)
-    return Observation(features, min(state.layer, costs.n_layers - 1), context)
+    if evidence is None:
+        return Observation(features, min(state.layer, costs.n_layers - 1), context)
+    context = torch.cat([context, evidence], dim=1)
+    return Observation(features, costs.n_layers if ended else state.layer, context)

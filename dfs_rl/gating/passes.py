@@ -100,6 +100,19 @@ class EarlierPasses:
         return EarlierPasses(options=self.options.cpu(), ran=self.ran.cpu())
 
 
+def confidence(logits: Tensor) -> Tensor:
+    """Return the largest class probability, float64 ``[batch]``, of logits ``[batch, classes]``."""
+    return logits.double().log_softmax(dim=-1).amax(dim=-1).exp()
+
+
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Return images with some of them mirrored, ``[batch, ..., width]``; bool ``[batch]``."""
+    if not bool(mirrored.any()):
+        return images
+    shape = (-1,) + (1,) * (images.dim() - 1)
+    return torch.where(mirrored.view(shape), images.flip(-1), images)
+
+
 class PassHistory:
     """Finished passes of a batch of ``n`` episodes.
 
@@ -157,9 +170,8 @@ class PassHistory:
     def finish(self, rows: Tensor, logits: Tensor, options: Tensor, spent: Tensor) -> None:
         """Record a pass of episodes: its logits, its options and the cost so far."""
         index = self.finished[rows]
-        self._logits[rows, index] = logits.float()
         self.options[rows, index], self.spent[rows] = options, spent
-        self.finished[rows] = index + 1
+        self.record(rows, logits)
         seen = self.evidence[rows]
         log_answer = self.answer(rows).double().log_softmax(dim=1)  # [rows, classes]
         answer = log_answer.exp()
@@ -178,6 +190,16 @@ class PassHistory:
         seen[:, _LAST_OPTION] = ran.float().mean(dim=1) / self._full
         seen[:, FINISHED:] = (passes[1:] <= index[:, None] + 1).float()
         self.evidence[rows] = seen
+
+    def record(self, rows: Tensor, logits: Tensor) -> None:
+        """Record the logits of a pass of episodes alone."""
+        index = self.finished[rows]
+        self._logits[rows, index] = logits.float()
+        self.finished[rows] = index + 1
+
+    def confidence(self, rows: Tensor) -> Tensor:
+        """Return the largest probability of the answer so far, float32 ``[rows]``."""
+        return confidence(self.answer(rows)).float()
 
     def answer(self, rows: Tensor) -> Tensor:
         """Return the logits of the answer so far, float32 ``[rows, classes]``."""

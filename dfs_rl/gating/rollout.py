@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.errors import ConfigError
-from dfs_rl.gating.action_masks import action_masks, clamp_options
+from dfs_rl.gating.action_masks import action_masks, clamp_options, end_masks
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.cascade import CascadeGate, FirstPass
 from dfs_rl.gating.execution import ExecutionState, Finished, advance, run_head, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
+from dfs_rl.gating.passes import ANSWER, EarlierPasses, PassHistory, mirror, passes_of
+from dfs_rl.gating.rules import RuleGate
 
 
 class RolloutResult(NamedTuple):
@@ -20,14 +20,14 @@ class RolloutResult(NamedTuple):
 
     Attributes:
         logits: float32 ``[batch, classes]``.
-        options: Options of the pass that gave the answer, int64 ``[batch, layers]``;
-            ``CostTable.exit_action`` for layers after an image's exit.
-        first_pass: The first pass of a cascade; ``None`` for other gates.
+        options: Options of the last pass, int64 ``[batch, layers]``; ``CostTable.exit_action`` for
+            layers after an image's exit.
+        earlier: The passes before the last one; ``None`` for a gate that runs a single pass.
     """
 
     logits: Tensor
     options: Tensor
-    first_pass: FirstPass | None = None
+    earlier: EarlierPasses | None = None
 
 
 @torch.no_grad()
@@ -47,98 +47,138 @@ def rollout(
         images: uint8 ``[batch, c, h, w]``, or float in [0, 1].
         budget: Upper bound on each image's computation in percent, everything included. A learned
             gate takes the allowed action with the largest logit; choices of other gates are lowered
-            to the most expensive allowed option.
+            to the most expensive allowed option. Another pass runs only if it fits.
         preferences: Preference of each image, float32 ``[batch]``; ``None`` for the gate's own.
 
     Raises:
-        ConfigError: If the budget is below the cost of the cheapest options, or is set for a
-            cascade.
+        ConfigError: If the budget is below the cost of the cheapest options.
     """
-    if isinstance(gate, CascadeGate):
-        if budget is not None:
-            raise ConfigError(
-                f"budget is {budget:g} %, but {gate.name!r} is a cascade, which runs some images "
-                "twice and bounds only the mean."
-            )
-        return _run_cascade(backbone, gate, images)
-    if preferences is None and isinstance(gate, LearnedGate):
-        preferences = gate.preferences(len(images), images.device)
-    gate.reset(len(images))
-    return _run_pass(backbone, gate, images, budget=budget, preferences=preferences)
-
-
-def _run_cascade(backbone: GatedBackbone, gate: CascadeGate, images: Tensor) -> RolloutResult:
-    """Run all images once, and those below the confidence threshold again."""
-    logits, first, _ = _run_pass(backbone, gate.first, images)
-    again = gate.should_escalate(logits)
-    rows = again.nonzero()[:, 0]
-    options = first
-    if len(rows):
-        second = _run_pass(backbone, gate.second, images[rows])
-        logits = logits.index_copy(0, rows, second.logits)
-        options = first.index_copy(0, rows, second.options)
-    return RolloutResult(logits, options, FirstPass(options=first, escalated=again))
-
-
-def _run_pass(
-    backbone: GatedBackbone,
-    gate: Gate,
-    images: Tensor,
-    *,
-    budget: float | None = None,
-    preferences: Tensor | None = None,
-) -> RolloutResult:
-    """Run a batch from the stem to the answers; the caller resets the gate."""
-    costs, finished = backbone.costs, []
-    state = run_stem(backbone, images)
-    while state.layer < costs.n_layers and len(state.spent):
-        seen = observe(
-            backbone,
-            state,
-            budget=budget,
-            gate_macs=gate.macs,
-            preferences=None if preferences is None else _gather(preferences, state.rows),
-            with_features=not isinstance(gate, TableGate),
-        )
-        actions = _choose(backbone, gate, state, seen, budget, len(images))
-        state, exited = advance(backbone, state, actions, reuse=True)
-        if exited is not None:
-            finished.append(exited)
-    if len(state.spent):
-        finished.append(Finished(state, run_head(backbone, state)))
-    logits, options = (
-        torch.cat(parts)
-        for parts in zip(*((logits, state.options) for state, logits in finished), strict=True)
+    n = len(images)
+    if preferences is None and isinstance(gate, LearnedGate | RuleGate):
+        preferences = gate.preferences(n, images.device)
+    gate.reset(n)
+    run = _Pass(backbone, gate, n, budget, preferences)
+    settings = passes_of(gate)
+    if settings.limit == 1:
+        logits, last = run.to_answers(run_stem(backbone, images))
+        return RolloutResult(logits, last.options)
+    history = run.history = PassHistory(
+        settings, backbone.costs, n, backbone.n_classes, gate_macs=gate.macs, device=images.device
     )
-    if state.rows is None:
-        return RolloutResult(logits, options)
-    order = torch.cat([state.rows for state, _ in finished if state.rows is not None]).argsort()
-    return RolloutResult(logits[order], options[order])
+    rows, views = torch.arange(n, device=images.device), images
+    for i in range(settings.limit):
+        state = run_stem(backbone, views)._replace(rows=rows, spent=history.spent[rows])
+        logits, last = run.to_answers(state)
+        history.finish(rows, logits, last.options, last.spent)
+        if i + 1 == settings.limit:
+            break
+        actions = run.at_end(last)
+        again = settings.runs_again(actions)
+        rows, mirrored = rows[again], settings.is_mirrored(actions)[again]
+        if len(rows) == 0:
+            break
+        history.start(rows, mirrored)
+        views = mirror(images[rows], mirrored)
+    everything = torch.arange(n, device=images.device)
+    return RolloutResult(
+        history.answer(everything), history.last_options(everything), history.earlier(everything)
+    )
 
 
-def _choose(
-    backbone: GatedBackbone,
-    gate: Gate,
-    state: ExecutionState,
-    seen: Observation,
-    budget: float | None,
-    n: int,
-) -> Tensor:
-    """Return the action of each remaining image, within the budget.
+class _Pass:
+    """Passes of a batch of ``n`` images, one at a time; the arguments are those of ``rollout``."""
 
-    A gate may keep state per index in the batch, so it receives all ``n`` images; its choices for
-    images that have left are dropped.
-    """
-    rows = state.rows
-    inputs = _scatter(seen.features, rows, n), seen.layer, _scatter(seen.context, rows, n)
-    if budget is None:
-        return _gather(gate.decide(*inputs), rows)
-    allowed = action_masks(backbone.costs, state.layer, state.spent, budget, gate_macs=gate.macs)
-    if isinstance(gate, LearnedGate):  # the mask applies to its logits, as in training
+    history: PassHistory | None = None
+
+    def __init__(
+        self,
+        backbone: GatedBackbone,
+        gate: Gate,
+        n: int,
+        budget: float | None,
+        preferences: Tensor | None,
+    ) -> None:
+        self._backbone, self._gate, self._n = backbone, gate, n
+        self._budget, self._preferences = budget, preferences
+
+    def to_answers(self, state: ExecutionState) -> tuple[Tensor, ExecutionState]:
+        """Run a state from the first layer on; return logits and last states in its order."""
+        finished = []
+        while state.layer < self._backbone.costs.n_layers and len(state.spent):
+            state, exited = advance(self._backbone, state, self._choose(state), reuse=True)
+            if exited is not None:
+                finished.append(exited)
+        if len(state.spent):
+            finished.append(Finished(state, run_head(self._backbone, state)))
+        states = [each for each, _ in finished]
+        logits, options, spent = (
+            torch.cat(parts)
+            for parts in zip(*((y, s.options, s.spent) for s, y in finished), strict=True)
+        )
+        if state.rows is None:
+            return logits, state
+        rows, order = torch.cat([s.rows for s in states if s.rows is not None]).sort()
+        hidden = logits.new_empty(0)
+        last = ExecutionState(hidden, state.layer, options[order], spent[order], rows)
+        return logits[order], last
+
+    def at_end(self, state: ExecutionState) -> Tensor:
+        """Return the action at the end of a pass that is not the last one."""
+        costs, gate = self._backbone.costs, self._gate
+        mask = end_masks(costs, passes_of(gate), state.spent, self._budget, gate_macs=gate.macs)
+        actions = self._decide(self._observe(state, ended=True), state.rows, mask)
+        fits = mask.gather(1, actions.clamp(max=mask.shape[1] - 1)[:, None])[:, 0]
+        return actions.masked_fill(~fits, ANSWER)
+
+    def _choose(self, state: ExecutionState) -> Tensor:
+        """Return the action of each remaining image at the next layer, within the budget."""
+        costs, gate, rows = self._backbone.costs, self._gate, state.rows
+        seen = self._observe(state)
+        if self._budget is None:
+            return _options(self._decide(seen, rows, None), gate, costs.n_actions)
+        allowed = action_masks(costs, state.layer, state.spent, self._budget, gate_macs=gate.macs)
+        actions = _options(self._decide(seen, rows, allowed), gate, costs.n_actions)
+        if isinstance(gate, LearnedGate):  # the mask applied to its logits, as in training
+            return actions
+        return clamp_options(
+            actions, allowed, exit_action=costs.exit_action if costs.exits else None
+        )
+
+    def _observe(self, state: ExecutionState, *, ended: bool = False) -> Observation:
+        rows, history = state.rows, self.history
+        return observe(
+            self._backbone,
+            state,
+            budget=self._budget,
+            gate_macs=self._gate.macs,
+            preferences=None if self._preferences is None else _gather(self._preferences, rows),
+            evidence=None if history is None else _gather(history.evidence, rows),
+            ended=ended,
+            with_features=not isinstance(self._gate, TableGate | RuleGate),
+        )
+
+    def _decide(self, seen: Observation, rows: Tensor | None, allowed: Tensor | None) -> Tensor:
+        """Return the gate's action for each remaining image.
+
+        A gate may keep state per index in the batch, so it receives all images; its choices for
+        images that have left are dropped.
+        """
+        gate, n = self._gate, self._n
+        inputs = _scatter(seen.features, rows, n), seen.layer, _scatter(seen.context, rows, n)
+        if allowed is None or not isinstance(gate, LearnedGate):
+            return _gather(gate.decide(*inputs), rows)
+        missing = gate.n_actions - allowed.shape[1]
+        if missing > 0:  # actions at the end of a pass alone; at a layer they are the cheapest
+            allowed = torch.cat([allowed, allowed[:, :1].expand(-1, missing)], dim=1)
         mask = _scatter(allowed[:, : gate.n_actions], rows, n)
         return _gather(gate.decide(*inputs, mask), rows)
-    exit_action = backbone.costs.exit_action if backbone.costs.exits else None
-    return clamp_options(_gather(gate.decide(*inputs), rows), allowed, exit_action=exit_action)
+
+
+def _options(actions: Tensor, gate: Gate, n_actions: int) -> Tensor:
+    """Replace actions that no layer has by the cheapest option, 0."""
+    if not isinstance(gate, LearnedGate) or gate.n_actions <= n_actions:
+        return actions
+    return actions.masked_fill(actions >= n_actions, 0)
 
 
 def _gather(values: Tensor, rows: Tensor | None) -> Tensor:

@@ -141,9 +141,9 @@ class RuleGate:
         shape = (len(rules), limit)
         self._options = torch.zeros(*shape, self.n_layers, dtype=torch.int64)
         self._mirrored = torch.zeros(shape, dtype=torch.bool)
-        self._thresholds = torch.zeros(shape, dtype=torch.float64)  # 0: no further pass
+        self._thresholds = torch.zeros(shape)  # 0: no further pass; float32 as the evidence
         for i, rule in enumerate(rules):
-            self._thresholds[i, : len(rule.thresholds)] = torch.tensor(rule.thresholds).double()
+            self._thresholds[i, : len(rule.thresholds)] = torch.tensor(rule.thresholds)
             for j, each in enumerate(rule.passes):
                 self._options[i, j] = torch.tensor(each.options)
                 self._mirrored[i, j] = each.mirrored
@@ -151,8 +151,12 @@ class RuleGate:
     @property
     def description(self) -> str:
         """Short description for tables of the rule at the present preference."""
-        index = self._index(torch.tensor([self.preference]))
-        return self.rules[int(index)].description(self.options)
+        return self.rule.description(self.options)
+
+    @property
+    def rule(self) -> Rule:
+        """The rule at the present preference."""
+        return self.rules[int(self._index(torch.tensor([self.preference])))]
 
     def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Return each image's preference, float32 ``[batch]``; ``None`` for a single rule."""
@@ -183,3 +187,21 @@ class RuleGate:
         """Return the index of each preference's rule: the dearest one that it pays for."""
         last = len(self.rules) - 1
         return (preferences.double() * last + _ROUNDING).long().clamp(0, last)
+
+
+def cascade(
+    first: Sequence[int], second: Sequence[int], *, threshold: float, options: BitOptions
+) -> RuleGate:
+    """Return a confidence cascade: a static bit table, and a second one for unsure answers.
+
+    Args:
+        first: Option index for each layer in the first pass.
+        second: Option index for each layer in the second pass, whose answer counts.
+        threshold: Confidence below which an image gets a second pass; above 1 all images do.
+        options: Bit options that the indices refer to.
+
+    Raises:
+        ConfigError: If an index is out of range, or the tables differ in length.
+    """
+    passes = tuple(RulePass(options=tuple(table)) for table in (first, second))
+    return RuleGate([Rule(passes=passes, thresholds=(threshold,))], answer="last", options=options)

@@ -1,6 +1,6 @@
 """Rollouts of single images, with plain numbers in place of tensors of one row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -13,10 +13,11 @@ from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.costs import SKIP
 from dfs_rl.gating.action_masks import action_mask
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate, OneShotGate, macs_taken
 from dfs_rl.gating.numpy_forms import GATE_FORMS, NoFormError, Reader, Views, network_of
 from dfs_rl.gating.observation import scaled_budget, scaled_cost
+from dfs_rl.gating.passes import PassHistory
+from dfs_rl.gating.rules import RuleGate
 
 Choose = Callable[[Tensor, int, float, list[int]], int]
 """Maps an activation, its layer, the spent fraction and the actions so far to an action."""
@@ -29,13 +30,13 @@ class SingleRollout(NamedTuple):
         logits: float32 ``[1, classes]``.
         actions: Action at each layer, see ``Trace.options``.
         computation: Percent of running every gated layer at 32 bit, see ``Trace``.
-        escalated: Whether a cascade ran the image a second time.
+        n_passes: Number of passes; ``actions`` are those of the last one.
     """
 
     logits: Tensor
     actions: list[int]
     computation: float
-    escalated: bool
+    n_passes: int = 1
 
 
 class _LearnedForm:
@@ -46,7 +47,7 @@ class _LearnedForm:
     """
 
     def __init__(self, backbone: GatedBackbone, gate: LearnedGate) -> None:
-        if type(gate) not in GATE_FORMS:
+        if type(gate) not in GATE_FORMS or gate.passes.limit > 1:
             raise NoFormError
         self._gate, self._costs, self.views = gate, backbone.costs, Views()
         self._form = GATE_FORMS[type(gate)](gate, self.views)
@@ -109,7 +110,7 @@ class SingleImageForm:
         self._bits = (*backbone.options, SKIP)
         self._gate_macs: dict[int, float] = {}
         self._learned: _LearnedForm | None = None
-        self.usable = type(gate) in {TableGate, CascadeGate} and budget is None
+        self.usable = type(gate) in {TableGate, RuleGate} and budget is None
         if isinstance(gate, LearnedGate):
             with suppress(NoFormError):
                 self._learned = _LearnedForm(backbone, gate)
@@ -142,16 +143,28 @@ class SingleImageForm:
     def _run(self, image: Tensor) -> SingleRollout:
         gate = self._gate
         if isinstance(gate, TableGate):
-            return self._run_pass(image, _table(gate))
+            return self._run_pass(image, _table(gate.table))
         if self._learned is not None:
             return self._run_pass(image, self._learned.start(self._budget))
-        assert isinstance(gate, CascadeGate), "usable forms are those of the known gates"
-        first = self._run_pass(image, _table(gate.first))
-        if not gate.should_escalate(first.logits).item():
-            return first
-        second = self._run_pass(image, _table(gate.second))
-        computation = second.computation + first.computation
-        return second._replace(computation=computation, escalated=True)
+        assert isinstance(gate, RuleGate), "usable forms are those of the known gates"
+        return self._run_rule(image, gate)
+
+    def _run_rule(self, image: Tensor, gate: RuleGate) -> SingleRollout:
+        """Run the passes of a rule until an answer is confident enough."""
+        rule, costs, computation = gate.rule, self._backbone.costs, 0.0
+        settings, row = gate.passes, torch.zeros(1, dtype=torch.int64)
+        history = PassHistory(settings, costs, 1, self._backbone.n_classes, device=row.device)
+        for i, each in enumerate(rule.passes):
+            view = image.flip(-1) if each.mirrored else image
+            result = self._run_pass(view, _table(each.options))
+            computation += result.computation
+            history.record(row, result.logits)
+            if i == len(rule.thresholds):
+                break
+            if not history.confidence(row) < np.float32(rule.thresholds[i]):
+                break
+        logits = history.answer(row)
+        return result._replace(logits=logits, computation=computation, n_passes=i + 1)
 
     def _run_pass(self, image: Tensor, choose: Choose) -> SingleRollout:
         """Run one image from the stem to its answer."""
@@ -178,7 +191,7 @@ class SingleImageForm:
             logits = backbone.head(hidden)
         fixed = costs.fixed_cost(gate_macs=self._macs_taken(layer))
         actions += [exit_action] * (costs.n_layers - layer)
-        return SingleRollout(logits, actions, 100.0 * (spent + fixed), escalated=False)
+        return SingleRollout(logits, actions, 100.0 * (spent + fixed))
 
     def _macs_taken(self, n_layers_run: int) -> float:
         """Return the MACs of the gate for an image that runs a number of layers."""
@@ -188,5 +201,5 @@ class SingleImageForm:
         return self._gate_macs[n_layers_run]
 
 
-def _table(gate: TableGate) -> Choose:
-    return lambda _hidden, layer, _spent, _actions: gate.table[layer]
+def _table(table: Sequence[int]) -> Choose:
+    return lambda _hidden, layer, _spent, _actions: table[layer]

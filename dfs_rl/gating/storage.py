@@ -7,9 +7,10 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import ExitInfo, LearnedGate
+from dfs_rl.gating.passes import SINGLE_PASS, AnswerRule, PassSettings
 from dfs_rl.gating.registry import GATES, gate_kind
+from dfs_rl.gating.rules import Rule, RuleGate
 from dfs_rl.utils.checkpoint import (
     check_finite,
     load_tensors,
@@ -26,13 +27,13 @@ from dfs_rl.utils.config import (
 
 TABLE = "table"
 """Kind of a static bit table, which has no weights."""
-CASCADE = "cascade"
-"""Kind of a cascade of two static bit tables."""
+RULE = "rule"
+"""Kind of a rule over passes, which has no weights either."""
 FORMAT = 3
 STRUCTURE_FILE = "gate.json"
 WEIGHTS_FILE = "gate.safetensors"
 
-StoredGate = LearnedGate | TableGate | CascadeGate
+StoredGate = LearnedGate | TableGate | RuleGate
 """Gates that can be stored."""
 
 
@@ -51,10 +52,12 @@ class _TableRecord(_Record):
 
 
 @configuration
-class _CascadeRecord(_Record):
-    first: tuple[NonNegativeInt, ...]
-    second: tuple[NonNegativeInt, ...]
-    threshold: float
+class _RuleRecord(_Record):
+    rules: tuple[Rule, ...]
+    answer: AnswerRule
+    exits: tuple[NonNegativeInt, ...] = ()
+    budget_conditioning: BudgetConditioning | None = None
+    preference: float | None = None
 
 
 @configuration
@@ -67,6 +70,7 @@ class _LearnedRecord(_Record):
     preference: float | None = None
     choices: tuple[NonNegativeInt, ...] | None = None
     exits: ExitInfo | None = None
+    passes: PassSettings | None = None
 
 
 _OPTIONAL = {field.name for field in fields(_LearnedRecord) if field.default is None}
@@ -90,10 +94,17 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     record: _Record
     if isinstance(gate, TableGate):
         kind, record = TABLE, _TableRecord(name=name, bits=bits, table=gate.table, exits=gate.exits)
-    elif isinstance(gate, CascadeGate):
-        tables = {"first": gate.first.table, "second": gate.second.table}
-        kind = CASCADE
-        record = _CascadeRecord(name=name, bits=bits, threshold=gate.threshold, **tables)
+    elif isinstance(gate, RuleGate):
+        kind = RULE
+        record = _RuleRecord(
+            name=name,
+            bits=bits,
+            rules=gate.rules,
+            answer=gate.passes.answer,
+            exits=gate.exits,
+            budget_conditioning=gate.budget_conditioning,
+            preference=None if gate.budget_conditioning is None else gate.preference,
+        )
     else:
         save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
         kind = gate_kind(gate)
@@ -108,6 +119,7 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
             preference=None if gate.budget_conditioning is None else gate.preference,
             choices=None if len(gate.choices) == gate.n_actions else gate.choices,
             exits=gate.exits,
+            passes=None if gate.passes == SINGLE_PASS else gate.passes,
         )
     usual = {field.name: field.default for field in fields(record)}
     parts = {n: v for n, v in config_to_dict(record).items() if getattr(record, n) != usual[n]}
@@ -121,20 +133,21 @@ def load_gate(folder: Path) -> StoredGate:
         CheckpointError: If it is missing, damaged or of another kind or format.
     """
     path = folder / STRUCTURE_FILE
-    parts = read_manifest(path, what="gate", kinds=(*GATES, TABLE, CASCADE), version=FORMAT)
+    parts = read_manifest(path, what="gate", kinds=(*GATES, TABLE, RULE), version=FORMAT)
     kind = str(parts["kind"])
     parts = {name: part for name, part in parts.items() if name not in ("kind", "format")}
-    form: type[_Record] = {TABLE: _TableRecord, CASCADE: _CascadeRecord}.get(kind, _LearnedRecord)
+    form: type[_Record] = {TABLE: _TableRecord, RULE: _RuleRecord}.get(kind, _LearnedRecord)
     try:
         record: _Record = config_from_dict(parts, form, source=f"gate of kind {kind!r}")
         settings = {f.name: getattr(record, f.name) for f in fields(record)}
         options = BitOptions(settings.pop("bits"))
         if kind == TABLE:
             return TableGate(options=options, **settings)
-        if kind == CASCADE:
-            return CascadeGate(options=options, **settings)
         if (settings["preference"] is None) != (settings["budget_conditioning"] is None):
             raise ConfigError("preference and budget_conditioning belong together.")
+        if kind == RULE:
+            given = {n: v for n, v in settings.items() if v is not None}
+            return RuleGate(given.pop("rules"), options=options, **given)
         # A registered class may lack an argument that its gates do not use.
         used = {n: v for n, v in settings.items() if n not in _OPTIONAL or v is not None}
         gate = GATES[kind](used.pop("feature_sizes"), options, **used)

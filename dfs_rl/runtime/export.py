@@ -11,9 +11,10 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.passes import passes_of
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.runtime.torch_parts import part_files, programs
 from dfs_rl.utils.io import read_json, replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.run_records import package_version
@@ -72,11 +73,12 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     if format == "torch":
         return _write_parts(model, Path(path))
     gate = model.gate
-    if not isinstance(gate, LearnedGate | TableGate | CascadeGate):
+    if not isinstance(gate, LearnedGate | TableGate | RuleGate):
         raise ConfigError(
             f"gate {gate.name!r} is a {type(gate).__name__}; only learned gates, static bit tables "
             "and cascades can be exported."
         )
+    _check_passes(gate)
     if format == "onnx-static" and not isinstance(gate, TableGate):
         raise ConfigError(
             f"format is onnx-static, which has no branches, but gate {gate.name!r} decides for "
@@ -175,3 +177,15 @@ def _metadata(model: GatedModel) -> dict[str, object]:
         "full_precision_ms": None if backbone.costs.profile is None else backbone.costs.total_cost,
         "preference": getattr(model.gate, "preference", None),
     }
+
+
+def _check_passes(gate: LearnedGate | TableGate | RuleGate) -> None:
+    """Check that a graph can run the passes of a gate."""
+    settings = passes_of(gate)
+    cascade = isinstance(gate, RuleGate) and len(gate.rule.passes) <= 2  # noqa: PLR2004
+    if settings.limit == 1 or (cascade and settings.answer == "last" and not settings.mirrored):
+        return
+    raise ConfigError(
+        f"gate {gate.name!r} runs up to {settings.limit} passes; an ONNX graph holds one, or two "
+        "of a rule without mirror images whose last pass answers. Use format torch."
+    )

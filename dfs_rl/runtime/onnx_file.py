@@ -8,9 +8,9 @@ import torch
 from onnx import TensorProto, helper
 
 from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.runtime.assembly import (
     Parts,
     Scope,
@@ -52,8 +52,9 @@ def onnx_model(
     if isinstance(gate, LearnedGate):
         traced = trace(GatedParts(backbone, gate, model.budget))
         scope = gated_graph(Parts(*lower(traced)), costs, _reachable(gate))
-    elif isinstance(gate, CascadeGate):
-        traced = trace(FixedPasses(backbone, (gate.first.table, gate.second.table), gate))
+    elif isinstance(gate, RuleGate) and len(gate.rule.passes) > 1:
+        tables = [each.options for each in gate.rule.passes]
+        traced = trace(FixedPasses(backbone, tables, gate.rule.thresholds[0]))
         scope = cascade_graph(Parts(*lower(traced)))
     else:
         batch = "batch"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.passes import confidence
 from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
 from dfs_rl.runtime.decisions import Decisions
@@ -197,7 +197,7 @@ class GatedParts(nn.Module):
 
 
 class FixedPasses(nn.Module):
-    """A network that runs one static bit table, or the two of a cascade.
+    """A network that runs one static bit table, or the two of a cascade with a threshold.
 
     ``forward`` maps images to ``logits``, ``options`` and ``computation``, of a cascade
     ``logits_0`` ... of the first pass, ``logits_1`` ... of the second one, and ``again``.
@@ -207,14 +207,14 @@ class FixedPasses(nn.Module):
         self,
         backbone: GatedBackbone,
         tables: Sequence[Sequence[int]],
-        cascade: CascadeGate | None = None,
+        threshold: float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
-        self.cascade = cascade
+        self.threshold = threshold
         self.tables = torch.tensor(tables)
         self.computations = self.backbone.costs.computation(self.tables).cumsum(0)
-        if cascade is None:
+        if threshold is None:
             self.computations = backbone.costs.computation(self.tables)
 
     def example(self) -> tuple[tuple[Tensor], list[str]]:
@@ -225,13 +225,13 @@ class FixedPasses(nn.Module):
         """Return the outputs of all passes."""
         outputs: dict[str, Tensor] = {}
         for i, table in enumerate(self.tables.tolist()):
-            suffix = "" if self.cascade is None else f"_{i}"
+            suffix = "" if self.threshold is None else f"_{i}"
             n = images.shape[0]  # len() would fix it
             outputs[f"logits{suffix}"] = self._run(images, table)
             outputs[f"options{suffix}"] = self.tables[i : i + 1].expand(n, -1)
             outputs[f"computation{suffix}"] = self.computations[i : i + 1].expand(n)
-        if self.cascade is not None:
-            outputs["again"] = self.cascade.should_escalate(outputs["logits_0"])
+        if self.threshold is not None:
+            outputs["again"] = torch.lt(confidence(outputs["logits_0"]), self.threshold)
         return outputs
 
     def _run(self, images: Tensor, table: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from dfs_rl.costs import BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords, concatenate
-from dfs_rl.gating.cascade import FirstPass
+from dfs_rl.gating.passes import EarlierPasses
 from tests.helpers.latencies import made_up_profile
 
 COSTS = CostTable(
@@ -60,8 +60,8 @@ def test_computation_and_bitops_by_hand():
 
 
 def test_two_passes_pay_for_both():
-    first = FirstPass(options=torch.tensor([[1, 1], [1, 1]]), escalated=torch.tensor([True, False]))
-    made = records([[2, 2], [1, 1]], first_pass=first)
+    first = EarlierPasses(options=torch.ones(2, 1, 2).long(), ran=torch.tensor([[True], [False]]))
+    made = records([[2, 2], [1, 1]], earlier=first)
     one_pass = 6.25 + 0.625  # gated layers and stem
     assert made.computation(COSTS).tolist() == pytest.approx([100 + 0.625 + one_pass, one_pass])
     assert made.computation(COSTS, "dfs").tolist() == pytest.approx([106.25, 6.25])
@@ -109,8 +109,8 @@ def test_milliseconds_by_hand(fields, expected):
 
 
 def test_milliseconds_of_two_passes():
-    first = FirstPass(options=torch.tensor([[1, 1], [1, 1]]), escalated=torch.tensor([True, False]))
-    made = records([[2, 2], [1, 1]], first_pass=first)
+    first = EarlierPasses(options=torch.ones(2, 1, 2).long(), ran=torch.tensor([[True], [False]]))
+    made = records([[2, 2], [1, 1]], earlier=first)
     assert made.milliseconds(MEASURED).tolist() == pytest.approx([12.75 + 6.75, 6.75])
 
 
@@ -120,7 +120,7 @@ def test_batches_concatenate_in_order():
             [[option, 1]],
             gate_macs=4.0,
             gate_macs_taken=torch.tensor([float(option)]),
-            first_pass=FirstPass(options=torch.tensor([[1, 1]]), escalated=torch.tensor([True])),
+            earlier=EarlierPasses(options=torch.ones(1, 1, 2).long(), ran=torch.tensor([[True]])),
         )
         for option in (0, 2)
     ]
@@ -128,7 +128,7 @@ def test_batches_concatenate_in_order():
     assert joined.options.tolist() == [[0, 1], [2, 1]]
     assert joined.gate_macs == 4.0
     assert joined.gate_macs_taken.tolist() == [0.0, 2.0]
-    assert len(joined.first_pass.options) == len(joined.first_pass.escalated) == 2
+    assert len(joined.earlier.options) == len(joined.earlier.ran) == 2
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_batches_concatenate_in_order():
         ({"confidence": torch.zeros(3, 1)}, "confidence"),
         ({"options": torch.zeros(3, dtype=torch.int64)}, "options"),
         (
-            {"first_pass": FirstPass(options=torch.zeros(3, 2), escalated=torch.zeros(2))},
-            "first_pass.escalated",
+            {"earlier": EarlierPasses(options=torch.zeros(3, 1, 2), ran=torch.zeros(2, 1))},
+            "earlier.ran",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def test_table_equals_each_image_alone():
     expected = [run_alone_with_exits(backbone, image, table).logits for image in images]
     assert torch.equal(result.logits, torch.stack(expected))
     assert result.options.tolist() == [table] * 5
-    assert result.first_pass is None
+    assert result.earlier is None
 
 
 def test_learned_gate_equals_plain_loop():

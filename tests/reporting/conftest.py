@@ -11,7 +11,7 @@ from dfs_rl.costs.latency_profile import NetworkLatency
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import EvaluationSummary, summarize
-from dfs_rl.gating.cascade import FirstPass
+from dfs_rl.gating.passes import EarlierPasses
 from tests.helpers.latencies import made_up_profile
 
 LAYERS = 9
@@ -79,7 +79,9 @@ def fixed_methods() -> list[MethodResult]:
 
 
 def matched_methods() -> list[MethodResult]:
-    first = FirstPass(options=table(*[1] * LAYERS), escalated=torch.arange(N) % 5 < 2)
+    first = EarlierPasses(
+        options=table(*[1] * LAYERS)[:, None], ran=(torch.arange(N) % 5 < 2)[:, None]
+    )
     static = (2, 3, 2, 3, 3, 3, 2, 0, 2)
     return [
         one(
@@ -95,7 +97,7 @@ def matched_methods() -> list[MethodResult]:
             "cascade",
             "confidence cascade",
             "matched",
-            records("cascade", 85.3, table(*[2] * LAYERS), 32, first_pass=first),
+            records("cascade", 85.3, table(*[2] * LAYERS), 32, earlier=first),
             chosen_on="val",
             detail="2 bit, then 3 bit for the least sure 40 %",
         ),

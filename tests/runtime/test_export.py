@@ -25,9 +25,9 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
 from dfs_rl.gating.base import RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.cascade import CascadeGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
+from dfs_rl.gating.rules import cascade
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
@@ -218,15 +218,15 @@ def test_cascade(tmp_path):
     net = network(ResNet, bits=(0, 4, 32))
     images = pictures_for(ResNet, 64)
     tables = [1, 0, 1], [2, 2, 2]
-    sure = CascadeGate(*tables, threshold=0.0, options=net.options)
+    sure = cascade(*tables, threshold=0.0, options=net.options)
     confidence = GatedModel(net.to_inference(), sure)(images)[0].softmax(dim=1).amax(dim=1)
     threshold = float(confidence.sort().values[31:33].mean())
-    gate = CascadeGate(*tables, threshold=threshold, options=net.options)
+    gate = cascade(*tables, threshold=threshold, options=net.options)
     model = GatedModel(net.to_inference(), gate)
     path = dfs_rl.export(model, tmp_path / "cascade.onnx")
     difference, trace = agreement(model, path, images)
     assert difference.max() < 1e-4
-    assert 0 < trace.escalated.sum() < len(images)
+    assert 0 < trace.n_passes.gt(1).sum() < len(images)
 
 
 def test_programs_of_all_parts(tmp_path):
@@ -305,7 +305,7 @@ def test_bad_exports(tmp_path, monkeypatch):
 def test_bad_images_and_files(tmp_path):
     net = network(ResNet, bits=(0, 32))
     images = pictures_for(ResNet, 2).numpy()
-    sure = CascadeGate([0, 0, 0], [1, 1, 1], threshold=0.5, options=net.options)
+    sure = cascade([0, 0, 0], [1, 1, 1], threshold=0.5, options=net.options)
     path = dfs_rl.export(GatedModel(net.to_inference(), sure), tmp_path / "cascade.onnx")
     model = OnnxModel(path)
     with pytest.raises(DataError, match="at least one"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.evaluation.records import GateRecords, choose_records
-from dfs_rl.gating.cascade import FirstPass
+from dfs_rl.gating.passes import EarlierPasses
 
 _SHARE_STEPS = 100
 """Shares of escalated images are tried in steps of 1 %, up to the budget."""
@@ -32,13 +32,14 @@ def run_cascade(uniform: Sequence[GateRecords], cascade: Cascade) -> GateRecords
     first, second = uniform[cascade.first], uniform[cascade.second]
     escalated = first.confidence < cascade.threshold
     taken = choose_records([first, second], escalated.long(), "cascade")
-    return replace(taken, first_pass=FirstPass(options=first.options, escalated=escalated))
+    ran = escalated[:, None]
+    earlier = EarlierPasses(options=first.options[:, None] * ran[:, :, None], ran=ran)
+    return replace(taken, earlier=earlier)
 
 
 def cascade_text(cascade: Cascade, records: GateRecords, options: BitOptions) -> str:
     """Describe a cascade with its records from ``run_cascade``."""
-    assert records.first_pass is not None
-    share = 100.0 * records.first_pass.escalated.double().mean().item()
+    share = 100.0 * (records.mean_passes - 1.0)
     first, second = options[cascade.first], options[cascade.second]
     if share == 0:
         return f"{first} bit for all"

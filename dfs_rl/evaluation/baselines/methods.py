@@ -126,7 +126,7 @@ register_baseline("cascade_before")(partial(_before_cotraining, _cascade))
 @register_baseline("mode_table")
 def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run the most frequent option of the gate at each layer."""
-    if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
+    if setup.gate.earlier is not None:  # a draw has the options of one pass
         return
     table, label = mode_table(setup.gate.options, setup.backbone.costs), "mode table"
     records = evaluate_static_table(
@@ -149,7 +149,7 @@ def _shuffled(
     setup: EvaluationSetup,
 ) -> Iterator[MethodResult]:
     """Shuffle the options of the gate across images."""
-    if setup.gate.first_pass is not None:  # the marginals of a cascade are those of one pass
+    if setup.gate.earlier is not None:  # a draw has the options of one pass
         return
     costs = setup.backbone.costs
     exit_action = costs.exit_action if costs.exits else None

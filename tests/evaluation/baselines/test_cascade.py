@@ -51,8 +51,8 @@ def test_unsure_images_pay_for_two_passes():
 
 
 def test_confidence_at_the_threshold_is_enough():
-    first_pass = run_cascade(PASSES, Cascade(0, 1, 0.6)).first_pass
-    assert first_pass.escalated.tolist() == [False, True, False, False]
+    earlier = run_cascade(PASSES, Cascade(0, 1, 0.6)).earlier
+    assert earlier.ran[:, 0].tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

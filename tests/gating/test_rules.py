@@ -11,9 +11,10 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.baselines.cascade import Cascade, run_cascade
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.cascade import CascadeGate, confidence
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.passes import confidence
 from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.rules import cascade
 from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone_with_exits, toy_images
 
 OPTIONS = BitOptions(BITS)
@@ -22,7 +23,7 @@ N = 40
 
 
 def make(threshold, first=FIRST, second=SECOND):
-    return CascadeGate(first, second, threshold=threshold, options=OPTIONS)
+    return cascade(first, second, threshold=threshold, options=OPTIONS)
 
 
 def test_unsure_images_run_twice():
@@ -34,13 +35,13 @@ def test_unsure_images_run_twice():
     for layer in backbone.layers:
         layer.seen.clear()
     logits, trace = GatedModel(backbone, make(threshold))(images)
-    n_escalated = int(trace.escalated.sum())
+    n_escalated = int(trace.n_passes.gt(1).sum())
     assert 0 < n_escalated < N
     assert [n for bits, n in backbone.layers[0].seen] == [N, n_escalated]
     for i, (first, second) in enumerate(zip(*alone, strict=True)):
         again = bool(first.logits.double().softmax(0).max() < threshold)
         answer = second if again else first
-        assert bool(trace.escalated[i]) is again
+        assert bool(trace.n_passes[i] == 2) is again
         assert torch.equal(logits[i], answer.logits)
         assert trace.options[i].tolist() == answer.options
         macs = answer.macs + (first.macs if again else 0.0)
@@ -50,7 +51,7 @@ def test_unsure_images_run_twice():
 @pytest.mark.parametrize(("threshold", "again"), [(0.0, 0), (1.5, N)])
 def test_no_image_or_every_image_runs_twice(threshold, again):
     _, trace = GatedModel(ToyBackbone(), make(threshold))(toy_images(N))
-    assert int(trace.escalated.sum()) == again
+    assert int(trace.n_passes.gt(1).sum()) == again
 
 
 def test_records_equal_those_of_whole_passes():
@@ -65,8 +66,8 @@ def test_records_equal_those_of_whole_passes():
     records = evaluate_gate(backbone, gate, images, batch_size=7)
     for field in ("predictions", "options", "log_likelihood", "confidence"):
         assert torch.equal(getattr(records, field), getattr(expected, field)), field
-    assert torch.equal(records.first_pass.options, expected.first_pass.options)
-    assert torch.equal(records.first_pass.escalated, expected.first_pass.escalated)
+    assert torch.equal(records.earlier.options, expected.earlier.options)
+    assert torch.equal(records.earlier.ran, expected.earlier.ran)
     costs = backbone.costs
     assert torch.equal(records.computation(costs), expected.computation(costs))
     assert torch.equal(records.bitops(costs), expected.bitops(costs))
@@ -74,21 +75,19 @@ def test_records_equal_those_of_whole_passes():
 
 def test_description():
     assert make(0.7).description == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
-    assert make(0.0, (1,) * 4, (3,) * 4).description == "2 bit for all"
+    assert make(0.0, (1,) * 4, (1,) * 4).rule.passes[0].options == (1,) * 4
 
 
 @pytest.mark.parametrize("gate", [TableGate(FIRST), make(0.9)])
 def test_static_gates_need_no_features(gate, monkeypatch):
     monkeypatch.setattr(ToyBackbone, "feature", None)
-    monkeypatch.setattr(ToyBackbone, "head", lambda self, hidden: hidden.mean(dim=(2, 3)))
+    monkeypatch.setattr(ToyBackbone, "head", lambda self, hidden: hidden.mean(dim=(2, 3))[:, :3])
     assert len(rollout(ToyBackbone(), gate, toy_images(5)).logits) == 5
 
 
 def test_errors():
-    with pytest.raises(ConfigError, match="threshold is inf"):
+    with pytest.raises(ConfigError, match=r"thresholds\[0\] is inf"):
         make(math.inf)
-    with pytest.raises(ConfigError, match=r"is a cascade, which runs some images twice"):
-        rollout(ToyBackbone(), make(0.7), toy_images(2), budget=50.0)
     with pytest.raises(ConfigError, match="is not budget-conditioned"):
         GatedModel(ToyBackbone(), make(0.7)).set_budget(50.0)
     with pytest.raises(ConfigError, match=r"max_accuracy_drop is 1, but .* not budget-conditioned"):
