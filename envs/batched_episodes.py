@@ -1,5 +1,6 @@
 """Batched episodes: the shared implementation of all forms of the environment."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -20,17 +21,19 @@ from dfs_rl.envs.spaces import (
 )
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.action_masks import action_masks
+from dfs_rl.gating.action_masks import action_masks, end_masks
 from dfs_rl.gating.execution import (
     ExecutionState,
     Finished,
     advance,
+    concatenate_states,
     gather_state,
     run_head,
     run_stem,
 )
 from dfs_rl.gating.model import bits_of
 from dfs_rl.gating.observation import Observation, observe
+from dfs_rl.gating.passes import PassHistory, mirror
 from dfs_rl.gating.reward import score_predictions, step_cost, terminal_reward
 
 
@@ -55,8 +58,9 @@ class BatchedEpisodes:
         cost_weight: Cost weight of each episode, likewise.
         started: True after the first reset; most attributes are undefined before it.
         ended: True for episodes that have ended or never started, bool ``[n]``.
-        layers: Next layer of each episode; the number of layers that it passed if it has ended,
-            int64 ``[n]``.
+        layers: Next layer of each episode in its present pass; the number of layers that it passed
+            if it has ended, int64 ``[n]``.
+        steps: Number of steps of each episode so far, int64 ``[n]``.
         predictions: Predicted class of each ended episode, -1 for truncated ones, int64 ``[n]``.
         probabilities: Probability of the predicted class, float32 ``[n]``.
     """
@@ -69,11 +73,16 @@ class BatchedEpisodes:
         self.observation: ObservationBatch = {}
         self.ended: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
         self.layers: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
+        self.steps: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
+        limit, n_layers = task.passes.limit, task.backbone.costs.n_layers
+        # The last pass has no step at its end.
+        self._actions: NDArray[np.int64] = np.zeros((n, limit * (n_layers + 1) - 1), dtype=np.int64)
         self.predictions: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.probabilities: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
         self._group_size = group_size
         self._device = task.images.images.device
         self._states: list[ExecutionState] = []
+        self._history: PassHistory | None = None
         self.cost_weight: NDArray[np.float64] | None = None
         self._cost_weight: torch.Tensor | None = None
         self._gate_preferences: torch.Tensor | None = None
@@ -84,9 +93,10 @@ class BatchedEpisodes:
             raise gymnasium.error.ResetNeeded("no episode has started: call reset() first.")
 
     @property
-    def options(self) -> NDArray[np.int64]:
-        """Options of the episodes so far, int64 ``[n, layers]``; 0 for layers not yet reached."""
-        return to_numpy(self._options.clone())
+    def actions(self) -> list[list[int]]:
+        """Actions of each episode so far."""
+        rows = zip(self._actions, self.steps, strict=True)
+        return [actions[:steps].tolist() for actions, steps in rows]
 
     def start(
         self,
@@ -151,20 +161,24 @@ class BatchedEpisodes:
             self.started = True
             self.indices, self.preferences, self._labels = indices, preferences, labels
             self.ended, self.layers = np.zeros_like(self.ended), np.zeros_like(self.layers)
-            self._states = []
+            self.steps = np.zeros_like(self.steps)
+            self._states, self._history = [], self._new_history()
             self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)
             self._spent: torch.Tensor = labels.new_zeros(self.n, dtype=torch.float64)
         else:
             rows = torch.from_numpy(which).to(self._device)
             self._drop(which)
             self.indices[which], self.ended[which], self.layers[which] = indices, False, 0
+            self.steps[which] = 0
+            if self._history is not None:
+                self._history.reset(rows)
             if preferences is not None and self.preferences is not None:
                 self.preferences[which] = preferences
             self._labels[rows], self._options[rows], self._spent[rows] = labels, 0, 0.0
         self._set_conditioning()
         state = run_stem(self.task.backbone, images.images[picked])._replace(rows=rows)
-        self._states.append(state)
         first = observation_arrays(self._observe(state))
+        self._add(state)
         if which is None:
             self.observation = first
             return
@@ -179,28 +193,45 @@ class BatchedEpisodes:
     ) -> tuple[NDArray[np.float64], EpisodeResult | None]:
         """Apply ``actions[i]`` to episode ``i``: run the next layer, or take the exit.
 
-        Ended episodes stay unchanged, with a reward of 0. The results are those of the episodes
-        that ended in this step, ``None`` if none did.
+        At the end of a pass that is not the last, answer or start another one. Ended episodes stay
+        unchanged, with a reward of 0. The results are those of the episodes that ended in this
+        step, ``None`` if none did.
         """
         backbone, chosen = self.task.backbone, self._checked(actions)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
-        observations, finished, running = [], [], []
-        for before in self._states:
-            state, exited = advance(backbone, before, _part(chosen, before.rows), reuse=True)
-            if exited is not None:
-                observations.append((exited.state.rows, self._observe(exited.state, ended=True)))
-                finished.append(exited)
-            if len(state.spent) == 0:
+        self._actions[~self.ended, self.steps[~self.ended]] = to_numpy(chosen)[~self.ended]
+        self.steps += ~self.ended
+        states, self._states = self._states, []
+        finished: list[Finished] = []
+        running: list[ExecutionState] = []
+        for before in states:
+            part = _part(chosen, before.rows)
+            if before.layer == backbone.costs.n_layers:  # at the end of a pass
+                answered, again = self._answer_or_run_again(before, part)
+                finished.append(answered)
+                running.append(again)
                 continue
-            observations.append((state.rows, self._observe(state)))
-            if state.layer == backbone.costs.n_layers:
-                finished.append(Finished(state, run_head(backbone, state)))
-                continue
-            running.append(state)
-            rewards[_places(state.rows)] = -self._step_cost(state)
-            self._store(state)
-        results = [self._finish(each, rewards) for each in finished]
-        self._states = running
+            state, exited = advance(backbone, before, part, reuse=True)
+            ends = [] if exited is None else [exited]
+            if state.layer < backbone.costs.n_layers:
+                running.append(state)
+            elif len(state.spent):
+                ends.append(Finished(state, run_head(backbone, state)))
+            for end in ends:
+                last, waiting = self._end_pass(end)
+                finished.append(last)
+                running.append(waiting)
+        observations, results = [], []
+        for state in running:
+            if len(state.spent):
+                observations.append((state.rows, self._observe(state)))
+                rewards[_places(state.rows)] = -self._step_cost(state)
+                self._store(state)
+                self._add(state)
+        for each in finished:
+            if len(each.logits):
+                observations.append((each.state.rows, self._observe(each.state, ended=True)))
+                results.append(self._finish(each, rewards))
         self.observation = merge_observations(observations, self.n)
         return to_numpy(rewards), concatenate_results(results)
 
@@ -214,22 +245,45 @@ class BatchedEpisodes:
     def replay(
         self,
         indices: NDArray[np.int64],
-        options: NDArray[np.int64],
+        actions: Sequence[Sequence[int]],
         preferences: NDArray[np.float64] | None = None,
     ) -> None:
-        """Start all episodes and replay their options so far, int64 ``[n, steps]``."""
+        """Start all episodes and replay the actions of each so far."""
+        lengths = np.array([len(each) for each in actions])
+        longest = int(lengths.max())
         self.reset(indices, preferences)
-        for actions in options.T:
-            self.advance(actions)
+        late = np.flatnonzero(lengths < longest)
+        if len(late):
+            self.truncate(late)
+        # Shorter episodes start later, so that all arrive together.
+        for step in range(longest):
+            starting = late[lengths[late] == longest - step]
+            if step and len(starting):
+                own = None if preferences is None else preferences[starting]
+                self.reset(indices[starting], own, starting)
+            taken = [each[step - longest] if len(each) >= longest - step else 0 for each in actions]
+            self.advance(np.array(taken, dtype=np.int64))
+        starting = late[lengths[late] == 0]
+        if len(starting):
+            own = None if preferences is None else preferences[starting]
+            self.reset(indices[starting], own, starting)
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the masks of ``gating.action_masks``, ``[n, actions]``; all true once ended."""
         self.require_reset()
         task, costs = self.task, self.task.backbone.costs
-        masks = torch.ones(self.n, costs.n_actions, dtype=torch.bool, device=self._device)
+        n_actions = task.passes.n_actions(costs)
+        masks = torch.ones(self.n, n_actions, dtype=torch.bool, device=self._device)
         for state in self._states:
-            masks[_places(state.rows)] = action_masks(
+            rows = _places(state.rows)
+            if state.layer == costs.n_layers:
+                masks[rows] = end_masks(
+                    costs, task.passes, state.spent, task.budget, gate_macs=task.gate_macs
+                )
+                continue
+            masks[rows] = False
+            masks[rows, : costs.n_actions] = action_masks(
                 costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
             )
         return to_numpy(masks)
@@ -244,13 +298,82 @@ class BatchedEpisodes:
             answer = task.class_names[self.predictions[i]], float(self.probabilities[i])
         return draw_episode(
             image=task.images.images[index].permute(1, 2, 0).cpu().numpy(),
-            bits=[task.backbone.options[option] for option in self.options[i, :layer].tolist()],
+            bits=[task.backbone.options[option] for option in self._options[i, :layer].tolist()],
             n_layers=costs.n_layers,
             computation=100.0 * (float(self._spent[i]) + costs.fixed_cost()),
             budget=task.budget,
             label=task.class_names[int(task.images.labels[index])],
             answer=answer,
         )
+
+    def _new_history(self) -> PassHistory | None:
+        task = self.task
+        if task.passes.limit == 1:
+            return None
+        return PassHistory(
+            task.passes,
+            task.backbone.costs,
+            self.n,
+            task.backbone.n_classes,
+            gate_macs=task.gate_macs,
+            device=self._device,
+        )
+
+    def _add(self, state: ExecutionState) -> None:
+        """Add a state to those that run, together with one at the same layer if there is one.
+
+        Passes make their episodes differ in length, and few large states run fastest.
+        """
+        if self._history is not None:
+            state = state._replace(rows=self._rows(state))
+            same = [each for each in self._states if each.layer == state.layer]
+            self._states = [each for each in self._states if each.layer != state.layer]
+            state = concatenate_states([*same, state])
+        self._states.append(state)
+
+    def _rows(self, state: ExecutionState) -> torch.Tensor:
+        """Return the episode of each sample, int64 ``[samples]``."""
+        return torch.arange(self.n, device=self._device) if state.rows is None else state.rows
+
+    def _end_pass(self, end: Finished) -> tuple[Finished, ExecutionState]:
+        """Record a pass; return the episodes that end with it, and those that may go on."""
+        (state, logits), history = end, self._history
+        if history is None:
+            return end, gather_state(state, state.options.new_zeros(0, dtype=torch.int64))
+        rows = self._rows(state)
+        history.finish(rows, logits, state.options, state.spent)
+        waiting = ExecutionState(
+            state.spent.new_empty(len(rows), 0),  # the activation is no longer needed
+            self.task.backbone.costs.n_layers,
+            state.options,
+            state.spent,
+            rows,
+        )
+        ends = history.finished[rows] == history.settings.limit
+        return self._answered(waiting, ends), gather_state(waiting, (~ends).nonzero()[:, 0])
+
+    def _answer_or_run_again(
+        self, state: ExecutionState, actions: torch.Tensor
+    ) -> tuple[Finished, ExecutionState]:
+        """Return the episodes that answer, and the others at the start of another pass."""
+        history = self._history
+        assert history is not None, "an episode of a single pass ends with it"
+        again = history.settings.runs_again(actions)
+        rows, mirrored = self._rows(state)[again], history.settings.is_mirrored(actions)[again]
+        answered = self._answered(state, ~again)
+        if len(rows) == 0:
+            return answered, gather_state(state, rows)
+        spent = history.start(rows, mirrored)
+        picked = torch.from_numpy(self.indices).to(self._device)[rows]
+        images = mirror(self.task.images.images[picked], mirrored)
+        started = run_stem(self.task.backbone, images)
+        return answered, started._replace(rows=rows, spent=spent)
+
+    def _answered(self, state: ExecutionState, which: torch.Tensor) -> Finished:
+        """Return some episodes of a state at the end of a pass, bool ``which``, as finished."""
+        assert self._history is not None, "an episode of a single pass ends with it"
+        last = gather_state(state, which.nonzero()[:, 0])
+        return Finished(last, self._history.answer(self._rows(last)))
 
     def _set_conditioning(self) -> None:
         """Compute the preferences as gate inputs and the cost weights of the episodes."""
@@ -286,9 +409,10 @@ class BatchedEpisodes:
         if state.rows is None:
             self._options, self._spent = state.options, state.spent
             self.layers = np.full(self.n, state.layer, dtype=np.int64)
-        else:
-            self._options[state.rows], self._spent[state.rows] = state.options, state.spent
-            self.layers[to_numpy(state.rows)] = state.layer
+            return
+        self._options[state.rows], self._spent[state.rows] = state.options, state.spent
+        passed = self.task.backbone.costs.n_layers_run(state.options).clamp(max=state.layer)
+        self.layers[to_numpy(state.rows)] = to_numpy(passed)
 
     def _finish(self, finished: Finished, rewards: torch.Tensor) -> EpisodeResult:
         """Store the results of episodes and write their last rewards into ``rewards``."""
@@ -307,33 +431,41 @@ class BatchedEpisodes:
         self.ended[episodes] = True
         self.predictions[episodes] = to_numpy(scores.prediction)
         self.probabilities[episodes] = to_numpy(logits.softmax(dim=1).amax(dim=1))
-        correct = to_numpy(scores.correct)
+        correct, spent = to_numpy(scores.correct), state.spent
+        if self._history is not None:  # without the gate, as in a single pass
+            repeats = self._history.finished[state.rows] - 1
+            gate = costs.fixed_cost(gate_macs=self.task.gate_macs) - costs.fixed_cost()
+            spent = spent - gate * repeats
         info = {
             "index": self.indices[episodes],
             "label": to_numpy(labels),
             "prediction": to_numpy(scores.prediction),
             "correct": correct,
-            "computation": 100.0 * (to_numpy(state.spent) + costs.fixed_cost()),
+            "computation": 100.0 * (to_numpy(spent) + costs.fixed_cost()),
             "bits": to_numpy(bits_of(costs, state.options)),
         }
         if costs.exits:
-            info["n_layers_run"] = np.full(len(episodes), state.layer)
+            info["n_layers_run"] = to_numpy(costs.n_layers_run(state.options))
+        if self._history is not None:
+            info["n_passes"] = to_numpy(repeats + 1)
         # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
         return EpisodeResult(episodes, to_numpy(state.options), info | {"is_success": correct})
 
     def _observe(self, state: ExecutionState, *, ended: bool = False) -> Observation:
+        history, n_layers = self._history, self.task.backbone.costs.n_layers
         return observe(
             self.task.backbone,
             state,
             budget=self.task.budget,
             gate_macs=self.task.gate_macs,
             preferences=_optional_part(self._gate_preferences, state.rows),
-            with_features=not ended,
+            evidence=None if history is None else _part(history.evidence, state.rows),
+            ended=ended or (history is not None and state.layer == n_layers),
         )
 
     def _checked(self, actions: NDArray[np.integer[Any]]) -> torch.Tensor:
         """Validate the actions and return them as int64 tensor."""
-        n_actions = self.task.backbone.costs.n_actions
+        n_actions = self.task.passes.n_actions(self.task.backbone.costs)
         fits = actions.shape == (self.n,) and actions.dtype.kind in "iu"
         if not fits or actions.min() < 0 or actions.max() >= n_actions:
             raise gymnasium.error.InvalidAction(

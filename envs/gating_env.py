@@ -140,9 +140,11 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self.task = make_task(**keywords)
         self.observation_space = observation_space(
-            self.task.backbone, budget_conditioning=self.task.cost_weight_range is not None
+            self.task.backbone,
+            budget_conditioning=self.task.cost_weight_range is not None,
+            passes=self.task.passes,
         )
-        self.action_space = action_space(self.task.backbone)
+        self.action_space = action_space(self.task.backbone, self.task.passes)
         self._episodes = BatchedEpisodes(self.task, 1)
 
     def reset(

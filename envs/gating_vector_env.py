@@ -73,9 +73,11 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         self.task = make_task(**keywords)
         self.num_envs = num_envs
         self.single_observation_space = observation_space(
-            self.task.backbone, budget_conditioning=self.task.cost_weight_range is not None
+            self.task.backbone,
+            budget_conditioning=self.task.cost_weight_range is not None,
+            passes=self.task.passes,
         )
-        self.single_action_space = action_space(self.task.backbone)
+        self.single_action_space = action_space(self.task.backbone, self.task.passes)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._episodes = BatchedEpisodes(self.task, num_envs)
@@ -117,7 +119,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if not waiting.all():
             if self._max_steps is not None:  # a layer is a step, and so is an exit
-                truncations = ~waiting & (episodes.layers + 1 >= self._max_steps)
+                truncations = ~waiting & (episodes.steps + 1 >= self._max_steps)
             rewards, result = episodes.advance(np.asarray(actions))
             if result is not None:
                 self._add_final_info(infos, result.episodes, result.info)

@@ -40,7 +40,8 @@ class EnvState:
 
     streams: StreamState
     indices: list[NonNegativeInt]
-    options: list[list[NonNegativeInt]]
+    actions: list[list[NonNegativeInt]]
+    steps: NonNegativeInt
     returns: list[float]
     preferences: list[float] | None
 
@@ -99,6 +100,11 @@ class SB3GatingVecEnv(VecEnv):
                 f"{n_envs} environments cannot be split into groups of group_size = {group_size}; "
                 "it must divide them."
             )
+        if task.passes.limit > 1 and (group_size > 1 or sync_episodes):
+            raise ConfigError(
+                f"group_size is {group_size} and sync_episodes is {sync_episodes}, but episodes of "
+                f"{task.passes.limit} passes end at different times; pass 1 and False."
+            )
         if group_size > 1 and task.backbone.costs.exits and not sync_episodes:
             raise ConfigError(
                 f"group_size is {group_size} on a network with exits, whose episodes end at "
@@ -114,9 +120,11 @@ class SB3GatingVecEnv(VecEnv):
         self._steps = 0
         self._clear_stats()
         observations = observation_space(
-            task.backbone, budget_conditioning=task.cost_weight_range is not None
+            task.backbone,
+            budget_conditioning=task.cost_weight_range is not None,
+            passes=task.passes,
         )
-        super().__init__(n_envs, observations, action_space(task.backbone))
+        super().__init__(n_envs, observations, action_space(task.backbone, task.passes))
         if seed is not None:
             self.seed(seed)
 
@@ -182,9 +190,9 @@ class SB3GatingVecEnv(VecEnv):
         """Replace the backbone, replay all episodes and return their current observations."""
         episodes = self._episodes
         episodes.require_reset()
-        options = self._options_so_far()
+        actions = episodes.actions
         self.task = episodes.task = replace(self.task, backbone=backbone)
-        episodes.replay(episodes.indices, options, episodes.preferences)
+        episodes.replay(episodes.indices, actions, episodes.preferences)
         return self._set_padded_layers()
 
     def get_state(self) -> dict[str, Any]:
@@ -195,7 +203,8 @@ class SB3GatingVecEnv(VecEnv):
         return {
             "streams": episodes.sampler.get_state(),
             "indices": episodes.indices.tolist(),
-            "options": self._options_so_far().tolist(),
+            "actions": episodes.actions,
+            "steps": self._steps,
             "returns": self._returns.tolist(),
             "preferences": None if preferences is None else preferences.tolist(),
         }
@@ -220,12 +229,11 @@ class SB3GatingVecEnv(VecEnv):
             )
         episodes.sampler.set_state(state["streams"])
         self._returns = np.array(state["returns"], dtype=np.float64)
-        options = np.array(state["options"], dtype=np.int64).reshape(self.num_envs, -1)
-        self._steps = options.shape[1]
+        self._steps = state["steps"]
         preferences = None
         if self.task.cost_weight_range is not None:
             preferences = np.array(state["preferences"], dtype=np.float64)
-        episodes.replay(np.array(state["indices"], dtype=np.int64), options, preferences)
+        episodes.replay(np.array(state["indices"], dtype=np.int64), state["actions"], preferences)
         return self._set_padded_layers()
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -291,30 +299,15 @@ class SB3GatingVecEnv(VecEnv):
         self._episodes.observation["layer"][self._episodes.ended] = self._steps
         return self._episodes.observation
 
-    def _options_so_far(self) -> NDArray[np.int64]:
-        """Return the options since the common start, int64 ``[n_envs, steps]``.
-
-        Raises:
-            ConfigError: If the episodes do not start together.
-        """
-        if self.task.backbone.costs.exits and not self.sync_episodes:
-            raise ConfigError(
-                "sync_episodes is False; on a network with exits, environments can be stored or "
-                "get another backbone only with sync_episodes=True."
-            )
-        return self._episodes.options[:, : self._steps]
-
     def _fill_infos(self, infos: list[dict[str, Any]], result: EpisodeResult) -> None:
-        observation, n_layers = self._episodes.observation, self.task.backbone.costs.n_layers
+        observation = self._episodes.observation
         returns = self._returns[result.episodes].tolist()
         for i, values, total in zip(result.episodes.tolist(), result.infos(), returns, strict=True):
             info = infos[i]
             info.update(values)
             info["TimeLimit.truncated"] = False
             info["terminal_observation"] = {key: value[i] for key, value in observation.items()}
-            # An exit is a step as well.
-            length = min(info.get("n_layers_run", n_layers) + 1, n_layers)
-            info["episode"] = {"r": total, "l": length}
+            info["episode"] = {"r": total, "l": int(self._episodes.steps[i])}
 
     def _clear_stats(self) -> None:
         self._n_ended = 0

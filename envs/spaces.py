@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.observation import FEATURE_LIMIT, Observation, context_size, observation_width
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
@@ -21,7 +22,7 @@ METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
 ObservationBatch = dict[str, NDArray[Any]]
 """Batched observation.
 
-``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, 3 or 4]``.
+``features`` float32 ``[n, width]``, ``layer`` int64 ``[n]``, ``context`` float32 ``[n, size]``.
 """
 
 
@@ -87,14 +88,16 @@ def merge_observations(
     return merged
 
 
-def observation_space(backbone: GatedBackbone, *, budget_conditioning: bool) -> spaces.Dict:
+def observation_space(
+    backbone: GatedBackbone, *, budget_conditioning: bool, passes: PassSettings = SINGLE_PASS
+) -> spaces.Dict:
     """Return the observation space of one environment, with or without budget conditioning."""
-    context = context_size(budget_conditioning=budget_conditioning)
+    context = context_size(budget_conditioning=budget_conditioning, passes=passes)
     width = observation_width(backbone)
     return spaces.Dict(
         {
             "features": spaces.Box(-FEATURE_LIMIT, FEATURE_LIMIT, (width,), np.float32),
-            "layer": spaces.Discrete(backbone.costs.n_layers),
+            "layer": spaces.Discrete(backbone.costs.n_layers + (passes.limit > 1)),
             "context": spaces.Box(0.0, 1.0, (context,), np.float32),
         }
     )
@@ -106,9 +109,9 @@ def observation_bytes(space: spaces.Dict) -> int:
     return sum(np.dtype(part.dtype).itemsize * math.prod(part.shape or ()) for part in parts)
 
 
-def action_space(backbone: GatedBackbone) -> spaces.Discrete:
+def action_space(backbone: GatedBackbone, passes: PassSettings = SINGLE_PASS) -> spaces.Discrete:
     """Return the action space of one environment."""
-    return spaces.Discrete(backbone.costs.n_actions)
+    return spaces.Discrete(passes.n_actions(backbone.costs))
 
 
 def check_options(options: object, *allowed: str) -> Mapping[str, Any]:

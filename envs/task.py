@@ -23,6 +23,7 @@ from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.reward import RewardWeights, reward_weights
 from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.utils.config import config_from_dict, error_message
@@ -77,7 +78,9 @@ class Task:
         class_names: Name of each class, in label order.
         cost_weight_range: Range that each episode draws its cost weight from, in place of
             ``reward.cost``; ``None`` for ``reward.cost`` in every episode.
-        gate_macs: MACs per image of the gate, which count only towards the budget; 0 if unknown.
+        gate_macs: MACs per image of the gate, which count only towards the budget and for further
+            passes; 0 if unknown.
+        passes: Passes that an episode may have.
 
     Raises:
         ConfigError: If the budget is below the cost of the cheapest actions.
@@ -91,6 +94,7 @@ class Task:
     class_names: tuple[str, ...]
     cost_weight_range: CostWeightRange | None = None
     gate_macs: float = 0.0
+    passes: PassSettings = SINGLE_PASS
 
     @property
     def gated_budget(self) -> float | None:
@@ -134,6 +138,7 @@ def make_task(  # noqa: PLR0913
     cost_weight_range: _Pair | None = None,
     cost: str | None = None,
     latency: SkipValidation[LatencySettings | Mapping[str, object] | None] = None,
+    passes: SkipValidation[PassSettings | Mapping[str, object] | int | None] = None,
     device: SkipValidation[str | torch.device] = "cpu",
 ) -> Task:
     """Build a task from the keywords of ``FractionalSkippingEnv``, which names the errors too."""
@@ -163,7 +168,26 @@ def make_task(  # noqa: PLR0913
         budget=budget,
         class_names=class_names,
         cost_weight_range=range_,
+        passes=pass_settings(passes),
     )
+
+
+def pass_settings(given: object) -> PassSettings:
+    """Convert a number of passes, a mapping of some settings, or ``None`` for a single pass.
+
+    Raises:
+        ConfigError: If the type, a name or a value is invalid.
+    """
+    if isinstance(given, PassSettings):
+        return given
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
+        return PassSettings(limit=1 if given is None else given)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"passes is {given!r}; allowed are a number from 1 on, a mapping such as {{'limit': 3, "
+            "'mirrored': True}, PassSettings, or None for a single pass."
+        )
+    return config_from_dict(to_json_value(given), PassSettings, "passes")
 
 
 def _custom_backbone(

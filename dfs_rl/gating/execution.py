@@ -1,7 +1,7 @@
 """Execution of the gated layers on a batch, one layer and one choice of actions at a time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,6 +62,16 @@ def gather_state(state: ExecutionState, samples: Tensor) -> ExecutionState:
         options=state.options[samples],
         spent=state.spent[samples],
         rows=samples if state.rows is None else state.rows[samples],
+    )
+
+
+def concatenate_states(states: Sequence[ExecutionState]) -> ExecutionState:
+    """Return one state with the samples of several at the same layer, whose ``rows`` are set."""
+    if len(states) == 1:
+        return states[0]
+    hidden, layers, options, spent, rows = zip(*states, strict=True)
+    return ExecutionState(
+        torch.cat(hidden), layers[0], torch.cat(options), torch.cat(spent), torch.cat(rows)
     )
 
 

@@ -44,7 +44,7 @@ class PassSettings:
 
     limit: Annotated[int, Field(ge=1)] = 1
     mirrored: bool = False
-    answer: AnswerRule = "last"
+    answer: AnswerRule = "mean"
 
     @property
     def evidence_size(self) -> int:

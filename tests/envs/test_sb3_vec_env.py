@@ -275,13 +275,9 @@ def test_groups_must_divide_environments(n, group_size):
         make(n, group_size=group_size)
 
 
-def test_exits_without_sync_episodes():
+def test_groups_with_exits_need_sync_episodes():
     with pytest.raises(ConfigError, match="group_size is 3 on a network with exits"):
         make(group_size=3, after=AFTER)
-    env = make(after=AFTER)
-    env.reset()
-    with pytest.raises(ConfigError, match="sync_episodes is False"):
-        env.get_state()
 
 
 def test_unsupported_methods():

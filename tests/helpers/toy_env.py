@@ -24,7 +24,7 @@ def toy_kwargs(*, after=(), **changes) -> dict:
 
 def random_actions(env, steps, n, seed=0):
     """Return actions for each step and environment, ``[steps, n]``."""
-    n_actions = env.task.backbone.costs.n_actions
+    n_actions = env.task.passes.n_actions(env.task.backbone.costs)
     return np.random.default_rng(seed).integers(n_actions, size=(steps, n))
 
 
