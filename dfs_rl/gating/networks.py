@@ -67,8 +67,8 @@ class LearnedGate(nn.Module, ABC):
         ConfigError: If a value is invalid.
     """
 
-    decides_again: ClassVar[bool] = True
-    """False for a kind of gate that cannot run several passes."""
+    decides_again: ClassVar[bool] = False
+    """True for a kind of gate that can run several passes; it has no memory."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -269,6 +269,8 @@ def register_gate(name: str) -> Callable[[GateT], GateT]:
 class MLPGate(LearnedGate):
     """Separate ``Linear -> tanh -> Linear`` for each layer; the deployable actor of an agent."""
 
+    decides_again = True
+
     def _build(self, sizes: list[int]) -> None:
         self.networks = nn.ModuleList(
             _two_layers(size, self.hidden, len(self.choices)) for size in sizes
@@ -311,8 +313,6 @@ class OneShotGate(LearnedGate):
     backbone's stem. ``feature_macs`` count as for the other gates, with the unused features of
     later layers.
     """
-
-    decides_again = False
 
     def _build(self, sizes: list[int]) -> None:
         self.network = _two_layers(sizes[0], self.hidden, len(sizes) * len(self.choices))

@@ -67,7 +67,7 @@ def play(gate, index, **task):
 
 @pytest.mark.parametrize("budget", [None, 340.0])
 @pytest.mark.parametrize("after", [(), (1, 3)], ids=["no exits", "exits"])
-@pytest.mark.parametrize("kind", [MLPGate, LSTMGate, RuleGate])
+@pytest.mark.parametrize("kind", [MLPGate, RuleGate])
 def test_rollouts_equal_episodes(kind, after, budget):
     if kind is RuleGate and budget is not None:
         pytest.skip("a rule knows no masks: its options are lowered instead")
@@ -144,6 +144,8 @@ def test_errors():
         PassSettings(limit=0)
     with pytest.raises(ConfigError, match="OneShotGate, which decides for a single pass"):
         learned(kind=OneShotGate)
+    with pytest.raises(ConfigError, match="LSTMGate, which decides for a single pass"):
+        learned(kind=LSTMGate)
     with pytest.raises(ConfigError, match="several passes may choose every option"):
         learned(choices=(0, 1))
     with pytest.raises(ConfigError, match="2 passes and 0 thresholds"):
