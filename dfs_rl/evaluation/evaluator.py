@@ -115,13 +115,13 @@ def evaluate_draws(
     with torch.inference_mode():
         splits = torch.split(chosen, n_together, dim=1)  # [draws, batch, layers] each
         for batch, options in zip(batches(image_set, n_together), splits, strict=True):
-            logits = _run_tree(backbone, batch.images, options.flatten(0, 1))
+            logits = run_options(backbone, batch.images, options.flatten(0, 1))
             for part, answers, taken in zip(parts, logits.chunk(n_draws), options, strict=True):
                 part.append(_record(name, answers, batch.labels, taken))
     return tuple(concatenate(part) for part in parts)
 
 
-def _run_tree(backbone: GatedBackbone, images: Tensor, options: Tensor) -> Tensor:
+def run_options(backbone: GatedBackbone, images: Tensor, options: Tensor) -> Tensor:
     """Return the logits of each pass, ``[passes, classes]``; common prefixes of an image run once.
 
     Pass ``i`` runs image ``i`` modulo the batch size at row ``i`` of the canonical ``options``.
