@@ -15,10 +15,12 @@ GATE = "gate"
 """Kind of a point that is a gate, and key of a gate's per-image results."""
 BEFORE = "_before"
 """Suffix of the keys of baselines on the backbone before co-training."""
-DEPLOYABLE_BASELINES = ("static_table", "cascade", "exits")
+DEPLOYABLE_BASELINES = ("static_table", "cascade", "tuned_rule", "exits")
 """Keys of the baselines that can be deployed instead of a gate."""
 _GAINS = (*DEPLOYABLE_BASELINES, "patterns")
-"""Baselines whose gains are columns of ``to_frame``; exits only if the network has them."""
+"""Baselines whose gains are columns of ``to_frame``."""
+_SOMETIMES = ("tuned_rule", "exits")
+"""Those that are columns only if a gate has several passes, or if the network has exits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -224,8 +226,8 @@ class ComparisonOfRuns:
     def to_frame(self) -> pd.DataFrame:
         """Return one row per point: means and standard deviations over seeds, gains included."""
         rows = []
-        exits = any("exits" in point.gains for point in self.points)
-        gains = [key for key in _GAINS if key != "exits" or exits]
+        found = {key for point in self.points for key in point.gains}
+        gains = [key for key in _GAINS if key not in _SOMETIMES or key in found]
         for point in (*self.points, *self.references):
             row = {"label": point.label, "kind": point.kind, "seeds": len(point.seeds)}
             fields: dict[str, Spread | None] = {

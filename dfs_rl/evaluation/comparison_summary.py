@@ -13,6 +13,7 @@ _MAX_NAMED = 3
 _BASELINES = {
     "static_table": "static bit table",
     "cascade": "confidence cascade",
+    "tuned_rule": "tuned rule",
     "exits": "confidence exits",
 }
 

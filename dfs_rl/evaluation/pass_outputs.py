@@ -1,7 +1,7 @@
-"""Tabulated outputs of passes at fixed settings: what any rule over them does costs no more runs."""
+"""Outputs of passes at fixed settings, from which the results of any rule over them follow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -25,16 +25,14 @@ class PassOutputs:
     """Outputs of a pass at each of several settings on every image of a split, on the CPU.
 
     Attributes:
-        settings: The settings: options of every layer, and the view of the image.
+        settings: The settings: the options of all layers, and the view of the image.
         logits: float32 ``[settings, n, classes]``.
         labels: True classes, int64 ``[n]``.
-        computations: Computation of a pass in percent, everything included, ``[settings]``.
     """
 
     settings: tuple[RulePass, ...]
     logits: Tensor
     labels: Tensor
-    computations: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,49 +47,60 @@ class PassOutputs:
         """Share of correct predictions of each setting, float64 ``[settings]``."""
         return (self.logits.argmax(dim=2) == self.labels).double().mean(dim=1)
 
+    def computations(self, costs: CostTable) -> Tensor:
+        """Return the computation of a pass in percent, everything included, ``[settings]``."""
+        return costs.computation(torch.tensor([each.options for each in self.settings]))
+
     def select(self, indices: Sequence[int]) -> "PassOutputs":
         """Return the outputs of some of the settings."""
         return PassOutputs(
             settings=tuple(self.settings[i] for i in indices),
             logits=self.logits[list(indices)],
             labels=self.labels,
-            computations=tuple(self.computations[i] for i in indices),
+        )
+
+    def with_settings(self, other: "PassOutputs") -> "PassOutputs":
+        """Return these outputs and those of other settings on the same images."""
+        return replace(
+            self,
+            settings=self.settings + other.settings,
+            logits=torch.cat([self.logits, other.logits]),
+        )
+
+    def with_images(self, other: "PassOutputs") -> "PassOutputs":
+        """Return these outputs and those of the same settings on other images."""
+        return replace(
+            self,
+            logits=torch.cat([self.logits, other.logits], dim=1),
+            labels=torch.cat([self.labels, other.labels]),
         )
 
     def records(self, rule: Rule, answer: AnswerRule, *, name: str) -> GateRecords:
         """Return the records of a rule whose passes are among the settings."""
-        n, index = len(self), [self.settings.index(each) for each in rule.passes]
-        again = torch.ones(n, dtype=torch.bool)
-        ran = [again]
+        index = [self.settings.index(each) for each in rule.passes]
         answers = self.probabilities[index[0]]
-        for finished, setting in enumerate(index[1:], start=1):
-            threshold = torch.tensor(rule.thresholds[finished - 1])
-            again = again & (confidence_of(answers) < threshold)
-            later = next_answer(answers, self.probabilities[setting], finished, answer)
+        again = torch.ones(len(self), dtype=torch.bool)
+        followed = []
+        for i, threshold in enumerate(rule.thresholds, start=1):
+            again = again & (confidence_of(answers) < torch.tensor(threshold))
+            later = next_answer(answers, self.probabilities[index[i]], i, answer)
             answers = torch.where(again[:, None], later, answers)
-            ran.append(again)
-        passes = torch.tensor([each.options for each in rule.passes])  # [passes, layers]
-        n_passes = torch.stack(ran).sum(dim=0)  # [n]
-        followed = torch.stack(ran[1:], dim=1) if len(index) > 1 else None  # [n, passes - 1]
+            followed.append(again)
+        options = torch.tensor([each.options for each in rule.passes])  # [passes, layers]
+        earlier, last = None, torch.zeros_like(self.labels)
+        if followed:
+            ran = torch.stack(followed, dim=1)  # [n, passes - 1]
+            earlier = EarlierPasses(options=options[:-1] * ran[:, :, None], ran=ran)
+            last = ran.sum(dim=1)
         return GateRecords(
             name=name,
             predictions=answers.argmax(dim=1),
             labels=self.labels,
-            options=passes[n_passes - 1],
+            options=options[last],
             log_likelihood=log_likelihoods(answers, self.labels),
             confidence=answers.amax(dim=1),
-            earlier=None
-            if followed is None
-            else EarlierPasses(options=passes[:-1] * followed[:, :, None], ran=followed),
+            earlier=earlier,
         )
-
-
-def uniform_settings(costs: CostTable, *, mirrored: bool) -> tuple[RulePass, ...]:
-    """Return each bit option at all layers, on the image or on its mirror image."""
-    return tuple(
-        RulePass(options=(option,) * costs.n_layers, mirrored=mirrored)
-        for option in range(len(costs.options))
-    )
 
 
 def run_settings(
@@ -102,8 +111,8 @@ def run_settings(
     batch_size: int = BATCH_SIZE,
 ) -> PassOutputs:
     """Run every image at each setting; backbone and images are on one device."""
-    costs = backbone.costs
-    options = costs.canonicalize(torch.tensor([each.options for each in settings]))
+    options = backbone.costs.canonicalize(torch.tensor([each.options for each in settings]))
+    options = options.to(image_set.images.device)
     logits = []
     for each, chosen in zip(settings, options, strict=True):
         parts = [
@@ -119,25 +128,24 @@ def run_settings(
         settings=tuple(settings),
         logits=torch.stack(logits),
         labels=image_set.labels.cpu(),
-        computations=tuple(costs.computation(options).tolist()),
     )
 
 
-def joined_outputs(first: PassOutputs, second: PassOutputs, *, same_images: bool) -> PassOutputs:
-    """Return the outputs of other settings on the same images, or of other images."""
-    if same_images:
-        return PassOutputs(
-            settings=first.settings + second.settings,
-            logits=torch.cat([first.logits, second.logits]),
-            labels=first.labels,
-            computations=first.computations + second.computations,
-        )
-    return PassOutputs(
-        settings=first.settings,
-        logits=torch.cat([first.logits, second.logits], dim=1),
-        labels=torch.cat([first.labels, second.labels]),
-        computations=first.computations,
-    )
+def run_uniform(
+    backbone: GatedBackbone,
+    image_set: ImageSet,
+    *,
+    views: Sequence[bool] = (False,),
+    batch_size: int = BATCH_SIZE,
+) -> PassOutputs:
+    """Run every image at each bit option at all layers; a view of ``True`` is the mirror image."""
+    n_layers = backbone.costs.n_layers
+    settings = [
+        RulePass(options=(option,) * n_layers, mirrored=mirrored)
+        for mirrored in views
+        for option in range(len(backbone.options))
+    ]
+    return run_settings(backbone, image_set, settings, batch_size=batch_size)
 
 
 def next_answer(answers: Tensor, latest: Tensor, finished: int, rule: AnswerRule) -> Tensor:
@@ -150,7 +158,8 @@ def next_answer(answers: Tensor, latest: Tensor, finished: int, rule: AnswerRule
         return latest
     if rule == "mean":
         return (answers * finished + latest) / (finished + 1)
-    return torch.where(latest.amax(1, keepdim=True) > answers.amax(1, keepdim=True), latest, answers)
+    surer = latest.amax(dim=1, keepdim=True) > answers.amax(dim=1, keepdim=True)
+    return torch.where(surer, latest, answers)
 
 
 def confidence_of(answers: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.pass_outputs import (
     PassOutputs,
     confidence_of,
@@ -46,24 +47,66 @@ class FoundRule(NamedTuple):
 
 
 def search_rules(
-    outputs: PassOutputs, budgets: Sequence[float], passes: PassSettings
+    outputs: PassOutputs,
+    costs: CostTable,
+    budgets: Sequence[float],
+    passes: PassSettings,
+    *,
+    tolerance: float = 0.0,
 ) -> list[FoundRule | None]:
     """Return the best rule within each budget on the mean computation, ``None`` if there is none.
 
-    The criterion is the accuracy in [0, 1], plus a tenth of the mean log-likelihood. A rule that is
-    no better than a cheaper one, or one with fewer passes, is not returned.
+    The criterion is the accuracy in [0, 1], plus a tenth of the mean log-likelihood in nats. Of
+    equal rules the one with fewer passes is chosen, then the cheaper one.
 
     Args:
         outputs: Outputs of all settings on the images of the search.
+        costs: Cost table of the backbone.
         budgets: Budgets in percent, ascending.
         passes: Passes that a rule may have. With the answer "last" each costs more than the one
             before, which it replaces.
+        tolerance: Loss in the criterion for the sake of few sequences of settings over all budgets:
+            the fewer, the less chance is in their choice.
     """
-    search = _Search(outputs, budgets, passes)
+    search = _Search(outputs, costs, budgets, passes)
     for setting, each in enumerate(outputs.settings):
         if not each.mirrored:
             search.visit(search.first(setting))
-    return search.best()
+    return search.rules(tolerance)
+
+
+def useful_settings(outputs: PassOutputs, costs: CostTable) -> PassOutputs:
+    """Return the outputs of the settings that are worth a pass.
+
+    Others have less than half the accuracy of the best, or are more than a point behind one of the
+    same view that costs no more.
+    """
+    accuracy, spent = outputs.accuracies.tolist(), outputs.computations(costs).tolist()
+
+    def is_useful(i: int) -> bool:
+        rivals = [
+            accuracy[j]
+            for j, each in enumerate(outputs.settings)
+            if spent[j] <= spent[i] and each.mirrored == outputs.settings[i].mirrored
+        ]
+        enough = max(max(accuracy) / 2, max(rivals) - _LARGEST_DEFICIT)
+        return bool(accuracy[i] >= enough)
+
+    return outputs.select([i for i in range(len(accuracy)) if is_useful(i)])
+
+
+def best_rule(
+    outputs: PassOutputs, costs: CostTable, budget: float, passes: PassSettings
+) -> FoundRule | None:
+    """Return the best rule within a budget, see ``search_rules``.
+
+    Settings that are not useful are considered only if no other is within the budget.
+    """
+    for candidates in (useful_settings(outputs, costs), outputs):
+        (found,) = search_rules(candidates, costs, [budget], passes)
+        if found is not None:
+            return found
+    return None
 
 
 class _Sequence(NamedTuple):
@@ -77,37 +120,38 @@ class _Sequence(NamedTuple):
     means: Tensor  # computation and score, float64 [2, steps, ...], one axis per threshold
 
 
+class _Optimum(NamedTuple):
+    """Best thresholds of a sequence for each budget."""
+
+    sequence: tuple[int, ...]
+    thresholds: tuple[Tensor, ...]
+    cells: Tensor  # combination of thresholds, int64 [budgets]
+    costs: Tensor  # float64 [budgets]
+    scores: Tensor  # float64 [budgets], -inf where there is none
+
+
 class _Search:
-    """Depth-first search over sequences of settings; keeps the best rules for each budget."""
+    """Depth-first search over sequences of settings."""
 
     def __init__(
-        self, outputs: PassOutputs, budgets: Sequence[float], passes: PassSettings
+        self,
+        outputs: PassOutputs,
+        costs: CostTable,
+        budgets: Sequence[float],
+        passes: PassSettings,
     ) -> None:
         self.outputs, self.passes = outputs, passes
+        self.costs = outputs.computations(costs).tolist()
         self.budgets = torch.tensor(budgets, dtype=torch.float64)
-        thresholds = max(1, passes.limit - 1)
-        self.steps = min(_MOST_STEPS, round(_GRID_POINTS ** (1 / thresholds)))
-        shape = (passes.limit, len(budgets))
-        self._costs = torch.full(shape, math.inf, dtype=torch.float64)
-        self._scores = torch.full(shape, -math.inf, dtype=torch.float64)
-        self._found: list[list[FoundRule | None]] = [[None] * shape[1] for _ in range(shape[0])]
-
-    def best(self) -> list[FoundRule | None]:
-        """Return the best rule within each budget."""
-        best: list[FoundRule | None] = []
-        for column in zip(*self._found, strict=True):
-            chosen = best[-1] if best else None
-            for found in column:
-                if found and (chosen is None or found.score > chosen.score + _ROUNDING):
-                    chosen = found
-            best.append(chosen)
-        return best
+        n_thresholds = max(1, passes.limit - 1)
+        self.steps = min(_MOST_STEPS, round(_GRID_POINTS ** (1 / n_thresholds)))
+        self._optima: list[_Optimum] = []
 
     def first(self, setting: int) -> _Sequence:
         """Return the sequence of a single pass."""
         answers = self.outputs.probabilities[setting]
         value = self._value(answers)
-        means = torch.tensor([self.outputs.computations[setting], value.mean().item()]).double()
+        means = torch.tensor([self.costs[setting], value.mean().item()], dtype=torch.float64)
         cell = torch.zeros(len(value), dtype=torch.int64)
         return _Sequence((setting,), answers, value, cell, (), means)
 
@@ -127,12 +171,11 @@ class _Search:
         cell = torch.searchsorted(thresholds, confidence, right=True)
         cell += sequence.cell * (self.steps + 1)
         for setting, each in enumerate(outputs.settings):
-            cost = outputs.computations[setting]
-            replaced = outputs.computations[sequence.settings[-1]]
+            cost = self.costs[setting]
             if (
                 setting in sequence.settings
                 or (each.mirrored and not self.passes.mirrored)
-                or (self.passes.answer == "last" and cost <= replaced)
+                or (self.passes.answer == "last" and cost <= self.costs[sequence.settings[-1]])
             ):
                 continue
             latest = outputs.probabilities[setting]
@@ -165,28 +208,69 @@ class _Search:
     def _keep(self, sequence: _Sequence) -> None:
         """Keep the best combination of thresholds for each budget, the cheapest of equals."""
         costs, scores = sequence.means.reshape(2, -1)
-        row, n_budgets = len(sequence.settings) - 1, len(self.budgets)
-        least = torch.searchsorted(self.budgets, costs - _ROUNDING)  # the lowest sufficient budget
-        top = self._scores.new_full((n_budgets + 1,), -math.inf)
-        top = top.scatter_reduce(0, least, scores, "amax")
-        equal = scores >= top[least] - _ROUNDING
-        cheapest = self._costs.new_full((n_budgets + 1,), math.inf)
-        cheapest = cheapest.scatter_reduce(0, least[equal], costs[equal], "amin")
-        gain = top[:-1] - self._scores[row]
-        better = (gain > _ROUNDING) | ((gain > -_ROUNDING) & (cheapest[:-1] < self._costs[row]))
-        for budget in better.nonzero()[:, 0].tolist():
-            chosen = int((equal & (least == budget) & (costs == cheapest[budget])).nonzero()[0])
-            thresholds = []
-            for each in reversed(sequence.thresholds):
-                chosen, step = divmod(chosen, self.steps)
-                thresholds.insert(0, each[step].item())
-            settings = tuple(self.outputs.settings[i] for i in sequence.settings)
-            self._scores[row, budget], self._costs[row, budget] = top[budget], cheapest[budget]
-            self._found[row][budget] = FoundRule(
-                rule=Rule(passes=settings, thresholds=tuple(thresholds)),
-                computation=cheapest[budget].item(),
-                score=top[budget].item(),
+        order = costs.argsort()
+        best = scores[order].cummax(0).values
+        last = torch.searchsorted(costs[order], self.budgets + _ROUNDING, right=True) - 1
+        reached = best[last.clamp(min=0)]
+        cells = order[torch.searchsorted(best, reached - _ROUNDING)]
+        self._optima.append(
+            _Optimum(
+                sequence=sequence.settings,
+                thresholds=sequence.thresholds,
+                cells=cells,
+                costs=costs[cells],
+                scores=reached.masked_fill(last < 0, -math.inf),
             )
+        )
+
+    def rules(self, tolerance: float) -> list[FoundRule | None]:
+        """Return the best rule of few sequences within each budget."""
+        optima = sorted(self._optima, key=lambda optimum: len(optimum.sequence))
+        scores = torch.stack([optimum.scores for optimum in optima])  # [sequences, budgets]
+        if not bool((scores > -math.inf).any()):
+            return [None] * len(self.budgets)
+        kept = sorted(_few_rows(scores, tolerance))
+        found: list[FoundRule | None] = []
+        for budget, column in enumerate(scores[kept].unbind(dim=1)):
+            row = _first_of_largest(column)
+            there = column[row] > -math.inf
+            found.append(self._rule(optima[kept[row]], budget) if there else None)
+        return found
+
+    def _rule(self, optimum: _Optimum, budget: int) -> FoundRule:
+        cell = int(optimum.cells[budget])
+        thresholds: list[float] = []
+        for each in reversed(optimum.thresholds):
+            cell, step = divmod(cell, self.steps)
+            thresholds.insert(0, each[step].item())
+        n = (*thresholds, 0.0).index(0.0)  # below 0 is no image
+        settings = tuple(self.outputs.settings[i] for i in optimum.sequence)
+        return FoundRule(
+            rule=Rule(passes=settings[: n + 1], thresholds=tuple(thresholds[:n])),
+            computation=optimum.costs[budget].item(),
+            score=optimum.scores[budget].item(),
+        )
+
+
+def _few_rows(scores: Tensor, tolerance: float) -> list[int]:
+    """Return rows of which one is within the tolerance of the best in every column.
+
+    Each is the row that gains most over those before it, the first of equals.
+    """
+    floor = scores[scores > -math.inf].min().item() - 1.0
+    scores = scores.clamp(min=floor)
+    best = scores.amax(dim=0) - tolerance
+    rows: list[int] = []
+    reached = torch.full_like(best, floor)
+    while bool((reached < best - _ROUNDING).any()):
+        gained = scores.maximum(reached).minimum(best).sum(dim=1)
+        rows.append(_first_of_largest(gained))
+        reached = reached.maximum(scores[rows[-1]])
+    return rows
+
+
+def _first_of_largest(values: Tensor) -> int:
+    return int((values >= values.max() - _ROUNDING).int().argmax())
 
 
 def _thresholds(confidence: Tensor, steps: int) -> Tensor:
@@ -200,25 +284,3 @@ def _thresholds(confidence: Tensor, steps: int) -> Tensor:
     thresholds = (ordered[(below - 1).clamp(min=0)] + ordered[below.clamp(max=n - 1)]) / 2
     thresholds[below == 0], thresholds[below == n] = 0.0, _ALWAYS
     return thresholds.float()
-
-
-def useful_settings(outputs: PassOutputs) -> list[int]:
-    """Return the indices of settings worth a pass.
-
-    Left out are those with less than half the accuracy of the best, and those more than a point
-    behind another one of the same view that costs no more.
-    """
-    accuracy, costs = outputs.accuracies.tolist(), outputs.computations
-    views = [each.mirrored for each in outputs.settings]
-
-    def is_useful(i: int) -> bool:
-        others = [
-            accuracy[j]
-            for j in range(len(costs))
-            if costs[j] <= costs[i] + _ROUNDING and views[j] == views[i]
-        ]
-        return (
-            accuracy[i] >= max(accuracy) / 2 and accuracy[i] >= max(others) - _LARGEST_DEFICIT
-        )
-
-    return [i for i in range(len(costs)) if is_useful(i)]

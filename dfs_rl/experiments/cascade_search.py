@@ -1,43 +1,90 @@
-"""Choice of a confidence cascade on the val split."""
+"""Choice of confidence cascades, and of rules over more passes, on the agent and val splits."""
+
+from typing import get_args
+
+import torch
 
 from dfs_rl.backbones import Backbone, StoredBackbone
+from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
-from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
-from dfs_rl.evaluation.baselines.methods import uniform_baselines
+from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.pass_outputs import run_uniform
+from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
-from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.model import GATE_FOLDER
-from dfs_rl.gating.rules import cascade
+from dfs_rl.gating.passes import AnswerRule, PassSettings
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import save_gate
+from dfs_rl.reporting.tables import aligned_table
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
+_MOST_ROWS = 10
+"""Largest number of rules that the table shows."""
+
 
 def validate(config: TrainCascadeConfig, dataset: Dataset, backbone: Backbone) -> str:
     """Validate the configuration against the backbone, and return the run's name."""
-    gated_budget(backbone.costs, config.budget)
+    costs, budget = backbone.costs, config.budget
+    uniform = torch.arange(len(costs.options))[:, None].expand(-1, costs.n_layers)
+    least = costs.computation(uniform).min().item()
+    if budget is not None and budget < least:
+        raise ConfigError(
+            f"budget is {costs.cost_text(budget, 4)}; the cheapest pass costs "
+            f"{costs.cost_text(least, 4)}."
+        )
     return f"cascade-{dataset.name}"
 
 
 def train(
     config: TrainCascadeConfig, dataset: Dataset, run: RunFolder, stored: StoredBackbone
 ) -> TrainingRecord:
-    """Choose both passes and the threshold from all uniform options on the val split."""
-    backbone, device = stored.backbone, resolve_device(config.device)
-    costs = backbone.costs
-    print_status("Running every uniform option on the val split ...")
-    val = dataset.val.to(device)
-    uniform = [m.records[0] for m in uniform_baselines(backbone.to_inference().to(device), val)]
-    chosen = choose_cascade(uniform, costs, config.budget)
-    assert chosen is not None, "validate checks the budget"
-    records = run_cascade(uniform, chosen)
-    text = cascade_text(chosen, records, backbone.options)
-    print_status(f"Chosen on val: {text}.")
-    tables = ((option,) * costs.n_layers for option in (chosen.first, chosen.second))
-    gate = cascade(*tables, threshold=chosen.threshold, options=backbone.options)
+    """Choose the passes and their thresholds from all uniform options."""
+    backbone = stored.backbone.to_inference().to(resolve_device(config.device))
+    costs, device = backbone.costs, backbone.feature_mean.device
+    mirrored = dataset.flip if config.mirrored is None else config.mirrored
+    mirrored = mirrored and config.passes > 1
+    both = " and its mirror image" if mirrored else ""
+    print_status(f"Running each bit option on every image of agent and val{both} ...")
+    views = (False, True) if mirrored else (False,)
+    agent, val = (
+        run_uniform(backbone, images.to(device), views=views)
+        for images in (dataset.agent, dataset.val)
+    )
+    answers = get_args(AnswerRule) if config.answer is None else (config.answer,)
+    candidates = [
+        PassSettings(limit=config.passes, mirrored=mirrored, answer=answer) for answer in answers
+    ]
+    searched = agent.with_images(val)
+    gate = tuned_gate(searched, val, costs, candidates, budget=config.budget)
+    assert gate is not None, "validate checks the budget"
     save_gate(gate, run.path / GATE_FOLDER)
-    computation = records.computation(costs).mean().item()
-    best = {"accuracy": records.accuracy, "computation": computation, "choice": text}
-    return training_record(best, gate_images=len(val) * len(uniform))
+    records = val.records(gate.rule, gate.passes.answer, name="rule")
+    best = {
+        "accuracy": records.accuracy,
+        "computation": records.computation(costs).mean().item(),
+        "choice": gate.description,
+        "answer": gate.passes.answer,
+    }
+    print_status(_rules_text(gate, costs))
+    return training_record(best, gate_images=len(searched) * len(searched.settings))
+
+
+def _rules_text(gate: RuleGate, costs: CostTable) -> str:
+    """Return the rule, or evenly spaced ones of a gate for all budgets as a table."""
+    answer = f"Chosen on agent and val, answering with the {gate.passes.answer} of the passes"
+    measured = gate.budget_conditioning
+    if measured is None:
+        return f"Chosen on agent and val: {gate.description}."
+    last = len(gate.rules) - 1
+    rows = [
+        (
+            gate.rules[i].description(costs.options),
+            costs.cost_text(measured.computations[i], 3),
+            f"{measured.accuracies[i]:.2f} %",
+        )
+        for i in sorted({round(last * row / (_MOST_ROWS - 1)) for row in range(_MOST_ROWS)})
+    ]
+    return f"{answer}:\n{aligned_table(('rule', 'cost on val', 'accuracy'), [rows])}"

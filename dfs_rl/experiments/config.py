@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
-"""``--flip``, ``--no-flip``, or neither."""
+"""``--flip``, ``--no-flip``, or neither; likewise for others."""
 ReportedSplit = Literal["test", "val"]
 Precision = Literal["auto", "float32", "bfloat16"]
 N_VALIDATIONS = 20
@@ -294,18 +294,44 @@ class TrainCascadeConfig(GateRunConfig):
     """Settings of ``train_cascade``.
 
     Attributes:
-        budget: Upper bound on the mean computation, both passes of images that run twice included;
-            a single image may cost the sum of both passes.
+        budget: Upper bound on the mean computation, all passes included; a single image may cost
+            the sum of all. By default the gate has rules for all budgets.
+        max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
+            the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
+            such point.
+        passes: Largest number of passes of an image; 2 make a plain cascade, with --answer last
+            and --no-mirrored.
+        mirrored: Whether further passes may see the mirror image; default as in the training of the
+            backbone, whether half of the images were mirrored.
+        answer: Answer after several passes: the mean of their probabilities, that of the last pass
+            or that of the surest one; default the best on agent and val.
     """
 
     KIND: ClassVar = "train_cascade"
     DESCRIPTION: ClassVar = (
-        "Choose a confidence cascade: a cheap pass for every image, an expensive one for unsure "
+        "Choose a confidence cascade: a cheap pass for every image, and more passes for unsure "
         "answers."
     )
     MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
 
-    budget: PositiveFloat = DEFAULT_BUDGET
+    max_accuracy_drop: NonNegativeFloat | None = None
+    passes: PositiveInt = 3
+    mirrored: Flip = None
+    answer: Literal["mean", "last", "surest"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.passes == 1:
+            for name in ("mirrored", "answer"):
+                if value := getattr(self, name):
+                    raise ConfigError(
+                        f"{name} is {str(value).lower()}, but passes is 1; it needs 2 or more."
+                    )
+        if self.budget is not None and self.max_accuracy_drop is not None:
+            raise ConfigError(
+                f"budget is {self.budget:g} and max_accuracy_drop is {self.max_accuracy_drop:g}; "
+                "give one of them."
+            )
 
 
 @configuration

@@ -27,14 +27,16 @@ from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
-from dfs_rl.evaluation.baselines.methods import uniform_baselines
 from dfs_rl.evaluation.baselines.registry import (
     BASELINES,
     EvaluationSetup,
     MethodResult,
+    OutputCache,
     run_baselines,
+    uniform_baselines,
 )
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore
 from dfs_rl.evaluation.summary import (
     FORMAT,
@@ -53,6 +55,7 @@ from dfs_rl.gating.model import (
     add_gate,
 )
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.reporting.figures import write_figures
 from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
@@ -77,11 +80,11 @@ class SharedResults:
     """Results that evaluations of gates over one backbone and data set share, to save time.
 
     Attributes:
-        uniform: Results of the uniform options, by the reported split.
+        outputs: Outputs of the uniform options, as in ``EvaluationSetup``.
         scores: Scores of static bit tables, by the number of val images.
     """
 
-    uniform: dict[str, list[MethodResult]] = field(default_factory=dict)
+    outputs: OutputCache = field(default_factory=dict)
     scores: dict[int, dict[StaticTable, StaticTableScore]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -270,14 +273,10 @@ def _evaluate_methods(
     batch_size = config.batch_size
     device = backbone.feature_mean.device
     reported, selection = (data.split(name).to(device) for name in (split, _SELECTION))
-    if split not in shared.uniform:
-        progress(f"uniform options on {len(reported):,} {split} images")
-        shared.uniform[split] = uniform_baselines(
-            backbone, reported, selection=selection, batch_size=batch_size
-        )
-    uniform = shared.uniform[split]
     if model is None:
-        return uniform
+        progress(f"uniform options on {len(reported):,} {split} images")
+        outputs = [run_uniform(backbone, i, batch_size=batch_size) for i in (reported, selection)]
+        return uniform_baselines(backbone.options, *outputs)
     progress("the gate")
     records, on_selection = (
         evaluate_gate(backbone, model.gate, images, batch_size=batch_size, budget=model.budget)
@@ -287,16 +286,17 @@ def _evaluate_methods(
         backbone=backbone,
         gate=records,
         gate_selection=on_selection,
-        uniform=uniform,
         reported=reported,
         selection=selection,
         reported_name=split,
         selection_name=_SELECTION,
         before_cotraining=loaded.before,
+        passes=passes_of(model.gate),
         search=config.search,
         batch_size=batch_size,
         progress=progress,
         cached_scores=shared.scores.__getitem__,
+        cached_outputs=shared.outputs,
     )
     gate = MethodResult(
         key="gate",

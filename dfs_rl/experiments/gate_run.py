@@ -16,6 +16,7 @@ from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
     GateTrainingConfig,
+    TrainCascadeConfig,
     program,
     with_percent_budgets,
 )
@@ -23,6 +24,7 @@ from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.reporting.tables import summary_text
 from dfs_rl.utils.cli import Invocation
@@ -165,19 +167,21 @@ class GateRun:
         """
         path, budget = self.folder.path / GATE_FOLDER, self.config.budget
         gate = load_gate(path)
-        if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
+        if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
             return ()
-        print_status("Measuring the cost of the gate at each preference on the val split ...")
-        device = resolve_device(self.config.device)
-        backbone = stored.backbone.to_inference().to(device)
-        measured, points = calibrate_budget_conditioning(
-            backbone, gate.to(device), self.dataset.val.to(device)
-        )
-        gate.budget_conditioning = measured
+        costs = stored.backbone.costs
+        if isinstance(gate, LearnedGate):
+            print_status("Measuring the cost of the gate at each preference on the val split ...")
+            device = resolve_device(self.config.device)
+            backbone = stored.backbone.to_inference().to(device)
+            gate.budget_conditioning, _ = calibrate_budget_conditioning(
+                backbone, gate.to(device), self.dataset.val.to(device)
+            )
+        measured = gate.budget_conditioning
         least, most = measured.budget_range
-        in_words = partial(backbone.costs.cost_text, digits=3)
+        in_words = partial(costs.cost_text, digits=3)
         print_status(f"Its images cost {in_words(least)} to {in_words(most)} on average.")
-        assert isinstance(self.config, GateTrainingConfig), "others make no learned gate"
+        assert isinstance(self.config, GateTrainingConfig | TrainCascadeConfig)
         drop = self.config.max_accuracy_drop
         # A bound that the gate cannot hold is no error: it would lose the trained gate.
         if budget is not None:
@@ -196,4 +200,4 @@ class GateRun:
                 )
             gate.preference = measured.preference_for_accuracy_drop(max(drop, smallest))
         save_gate(gate, path)
-        return points
+        return tuple(zip(measured.computations, measured.accuracies, strict=True))

@@ -20,6 +20,7 @@ from dfs_rl.reporting.render import HoverPoint, hover_point
 _CURVES = {
     "static_table": ("best static tables", style.BLUE, "s"),
     "cascade": ("confidence cascades", style.GREEN, "^"),
+    "tuned_rule": ("tuned rules", style.PURPLE, "D"),
     "exits": ("confidence exits", style.ORANGE, "v"),
 }
 _UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}

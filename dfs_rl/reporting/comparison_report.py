@@ -22,6 +22,7 @@ from dfs_rl.reporting.tables import (
 _GAINS = {
     "static_table": "minus static",
     "cascade": "minus cascade",
+    "tuned_rule": "minus rule",
     "exits": "minus exits",
     "patterns": "minus own shuffled",
 }

@@ -23,6 +23,7 @@ _MARKER_STYLES = {
     "gate": ("*", style.VERMILION, 13.0),
     "static_table": ("s", style.BLUE, 6.0),
     "cascade": ("^", style.GREEN, 7.0),
+    "tuned_rule": ("d", style.VERMILION, 7.0),
     "exits": ("v", style.ORANGE, 7.0),
     "mode_table": ("D", style.PURPLE, 5.5),
     "random": ("X", style.ORANGE, 7.0),
@@ -30,6 +31,7 @@ _MARKER_STYLES = {
     "oracle": ("p", style.MUTED, 7.0),
     "static_table_before": ("s", style.MUTED, 6.0),
     "cascade_before": ("^", style.MUTED, 7.0),
+    "tuned_rule_before": ("d", style.MUTED, 7.0),
 }
 _FIXED_STYLE = ("o", style.MUTED, 5.0)
 # Reference methods more than this many points below the gate and its baselines are labelled at the

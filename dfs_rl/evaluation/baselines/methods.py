@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.costs import FULL, SKIP, CostTable
-from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.cascade import cascade_text, choose_cascade, run_cascade
+from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.baselines.early_exit import (
     apply_exit_rule,
     choose_exit_rule,
@@ -24,10 +21,12 @@ from dfs_rl.evaluation.baselines.registry import (
     register_baseline,
 )
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_draws, evaluate_static_table
+from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_static_table
 from dfs_rl.evaluation.records import choose_records
+from dfs_rl.evaluation.rule_search import best_rule
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, canonicalize, static_table_text
 from dfs_rl.evaluation.static_tables.search import search_static_table
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.utils.seeding import torch_generator
 
 RANDOM_DRAWS = 5
@@ -71,17 +70,35 @@ def _static_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 @register_baseline("cascade")
 def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best confidence cascade within the cost of the gate."""
-    on_selection = [method.selection for method in setup.uniform if method.selection is not None]
-    chosen = choose_cascade(on_selection, setup.backbone.costs, setup.budget)
-    if chosen is not None:
-        records = run_cascade([method.records[0] for method in setup.uniform], chosen)
+    plain = PassSettings(limit=2)
+    return _threshold_rule(setup, plain, key="cascade", label="confidence cascade")
+
+
+@register_baseline("tuned_rule")
+def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Choose the best rule over the passes that the gate has, within its cost."""
+    if setup.passes.limit > 1:
+        yield from _threshold_rule(
+            setup, setup.passes, key="tuned_rule", label="tuned rule, same actions"
+        )
+
+
+def _threshold_rule(
+    setup: EvaluationSetup, passes: PassSettings, *, key: str, label: str
+) -> Iterator[MethodResult]:
+    """Choose the best rule over passes at uniform options; none if none is within the budget."""
+    selection = setup.outputs("selection", mirrored=passes.mirrored)
+    found = best_rule(selection, setup.backbone.costs, setup.budget, passes)
+    if found is not None:
+        rule = found.rule
+        reported = setup.outputs("reported", mirrored=passes.mirrored)
         yield MethodResult(
-            key="cascade",
-            label="confidence cascade",
-            records=(records,),
-            selection=run_cascade(on_selection, chosen),
+            key=key,
+            label=label,
+            records=(reported.records(rule, passes.answer, name=key),),
+            selection=selection.records(rule, passes.answer, name=key),
             chosen_on=setup.selection_name,
-            detail=cascade_text(chosen, records, setup.backbone.options),
+            detail=rule.description(setup.backbone.options),
         )
 
 
@@ -110,17 +127,17 @@ def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[M
     """Run a baseline on the backbone before co-training."""
     if setup.before_cotraining is None:
         return
-    backbone = setup.before_cotraining
-    uniform = uniform_baselines(
-        backbone, setup.reported, selection=setup.selection, batch_size=setup.batch_size
+    earlier = replace(
+        setup, backbone=setup.before_cotraining, cached_scores=None, cached_outputs={}
     )
-    for method in baseline(replace(setup, backbone=backbone, uniform=uniform, cached_scores=None)):
+    for method in baseline(earlier):
         label = f"{method.label}, before co-training"
         yield replace(method, key=f"{method.key}_before", label=label)
 
 
 register_baseline("static_table_before")(partial(_before_cotraining, _static_table))
 register_baseline("cascade_before")(partial(_before_cotraining, _cascade))
+register_baseline("tuned_rule_before")(partial(_before_cotraining, _tuned_rule))
 
 
 @register_baseline("mode_table")
@@ -219,36 +236,6 @@ def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
         records=(choose_records(passes, chosen, "oracle"),),
         detail="for each image the cheapest uniform option that is correct, by its label",
     )
-
-
-def uniform_baselines(
-    backbone: GatedBackbone,
-    reported: ImageSet,
-    *,
-    selection: ImageSet | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> list[MethodResult]:
-    """Run each bit option at all layers, on one split or on both."""
-    methods = []
-    for option, bits in enumerate(backbone.options):
-        label = {SKIP: "skip all", FULL: "full precision"}.get(bits, f"uniform {bits} bit")
-        table = (option,) * backbone.costs.n_layers
-        records, *others = (
-            evaluate_static_table(backbone, images, table, name=label, batch_size=batch_size)
-            for images in (reported, selection)
-            if images is not None
-        )
-        methods.append(
-            MethodResult(
-                key="full" if bits == FULL else f"uniform_{bits}",
-                label=label,
-                role="fixed",
-                records=(records,),
-                selection=others[0] if others else None,
-                table=table,
-            )
-        )
-    return methods
 
 
 def uniform_points(backbone: Backbone, accuracies: Mapping[str, float]) -> list[CurvePoint]:

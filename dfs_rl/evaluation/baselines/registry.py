@@ -7,23 +7,30 @@ A module of your own adds one::
         yield replace(setup.uniform[0], key="cheapest", label="cheapest option")
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
+from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import StaticTable
 from dfs_rl.evaluation.static_tables.search import CachedScores, SearchSummary
 from dfs_rl.evaluation.verdict import with_cost_tolerance
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
+from dfs_rl.gating.rules import Rule
 from dfs_rl.utils.registry import Registry
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
 """``fixed`` has its own cost, ``matched`` that of the gate; ``oracle`` needs the labels."""
+OutputCache = dict[tuple[str, bool], PassOutputs]
+"""Outputs of ``run_uniform`` by the name of the split and whether the images are mirrored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +55,6 @@ class EvaluationSetup:
     backbone: GatedBackbone  # on the device of both splits
     gate: GateRecords  # on the reported split
     gate_selection: GateRecords  # on the selection split
-    uniform: Sequence[MethodResult]  # results of ``uniform_baselines`` on both splits
     reported: ImageSet  # split that figures are reported on
     selection: ImageSet  # split that parameters are chosen on
     reported_name: str = "test"
@@ -57,10 +63,35 @@ class EvaluationSetup:
     """Backbone before it was trained with the gate, None if it was not. Co-training makes a
     backbone worse at options that the gate does not choose, so baselines run on the earlier one
     too."""
+    passes: PassSettings = SINGLE_PASS  # that the gate may run
     search: SearchConfig | None = None  # None for the default limits
     batch_size: int = BATCH_SIZE
     progress: Callable[[str], None] = lambda _: None  # receives the name of each baseline
     cached_scores: CachedScores | None = None  # as in ``search_static_table``
+    cached_outputs: OutputCache = field(default_factory=dict)
+
+    @cached_property
+    def uniform(self) -> list[MethodResult]:
+        """Results of each bit option at all layers, on both splits."""
+        return uniform_baselines(self.backbone.options, self.outputs(), self.outputs("selection"))
+
+    def outputs(
+        self, on: Literal["reported", "selection"] = "reported", *, mirrored: bool = False
+    ) -> PassOutputs:
+        """Return the outputs of each bit option at all layers on a split, each run once.
+
+        ``mirrored`` adds those on the mirror images.
+        """
+        images = self.reported if on == "reported" else self.selection
+        name = self.reported_name if on == "reported" else self.selection_name
+        views = [False, True] if mirrored else [False]
+        for view in views:
+            if (name, view) not in self.cached_outputs:
+                self.cached_outputs[name, view] = run_uniform(
+                    self.backbone, images, views=[view], batch_size=self.batch_size
+                )
+        plain, *others = (self.cached_outputs[name, view] for view in views)
+        return plain.with_settings(others[0]) if others else plain
 
     @property
     def budget(self) -> float:
@@ -71,6 +102,31 @@ class EvaluationSetup:
         """
         costs = self.backbone.costs
         return with_cost_tolerance(self.gate_selection.computation(costs).mean().item())
+
+
+def uniform_baselines(
+    options: BitOptions, reported: PassOutputs, selection: PassOutputs | None = None
+) -> list[MethodResult]:
+    """Return the results of each bit option at all layers, from ``run_uniform``."""
+    methods = []
+    for bits, setting in zip(options, reported.settings, strict=True):
+        label = {SKIP: "skip all", FULL: "full precision"}.get(bits, f"uniform {bits} bit")
+        records, *others = (
+            outputs.records(Rule(passes=(setting,)), "last", name=label)
+            for outputs in (reported, selection)
+            if outputs is not None
+        )
+        methods.append(
+            MethodResult(
+                key="full" if bits == FULL else f"uniform_{bits}",
+                label=label,
+                role="fixed",
+                records=(records,),
+                selection=others[0] if others else None,
+                table=setting.options,
+            )
+        )
+    return methods
 
 
 Baseline = Callable[[EvaluationSetup], Iterable[MethodResult]]
