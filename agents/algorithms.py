@@ -45,7 +45,8 @@ def build_algorithm(
     Args:
         config: Hyperparameters; their type selects the algorithm.
         env: The batched environment; environments of one group are consecutive.
-        feature_sizes: Number of features of each gated layer's input.
+        feature_sizes: Number of features of each decision's input: one for each gated layer and,
+            with several passes, 0 for the end of a pass.
         hidden: Width of each layer's hidden layer, in all networks.
         timesteps: Length of the whole training, which, like ``start``, sets defaults.
         start: Initial policy of the gate.
@@ -61,8 +62,8 @@ def build_algorithm(
     resolved_group_size(config, group_size, start=start)
     assert isinstance(env.observation_space, spaces.Dict)
     assert isinstance(env.action_space, spaces.Discrete)
-    n_layers = len(feature_sizes)
-    update = RolloutSize(env.num_envs, n_layers, observation_bytes(env.observation_space))
+    n_steps = len(feature_sizes)
+    update = RolloutSize(env.num_envs, n_steps, observation_bytes(env.observation_space))
     arguments = asdict(config.resolve(update, timesteps=timesteps, start=start))
     first, last = arguments.pop("learning_rate"), arguments.pop("final_learning_rate")
     policy: dict[str, Any] = {}
@@ -82,7 +83,7 @@ def build_algorithm(
     if isinstance(config, OnPolicyConfig):
         policy["net_arch"] = {"pi": [], "vf": []}  # the extractor is the whole network
         policy["share_features_extractor"] = False  # the critic must not shape the deployed actor
-        arguments["n_steps"] = n_layers
+        arguments["n_steps"] = n_steps
         # The scale of rewards depends on the reward weights that the user chooses.
         arguments["normalize_advantage"] = True
         if group_size > 1 or sync_episodes:
@@ -95,7 +96,7 @@ def build_algorithm(
         policy["net_arch"] = []  # the extractor is the whole network
         arguments |= {
             "learning_starts": 0,
-            "train_freq": n_layers,
+            "train_freq": n_steps,
             # Once per update, so that the target is fixed during an update.
             "target_update_interval": update.decisions,
             "tau": 1.0,

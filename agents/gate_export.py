@@ -1,6 +1,7 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.registry import GATES, ONE_SHOT
 
 GATE_SHARE = 0.0005
@@ -33,6 +35,7 @@ def gate_shape(
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: bool,
+    passes: PassSettings = SINGLE_PASS,
 ) -> tuple[tuple[int, ...], int]:
     """Return the number of features that a gate reads before each layer, and its hidden width.
 
@@ -40,16 +43,21 @@ def gate_shape(
     to 32 units: fewer separate images of small backbones badly, and more bring no gain.
     """
     available = tuple(backbone.feature_sizes)
-    sizes = available if features == "all" else confidence_sizes(available)
+    sizes = {
+        "none": (0,) * len(available),
+        "confidence": confidence_sizes(available),
+        "all": available,
+    }[features]
     if hidden is None and kind == "lstm":
         return sizes, RECURRENT_WIDTH
     if hidden is None:
-        context = context_size(budget_conditioning=budget_conditioning)
+        context = context_size(budget_conditioning=budget_conditioning, passes=passes)
         outputs = backbone.costs.n_actions
         per_unit = sum(size + context + outputs for size in sizes)
         if kind == ONE_SHOT:  # it reads features once
             per_unit = sizes[0] + context + len(sizes) * outputs
-        left = GATE_SHARE * backbone.costs.total_macs - backbone.feature_macs
+        left = GATE_SHARE * backbone.costs.total_macs
+        left -= 0.0 if features == "none" else backbone.feature_macs
         hidden = min(max(int(left / per_unit), _MIN_WIDTH), _MAX_WIDTH)
     return sizes, hidden
 
@@ -61,6 +69,7 @@ def untrained_gate(
     features: FeatureChoice,
     hidden: int | None,
     budget_conditioning: BudgetConditioning | None = None,
+    passes: PassSettings = SINGLE_PASS,
     **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
     """Build a gate of a kind in ``GATES``; ``hidden`` is ``None`` for the default width.
@@ -73,14 +82,22 @@ def untrained_gate(
         features=features,
         hidden=hidden,
         budget_conditioning=budget_conditioning is not None,
+        passes=passes,
     )
+    exits, feature_macs = exit_info(backbone), backbone.feature_macs
+    if features == "none":
+        feature_macs = 0.0
+        if exits is not None:
+            exits = replace(exits, layer_feature_macs=(0.0,) * len(sizes))
+    if passes != SINGLE_PASS:  # kinds of users may not know it
+        settings["passes"] = passes
     return GATES[kind](
         sizes,
         backbone.options,
-        feature_macs=backbone.feature_macs,
+        feature_macs=feature_macs,
         hidden=width,
         budget_conditioning=budget_conditioning,
-        exits=exit_info(backbone),
+        exits=exits,
         **settings,
     )
 
@@ -154,6 +171,7 @@ def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> N
         ("allowed options", list(gate.choices), list(wanted.choices)),
         ("feature sizes", list(gate.feature_sizes), list(wanted.feature_sizes)),
         ("hidden width", gate.hidden, wanted.hidden),
+        ("passes", gate.passes, wanted.passes),
     ):
         if has != needs:
             raise ConfigError(

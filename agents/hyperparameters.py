@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, get_args
 
 from dfs_rl.agents.methods import Method, register_method
 from dfs_rl.errors import ConfigError
@@ -19,10 +19,10 @@ from dfs_rl.utils.registry import NameIn, Registry
 ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
 """Configuration of each algorithm, by the name that ``--algo`` takes."""
 AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
-FeatureChoice = Literal["confidence", "all"]
-"""Features that a gate reads: the confidence of a probe, or also the pooled channels."""
-Start = Literal["uniform", "indifferent"]
-"""Initial policy of a gate, see ``dfs_rl.agents.pretraining``."""
+FeatureChoice = Literal["none", "confidence", "all"]
+"""Features that a gate reads: none, the confidence of a probe, or also the pooled channels."""
+Start = Literal["rule", "uniform", "indifferent"]
+"""Initial policy of a gate, see ``dfs_rl.agents.pretraining`` and ``rule_cloning``."""
 
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""
@@ -38,13 +38,13 @@ class RolloutSize(NamedTuple):
     """Size of the data of one update: parallel episodes, decisions of each, bytes of each."""
 
     n_envs: int
-    n_layers: int
+    n_steps: int
     observation_bytes: int
 
     @property
     def decisions(self) -> int:
         """Decisions of all episodes."""
-        return self.n_envs * self.n_layers
+        return self.n_envs * self.n_steps
 
 
 @configuration
@@ -53,7 +53,7 @@ class AlgorithmConfig(Method):
 
     Attributes:
         learning_rate: Initial learning rate; default 12,000 / timesteps, or 1,500 / timesteps for a
-            policy gradient with --start uniform, at most 0.03.
+            policy gradient that starts from a rule or a uniform option, at most 0.03.
         final_learning_rate: Final learning rate, reached linearly; default a twentieth of
             learning_rate.
     """
@@ -69,7 +69,7 @@ class AlgorithmConfig(Method):
     """Kind of gate that the algorithm trains."""
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
-    path_length: ClassVar[Mapping[Start, float]] = {"uniform": 12_000.0, "indifferent": 12_000.0}
+    path_length: ClassVar[Mapping[Start, float]] = dict.fromkeys(get_args(Start), 12_000.0)
     """Default learning rate times timesteps.
 
     Adam changes a weight by about the learning rate per step at any gradient, so weights can move
@@ -109,17 +109,22 @@ class OnPolicyConfig(AlgorithmConfig):
 class PolicyGradientConfig(OnPolicyConfig):
     """Hyperparameters of algorithms with one loss of policy, entropy and value.
 
-    With --start uniform there is little to change, and an entropy bonus would mix the options.
+    After a rule or a uniform option there is little to change, and an entropy bonus would mix the
+    options.
 
     Attributes:
-        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03, or 0
-            with --start uniform.
+        ent_coef: Initial weight of the entropy bonus, which falls linearly to 0; default 0.03 with
+            --start indifferent, otherwise 0.
         vf_coef: Weight of the critic's loss; actor and critic share no weights, so it only affects
             gradient clipping.
         max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
-    path_length: ClassVar[Mapping[Start, float]] = {"uniform": 1_500.0, "indifferent": 12_000.0}
+    path_length: ClassVar[Mapping[Start, float]] = {
+        "rule": 1_500.0,
+        "uniform": 1_500.0,
+        "indifferent": 12_000.0,
+    }
 
     ent_coef: NonNegativeFloat | None = None
     vf_coef: NonNegativeFloat = 0.5
@@ -128,7 +133,7 @@ class PolicyGradientConfig(OnPolicyConfig):
     def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
         """Fill in the entropy bonus as well."""
         resolved = super().resolve(update, timesteps=timesteps, start=start)
-        default = 0.0 if start == "uniform" else _DEFAULT_ENT_COEF
+        default = _DEFAULT_ENT_COEF if start == "indifferent" else 0.0
         return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
 
@@ -252,7 +257,7 @@ class QLearningConfig(AlgorithmConfig):
         if size < update.decisions:
             raise ConfigError(
                 f"buffer_size is {size}; it must be at least {update.decisions}, the decisions of "
-                f"one update of {update.n_envs} episodes of {update.n_layers} layers."
+                f"one update of {update.n_envs} episodes of {update.n_steps} steps."
             )
         if size * each > _MAX_BUFFER_BYTES:
             raise ConfigError(

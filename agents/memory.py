@@ -15,6 +15,7 @@ from dfs_rl.backbones.footprint import backward_bytes, forward_bytes
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 
 _FLOAT = 4
 _COPIES = 12
@@ -36,6 +37,7 @@ def training_needs(  # noqa: PLR0913
     num_envs: int = 0,
     outputs: int = 1,
     cotrain_batch: int | None = None,
+    passes: PassSettings = SINGLE_PASS,
 ) -> dict[str, float]:
     """Return the approximate bytes of gate, episodes and co-trained backbone, by setting.
 
@@ -51,6 +53,7 @@ def training_needs(  # noqa: PLR0913
         num_envs: Number of parallel episodes in training.
         outputs: Number of scores per option.
         cotrain_batch: Images per step of a co-trained backbone; ``None`` for a frozen one.
+        passes: Passes that an episode may have.
     """
     sizes, width = gate_shape(
         backbone,
@@ -58,13 +61,15 @@ def training_needs(  # noqa: PLR0913
         features=features,
         hidden=hidden,
         budget_conditioning=budget_conditioning,
+        passes=passes,
     )
-    inputs = max(sizes) + context_size(budget_conditioning=budget_conditioning)
+    context = context_size(budget_conditioning=budget_conditioning, passes=passes)
+    inputs = max(sizes) + context
     weights = width * len(sizes) * (inputs + outputs * backbone.costs.n_actions)
     if kind == "lstm":
         weights += 8 * width**2
     layers = backbone.costs.n_layers
-    seen = _KEPT * layers * _seen_bytes(backbone, budget_conditioning=budget_conditioning)
+    seen = _KEPT * layers * _seen_bytes(backbone, budget_conditioning, passes)
     rows = val_images * (val_repeats if budget_conditioning else 1)
     needs = {
         f"hidden is {width}": _FLOAT * (_COPIES * weights + _KEPT * decisions * width),
@@ -73,8 +78,8 @@ def training_needs(  # noqa: PLR0913
         * (math.prod(backbone.image_shape) + 8 * _KEPT * layers),
     }
     if cotrain_batch is not None:
-        passes = 2 * cotrain_batch
-        needs[f"cotrain.batch_size is {cotrain_batch}"] = passes * backward_bytes(backbone)
+        images = 2 * cotrain_batch  # in two passes
+        needs[f"cotrain.batch_size is {cotrain_batch}"] = images * backward_bytes(backbone)
     return {setting: float(need) for setting, need in needs.items()}
 
 
@@ -84,7 +89,7 @@ def replay_needs(
     """Return the approximate bytes of a replay buffer and of a batch from it, by setting."""
     if not isinstance(config, QLearningConfig):
         return {}
-    seen = _seen_bytes(backbone, budget_conditioning=budget_conditioning)
+    seen = _seen_bytes(backbone, budget_conditioning)
     quantiles = config.n_quantiles if isinstance(config, QRDQNConfig) else 1
     needs = {f"batch_size is {config.batch_size}": float(config.batch_size * _KEPT * seen)}
     if config.buffer_size is not None:
@@ -97,5 +102,10 @@ def replay_needs(
     return needs
 
 
-def _seen_bytes(backbone: GatedBackbone, *, budget_conditioning: bool) -> int:
-    return observation_bytes(observation_space(backbone, budget_conditioning=budget_conditioning))
+def _seen_bytes(
+    backbone: GatedBackbone,
+    budget_conditioning: bool,  # noqa: FBT001
+    passes: PassSettings = SINGLE_PASS,
+) -> int:
+    space = observation_space(backbone, budget_conditioning=budget_conditioning, passes=passes)
+    return observation_bytes(space)

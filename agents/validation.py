@@ -49,6 +49,9 @@ def rewards_of(
         preferences = low_discrepancy_preferences(len(records.options)).double()
         cost_weight = cost_weight_range.at(preferences)
     spent = costs.fractions(records.options)
+    if records.earlier is not None:  # each pass but one pays for the fixed parts too
+        fixed = costs.fixed_cost(gate_macs=records.gate_macs)
+        spent = spent + records.earlier.total(lambda options: costs.fractions(options) + fixed)
     scores = PredictionScores(records.predictions, records.correct, records.log_likelihood)
     allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
     terminal = terminal_reward(

@@ -14,13 +14,15 @@ from dfs_rl.agents.hyperparameters import (
     AlgorithmName,
     FeatureChoice,
     OnPolicyConfig,
+    Start,
     resolved_group_size,
 )
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import GateTrainingConfig
+from dfs_rl.experiments.config import Flip, GateTrainingConfig
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
+from dfs_rl.utils.constants import AnswerRule
 
 _DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
 """Default range of the cost weight; its default, 10, is about 0.8 % computation on the digits."""
@@ -49,16 +51,25 @@ class TrainAgentConfig(GateTrainingConfig):
         timesteps: Number of decisions to learn from; an image takes one per gated layer that it
             reaches.
         group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 1 for a
-            gate that starts uniform, otherwise 8; dqn and qrdqn learn from single decisions and
-            accept only 1.
+            gate that starts uniform, otherwise 8; dqn, qrdqn and several passes accept only 1.
         num_envs: Number of parallel environments, repeated images included.
-        features: Observation before each layer: confidence of a linear probe of the activation, or
-            the channel means as well.
+        passes: Largest number of passes of an image; at the end of each but the last, the gate
+            answers or runs again. Rules over as many passes are tuned first.
+        mirrored: Whether further passes may see the mirror image; default as in the training of the
+            backbone, whether half of the images were mirrored.
+        answer: Answer after several passes: the mean of their probabilities, that of the last pass
+            or that of the surest one; default the one of the tuned rules.
+        features: Observation before each layer: confidence of a linear probe of the activation, the
+            channel means as well, or none. Default confidence, with several passes none: what
+            they show of an image says more.
         exits: Use of the backbone's exits, see train_exits; --no-exits runs every image to the end,
             which dqn, qrdqn and co-training require.
-        start: Initial policy: "uniform" prefers the option with the highest reward at the cost
-            weight if all layers run at it, "indifferent" prefers none. Default uniform; indifferent
-            for dqn and qrdqn, co-training and gates that are initialized from another gate.
+        start: Initial policy: "rule" follows the tuned rules over several passes and ships them
+            unless the gate is at least as good on val; "uniform" prefers the option with the
+            highest reward at the cost weight if all layers run at it, "indifferent" prefers none.
+            Default rule with several passes, else uniform; indifferent for dqn and qrdqn,
+            co-training, per-input budgets over several passes, and gates that are initialized from
+            another gate.
         init_gate: Run with the gate to initialize from, of the same kind and on the same backbone;
             for example a run of train_gumbel.
         precision: Number format of the frozen backbone; "auto" selects bfloat16 on GPUs.
@@ -90,7 +101,10 @@ Examples:
     timesteps: PositiveInt = 1_200_000
     group_size: PositiveInt | None = None
     num_envs: PositiveInt = 512
-    features: FeatureChoice = "confidence"
+    passes: PositiveInt = 1
+    mirrored: Flip = None
+    answer: AnswerRule | None = None
+    features: FeatureChoice | None = None
     exits: bool = True
     init_gate: Path | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -106,6 +120,7 @@ Examples:
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
         if self.cost_weight_range is None:
             object.__setattr__(self, "cost_weight_range", usual)
+        self._check_passes()
         group = self.resolved_group_size
         if self.num_envs % group:
             default = ", as it is by default here" if self.group_size is None else ""
@@ -140,6 +155,13 @@ Examples:
                 f"{self.backbone_mode!r} and init_gate is {self.init_gate}; it requires an "
                 "algorithm with an actor, a frozen backbone and no initial gate."
             )
+        if self.start == "rule" and not self.can_start_from_rule:
+            raise ConfigError(
+                f"start is 'rule', but passes is {self.passes}, algo is {self.algo!r}, init_gate "
+                f"is {self.init_gate} and per_input_budget is {self.per_input_budget}; it requires "
+                "2 passes or more, an algorithm with an actor, no initial gate and no per-input "
+                "budget."
+            )
         if self.algorithm.needs_budget and self.per_input_budget is None:
             raise ConfigError(
                 f"algo is {self.algo!r}, which requires a per-input budget, but per_input_budget "
@@ -163,8 +185,57 @@ Examples:
         return has_actor and not self.cotrains and self.init_gate is None
 
     @property
+    def can_start_from_rule(self) -> bool:
+        """True if the gate can start from rules over several passes."""
+        several = self.passes > 1 and self.per_input_budget is None
+        return several and isinstance(self.algorithm, OnPolicyConfig) and self.init_gate is None
+
+    @property
+    def resolved_start(self) -> Start:
+        """Start of the gate: the setting, or a rule or uniform where that is possible."""
+        if self.start is None and self.passes > 1:
+            return "rule" if self.can_start_from_rule else "indifferent"
+        return super().resolved_start
+
+    @property
+    def resolved_features(self) -> FeatureChoice:
+        """Features that the gate reads: the setting, or its default."""
+        return self.features or ("none" if self.passes > 1 else "confidence")
+
+    def _check_passes(self) -> None:
+        """Check that the algorithm can learn several passes, and that only they have settings."""
+        if self.passes == 1:
+            for name in ("mirrored", "answer"):
+                value = getattr(self, name)
+                if value:
+                    raise ConfigError(
+                        f"{name} is {str(value).lower()}, but passes is 1; it needs 2 or more."
+                    )
+            if self.resolved_features == "none":
+                raise ConfigError(
+                    "features is none, but passes is 1; a gate that sees nothing of its image is a "
+                    "static bit table, see train_static."
+                )
+            return
+        learns_policy = isinstance(self.algorithm, OnPolicyConfig) and self.algorithm.gate == "ff"
+        if not learns_policy or self.cotrains:
+            raise ConfigError(
+                f"passes is {self.passes}, but algo is {self.algo!r} and backbone_mode is "
+                f"{self.backbone_mode!r}; several passes require an algorithm with an actor and no "
+                "memory, and a frozen backbone."
+            )
+        if self.start == "uniform" or (self.group_size or 1) > 1:
+            raise ConfigError(
+                f"passes is {self.passes}, but start is {self.start!r} and group_size is "
+                f"{self.group_size}; with several passes a gate starts from a rule or indifferent, "
+                "and group_size is 1."
+            )
+
+    @property
     def resolved_group_size(self) -> int:
         """Number of rollouts of one image that share a baseline."""
+        if self.passes > 1 and self.group_size is None:
+            return 1
         return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
     @property
@@ -194,4 +265,9 @@ Examples:
         A gate that is initialized from another gate has no start.
         """
         start = self.resolved_start if self.init_gate is None else None
-        return replace(self, start=start, group_size=self.resolved_group_size)
+        return replace(
+            self,
+            start=start,
+            group_size=self.resolved_group_size,
+            features=self.resolved_features,
+        )

@@ -22,7 +22,7 @@ from dfs_rl.utils.config import (
     chosen_blocks,
     configuration,
 )
-from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.constants import DIGITS, AnswerRule
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
@@ -317,7 +317,7 @@ class TrainCascadeConfig(GateRunConfig):
     max_accuracy_drop: NonNegativeFloat | None = None
     passes: PositiveInt = 3
     mirrored: Flip = None
-    answer: Literal["mean", "last", "surest"] | None = None
+    answer: AnswerRule | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Training of a gate by reinforcement learning: environment, algorithm and callbacks."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutS
 from dfs_rl.agents.logging import MetricsFile, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
+from dfs_rl.agents.rule_cloning import EPISODES, clone_rules
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
@@ -36,14 +37,16 @@ from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
+from dfs_rl.experiments.rule_start import TunedRules
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.storage import save_gate
+from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
+from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.utils import precision
-from dfs_rl.utils.config import NonNegativeInt
+from dfs_rl.utils.config import NonNegativeInt, config_to_dict
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
@@ -88,11 +91,13 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
             f"algo is {config.algo!r}, which would also store the steps after an exit, in which "
             "nothing is decided; give --no-exits, or take an algorithm with an actor."
         )
-    space = observation_space(backbone, budget_conditioning=config.all_budgets)
-    update = RolloutSize(config.num_envs, backbone.costs.n_layers, observation_bytes(space))
+    passes = _pass_settings(config, dataset)
+    space = observation_space(backbone, budget_conditioning=config.all_budgets, passes=passes)
+    n_steps = backbone.costs.n_layers + (passes.limit > 1)
+    update = RolloutSize(config.num_envs, n_steps, observation_bytes(space))
     config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
     _check_memory(config, backbone, dataset, initial)
-    gate = make_gate(config, backbone, initial=initial)
+    gate = make_gate(config, backbone, passes, initial=initial)
     if config.init_gate is not None and initial is not None:
         check_initial_gate(initial, gate, str(config.init_gate))
         check_same_backbone(config.init_gate, config, dataset, backbone)
@@ -113,9 +118,10 @@ def _check_memory(
     needs = training_needs(
         backbone,
         kind=algorithm.gate,
-        features=config.features,
+        features=config.resolved_features,
         hidden=_hidden(config, initial),
         budget_conditioning=config.all_budgets,
+        passes=_pass_settings(config, dataset),
         decisions=algorithm.batch_size if isinstance(algorithm, QLearningConfig) else decisions,
         val_images=len(dataset.val),
         val_repeats=config.val_repeats,
@@ -153,38 +159,44 @@ def train(
         return backbone.to_inference(dtype).to(device)
 
     cotrainer = _make_cotrainer(config, backbone, dataset, session)
-    gate = make_gate(config, backbone, initial=initial)
+    frozen, passes = freeze(), _pass_settings(config, dataset)
+    rules = _tune_rules(config, dataset, frozen, passes)
+    passes = passes if rules is None else rules.settings
+    gate = make_gate(config, backbone, passes, initial=initial)
     task = Task(
-        backbone=freeze(),
+        backbone=frozen,
         images=dataset.agent.to(device),
         reward=config.reward_weights,
         budget=config.per_input_budget,
         class_names=dataset.class_names,
         cost_weight_range=cost_weight_range_of(config),
         gate_macs=gate.macs,
+        passes=passes,
     )
     group_size = config.resolved_group_size
+    sync_episodes = passes.limit == 1  # several passes take their own number of steps
     env = SB3GatingVecEnv(
-        task, config.num_envs, group_size=group_size, sync_episodes=True, seed=config.seed
+        task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=config.seed
     )
     model = build_algorithm(
         config.algorithm,
         env,
-        feature_sizes=gate.feature_sizes,
+        feature_sizes=gate.input_sizes,
         hidden=gate.hidden,
         timesteps=config.timesteps,
         start=config.resolved_start,
         group_size=group_size,
-        sync_episodes=gate.exits is not None,
+        sync_episodes=sync_episodes and gate.exits is not None,
         seed=config.seed,
         device=str(device),
     )
     export = partial(deploy, template=gate)
-    starts_uniform = initial is None and config.resolved_start == "uniform"
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
-    elif starts_uniform or initial is not None:
-        load_gate_into_policy(model, initial or _uniform_gate(export(model), task, config.seed))
+    else:
+        start = initial or _start_gate(config, export(model), task, rules)
+        if start is not None:
+            load_gate_into_policy(model, start)
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
@@ -215,7 +227,8 @@ def train(
             model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
 
     with session.running() as stop:
-        callbacks: list[BaseCallback] = [SyncEpisodes()] if gate.exits is not None else []
+        waits = sync_episodes and gate.exits is not None
+        callbacks: list[BaseCallback] = [SyncEpisodes()] if waits else []
         callbacks += [
             UpdateCallback(
                 before_log=train_backbone,
@@ -237,10 +250,65 @@ def train(
             model.learn(remaining, callbacks, log_interval=sys.maxsize, reset_num_timesteps=fresh)
     if stop.requested:
         raise KeyboardInterrupt
-    return session.result(
-        gate_images=env.episodes + (pretraining_images(backbone.costs) if starts_uniform else 0),
+    record = session.result(
+        gate_images=env.episodes + _images_before(config, backbone.costs, rules),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
+    return _keep_better(record, rules, env.task.backbone, run, config)
+
+
+def _tune_rules(
+    config: TrainAgentConfig, dataset: Dataset, backbone: GatedBackbone, passes: PassSettings
+) -> TunedRules | None:
+    """Return the tuned rules that the gate starts from; ``None`` for another start."""
+    if config.resolved_start != "rule":
+        return None
+    print_status(f"Tuning rules over {passes.limit} passes on the agent and val splits ...")
+    return TunedRules(
+        backbone, dataset, limit=passes.limit, mirrored=passes.mirrored, answer=config.answer
+    )
+
+
+def _start_gate(
+    config: TrainAgentConfig, gate: LearnedGate, task: Task, rules: TunedRules | None
+) -> LearnedGate | None:
+    """Return ``gate`` as the training starts; ``None`` if it starts indifferent."""
+    if rules is not None:
+        clone_rules(gate, rules.for_task(task), task, seed=config.seed)
+        return gate
+    return _uniform_gate(gate, task, config.seed) if config.resolved_start == "uniform" else None
+
+
+def _images_before(config: TrainAgentConfig, costs: CostTable, rules: TunedRules | None) -> int:
+    """Return the number of images that the start of the training runs."""
+    if rules is not None:
+        return rules.images_seen + EPISODES
+    uniform = config.init_gate is None and config.resolved_start == "uniform"
+    return pretraining_images(costs) if uniform else 0
+
+
+def _keep_better(
+    record: TrainingRecord,
+    rules: TunedRules | None,
+    backbone: GatedBackbone,
+    run: RunFolder,
+    config: TrainAgentConfig,
+) -> TrainingRecord:
+    """Replace the run's gate by the tuned rules unless it is at least as good on val."""
+    if rules is None:
+        return record
+    learned = load_gate(run.path / GATE_FOLDER)
+    assert isinstance(learned, LearnedGate), "the session keeps the best gate"
+    print_status("Comparing the gate with the tuned rules on the val split ...")
+    compared = rules.compare(learned.to(backbone.feature_mean.device), backbone)
+    verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
+    if compared.kept == "gate":
+        print_status(f"The gate replaces the tuned rules: {verdict}.")
+    else:
+        print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
+        rules.gate.name = f"{config.algorithm.label}, rules kept"
+        save_gate(rules.gate, run.path / GATE_FOLDER)
+    return replace(record, best_on_val=record.best_on_val | {"rules": config_to_dict(compared)})
 
 
 def _save(
@@ -254,13 +322,13 @@ def _save(
 def _length(config: TrainAgentConfig, costs: CostTable) -> tuple[int, int]:
     """Return the gate's timesteps, and those rounded up to whole episodes of all environments.
 
-    Images of a co-trained backbone count as timesteps too. With exits there is no rounding, because
-    the length of the last episodes is unknown in advance.
+    Images of a co-trained backbone count as timesteps too. With exits or several passes there is no
+    rounding, because the length of the last episodes is unknown in advance.
     """
     steps = config.timesteps
     if config.cotrains:
         steps = config.cotrain.gate_timesteps(steps, config.num_envs)
-    if costs.exits:
+    if costs.exits or config.passes > 1:
         return steps, steps
     rollout = config.num_envs * costs.n_layers
     return steps, -(-steps // rollout) * rollout
@@ -306,16 +374,29 @@ def _hidden(config: TrainAgentConfig, initial: LearnedGate | None) -> int | None
     return initial.hidden if config.hidden is None and initial is not None else config.hidden
 
 
+def _pass_settings(config: TrainAgentConfig, dataset: Dataset) -> PassSettings:
+    """Return the passes that the gate may run; the answer is "mean" where rules choose it."""
+    if config.passes == 1:
+        return SINGLE_PASS
+    mirrored = dataset.flip if config.mirrored is None else config.mirrored
+    return PassSettings(limit=config.passes, mirrored=mirrored, answer=config.answer or "mean")
+
+
 def make_gate(
-    config: TrainAgentConfig, backbone: GatedBackbone, *, initial: LearnedGate | None = None
+    config: TrainAgentConfig,
+    backbone: GatedBackbone,
+    passes: PassSettings = SINGLE_PASS,
+    *,
+    initial: LearnedGate | None = None,
 ) -> LearnedGate:
     """Return the untrained gate of a configuration, as wide as ``initial`` by default."""
     cost_weight_range = cost_weight_range_of(config)
     gate = untrained_gate(
         backbone,
         kind=config.algorithm.gate,
-        features=config.features,
+        features=config.resolved_features,
         hidden=_hidden(config, initial),
+        passes=passes,
         name=config.algorithm.label,
         budget=config.per_input_budget,
         budget_conditioning=None if cost_weight_range is None else BudgetConditioning(),

@@ -248,11 +248,11 @@ def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
                 f"gate {name!r} has exits after {list(gate.exits.after)} gated layers, but the "
                 f"backbone has exits after {list(costs.exits_after)}."
             )
-        if gate.feature_sizes not in {offered, confidence_sizes(offered)}:
+        if gate.feature_sizes not in {offered, confidence_sizes(offered), (0,) * len(offered)}:
             raise CheckpointError(
                 f"gate {name!r} reads {list(gate.feature_sizes)} features before the layers, but "
-                f"the backbone has {list(offered)}, of which a gate reads all or the first "
-                f"{CONFIDENCE_SIZE}."
+                f"the backbone has {list(offered)}, of which a gate reads all, the first "
+                f"{CONFIDENCE_SIZE} or none."
             )
     if isinstance(gate, RuleGate):
         tables = [each.options for rule in gate.rules for each in rule.passes]

@@ -127,9 +127,9 @@ class LearnedGate(nn.Module, ABC):
         self.context_size = context_size(
             budget_conditioning=budget_conditioning is not None, passes=self.passes
         )
-        # At the end of a pass the gate reads the context alone.
-        self._input_sizes = (*self.feature_sizes, 0) if several else self.feature_sizes
-        self._build([size + self.context_size for size in self._input_sizes])
+        # Features of each decision; at the end of a pass the gate reads the context alone.
+        self.input_sizes = (*self.feature_sizes, 0) if several else self.feature_sizes
+        self._build([size + self.context_size for size in self.input_sizes])
         self.layer_macs = self._count_macs()
         """Multiply-accumulates of the network per image at each layer, and at the end of a pass."""
 
@@ -152,7 +152,7 @@ class LearnedGate(nn.Module, ABC):
         self.eval().reset(1)
         macs = tuple(
             count_macs(partial(self._score, features, layer, context))
-            for layer in range(len(self._input_sizes))
+            for layer in range(len(self.input_sizes))
         )
         self.train().reset(1)
         return macs
@@ -234,7 +234,7 @@ class LearnedGate(nn.Module, ABC):
 
     def _inputs(self, features: Tensor, layer: int, context: Tensor) -> Tensor:
         """Return the network input of a layer, ``[batch, size + 3 or 4]``."""
-        return torch.cat([features[:, : self._input_sizes[layer]], context], dim=1)
+        return torch.cat([features[:, : self.input_sizes[layer]], context], dim=1)
 
 
 def macs_taken(gate: Gate, n_layers_run: Tensor, costs: CostTable) -> Tensor:

@@ -226,6 +226,8 @@ class Reader:
     def __call__(self, hidden: Tensor, context: list[float]) -> Array:
         """Return the features of an activation ``[1, c, h, w]``, then the context, ``[inputs]``."""
         size = self._size
+        if size == 0:
+            return np.array(context, dtype=np.float32)
         if self._probe is None:
             read = self._backbone.feature(hidden, self._layer)[0, :size].tolist()
         else:

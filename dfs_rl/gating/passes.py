@@ -8,7 +8,7 @@ recall, bounds the loss against the best stopping rule (T-Tamer, 2025).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -16,12 +16,11 @@ from torch import Tensor
 
 from dfs_rl.costs import CostTable
 from dfs_rl.utils.config import configuration
+from dfs_rl.utils.constants import AnswerRule as AnswerRule
 
 ANSWER, AGAIN, AGAIN_MIRRORED = range(3)
 """Actions at the end of a pass; all others answer too."""
 N_END_ACTIONS = 3
-
-AnswerRule = Literal["mean", "last", "surest"]
 
 CONFIDENCE = 0
 """Column of the evidence with the largest probability of the answer so far."""

@@ -154,7 +154,7 @@ class _Pass:
             preferences=None if self._preferences is None else _gather(self._preferences, rows),
             evidence=None if history is None else _gather(history.evidence, rows),
             ended=ended,
-            with_features=not isinstance(self._gate, TableGate | RuleGate),
+            with_features=_reads_features(self._gate),
         )
 
     def _decide(self, seen: Observation, rows: Tensor | None, allowed: Tensor | None) -> Tensor:
@@ -172,6 +172,12 @@ class _Pass:
             allowed = torch.cat([allowed, allowed[:, :1].expand(-1, missing)], dim=1)
         mask = _scatter(allowed[:, : gate.n_actions], rows, n)
         return _gather(gate.decide(*inputs, mask), rows)
+
+
+def _reads_features(gate: Gate) -> bool:
+    if isinstance(gate, LearnedGate):
+        return max(gate.feature_sizes) > 0
+    return not isinstance(gate, TableGate | RuleGate)
 
 
 def _options(actions: Tensor, gate: Gate, n_actions: int) -> Tensor:

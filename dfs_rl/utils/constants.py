@@ -6,6 +6,8 @@ DIGITS = "digits"
 """Name of scikit-learn's digits data set, the default data set of every command."""
 Recipe = Literal["supernet", "adn"]
 """Sub-networks that are distilled into: those of low bits, or also the one without any path."""
+AnswerRule = Literal["mean", "last", "surest"]
+"""Answer after several passes, see ``PassSettings``."""
 OptimizerName = Literal["sgd", "adamw"]
 Stem = Literal["cifar", "imagenet"]
 """Stem of a network of adaptive depth: a 3 x 3 convolution, or 7 x 7 with stride 2 and pooling."""

@@ -1,0 +1,172 @@
+"""Tuned rules as the start of a gate, and as what ships unless the gate is at least as good."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from dfs_rl.agents.validation import rewards_of
+from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.data import Dataset
+from dfs_rl.envs.task import Task
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.tuned_rules import tuned_gate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
+from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import RuleGate
+from dfs_rl.utils.constants import AnswerRule
+
+_N_PREFERENCES = 33
+"""Number of preferences that a rule is chosen for."""
+_N_COMPARED = 9
+"""Number of preferences at which gate and rules are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleComparison:
+    """Comparison of a gate with the tuned rules at its own costs, on the val split.
+
+    Attributes:
+        difference: Mean of accuracy of the gate minus that of the rules, in points.
+        error: Standard error of the difference over images, in points.
+        differences: The same at each compared cost.
+        computations: The compared costs in percent.
+        kept: What ships: the gate if the difference is not negative, else the rules.
+    """
+
+    difference: float
+    error: float
+    differences: tuple[float, ...]
+    computations: tuple[float, ...]
+    kept: str
+
+
+class TunedRules:
+    """Rules over the passes that a gate may run, tuned on the agent and val splits.
+
+    Args:
+        backbone: The backbone in inference form.
+        dataset: The data set.
+        limit: Largest number of passes.
+        mirrored: True if further passes may see the mirror image.
+        answer: Answer after several passes; ``None`` chooses the best one.
+
+    Attributes:
+        gate: The rules for all budgets.
+    """
+
+    def __init__(
+        self,
+        backbone: GatedBackbone,
+        dataset: Dataset,
+        *,
+        limit: int,
+        mirrored: bool,
+        answer: AnswerRule | None,
+    ) -> None:
+        device = backbone.feature_mean.device
+        self.costs = backbone.costs
+        self._val_images = dataset.val.to(device)
+        views = (False, True) if mirrored else (False,)
+        agent = run_uniform(backbone, dataset.agent.to(device), views=views)
+        self._val = run_uniform(backbone, self._val_images, views=views)
+        self._searched = agent.with_images(self._val)
+        candidates = [
+            PassSettings(limit=limit, mirrored=mirrored, answer=each)
+            for each in (get_args(AnswerRule) if answer is None else (answer,))
+        ]
+        gate = tuned_gate(self._searched, self._val, self.costs, candidates)
+        assert gate is not None, "without a budget there is always a rule"
+        # The rules may need fewer passes or views than the gate is allowed.
+        self.settings = replace(candidates[0], answer=gate.passes.answer)
+        self.gate = gate
+
+    @property
+    def images_seen(self) -> int:
+        """Number of images that were run to tune the rules, repeats counted."""
+        return len(self._searched) * len(self._searched.settings)
+
+    def for_task(self, task: Task) -> RuleGate:
+        """Return the rules with the highest reward at each preference, or at the cost weight."""
+        free = replace(task.reward, cost=0.0)
+        records = [self._records(self._searched, i) for i in range(len(self.gate.rules))]
+        rewards, spent = (
+            torch.stack([function(each) for each in records])
+            for function in (
+                lambda each: rewards_of(each, self.costs, free, budget=None).mean(),
+                lambda each: each.computation(self.costs).mean() / 100.0,
+            )
+        )
+        preferences = torch.tensor(preference_grid(_N_PREFERENCES), dtype=torch.float64)
+        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
+        if task.cost_weight_range is not None:
+            weights = task.cost_weight_range.at(preferences)
+        best = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
+        return RuleGate(
+            [self.gate.rules[i] for i in best],
+            answer=self.gate.passes.answer,
+            options=self.gate.options,
+            exits=self.gate.exits,
+            budget_conditioning=None if len(best) == 1 else BudgetConditioning(),
+        )
+
+    def compare(self, gate: LearnedGate, backbone: GatedBackbone) -> RuleComparison:
+        """Compare a gate with the rules on val, at the cost that the gate has at each preference.
+
+        Between the costs of two rules, a share of the images runs each. Costs below that of the
+        cheapest rule are left out.
+        """
+        rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
+        costs = [each.computation(self.costs).mean().item() for each in rules]
+        preferences: Sequence[float | None] = [None]
+        if gate.budget_conditioning is not None:
+            preferences = preference_grid(_N_COMPARED)
+        differences, compared = [], []
+        for preference in preferences:
+            records = self._evaluate(gate, backbone, preference)
+            cost = records.computation(self.costs).mean().item()
+            if cost >= costs[0]:
+                differences.append(records.correct.double() - _between(rules, costs, cost))
+                compared.append(cost)
+        if not differences:
+            nothing: tuple[float, ...] = ()
+            return RuleComparison(
+                difference=0.0, error=0.0, differences=nothing, computations=nothing, kept="rules"
+            )
+        points = 100.0 * torch.stack(differences)  # [costs, n]
+        mean = points.mean(dim=0)  # [n]
+        difference = mean.mean().item()
+        return RuleComparison(
+            difference=difference,
+            error=mean.std().item() / len(mean) ** 0.5,
+            differences=tuple(points.mean(dim=1).tolist()),
+            computations=tuple(compared),
+            kept="gate" if difference >= 0 else "rules",
+        )
+
+    def _records(self, outputs: PassOutputs, index: int) -> GateRecords:
+        return outputs.records(self.gate.rules[index], self.gate.passes.answer, name="rule")
+
+    def _evaluate(
+        self, gate: LearnedGate, backbone: GatedBackbone, preference: float | None
+    ) -> GateRecords:
+        images, preferences = self._val_images, None
+        if preference is not None:
+            preferences = torch.full((len(images),), preference, device=images.labels.device)
+        return evaluate_gate(backbone, gate, images, preferences=preferences)
+
+
+def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:
+    """Return the expected correctness of each image at a cost, float64 ``[n]``."""
+    after = bisect_right(costs, cost)
+    if after == len(costs):
+        return rules[-1].correct.double()
+    share = (cost - costs[after - 1]) / (costs[after] - costs[after - 1])
+    cheaper, dearer = rules[after - 1].correct.double(), rules[after].correct.double()
+    return (1.0 - share) * cheaper + share * dearer
