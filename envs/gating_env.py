@@ -36,6 +36,12 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | Bits | 0 (skip) | 2 | 3 | 4 | 8 | 32 |
     | Cost relative to 32 bit | 0 | 0.0039 | 0.0088 | 0.0156 | 0.0625 | 1 |
 
+    With `passes` above 1 an episode may run the network several times. At the end of a pass, at the
+    head or at an exit, `layer` is the number of layers, and an action decides how to go on: 0
+    answers, 1 starts another pass, 2 starts one on the mirror image, where `passes` allows it; all
+    others answer. After the last pass the episode ends by itself. The space is then at least
+    `Discrete(3)`, and actions that a layer lacks mean its cheapest option.
+
     For a network with exits, see `train_exits`, the space is `Discrete(n + 1)`, and action `n`
     takes the exit: the exit before the layer answers, and no later layer runs. At a layer without
     an exit, `n` means the cheapest option, action 0, which is the nearest to no cost and within
@@ -47,7 +53,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     | Key | Space | Content | Unit |
     |---|---|---|---|
     | `features` | `Box(-10, 10, (width,))` | confidence of a probe, channel means | z-score |
-    | `layer` | `Discrete(layers)` | layer to choose for | index |
+    | `layer` | `Discrete(layers)`, one more with passes | layer to choose for | index |
     | `context[0]` | 0 to 1 | spent so far | logarithmic, see below |
     | `context[1]` | 0 to 1 | budget of the gated layers, 1 without a budget | the same |
     | `context[2]` | 0 to 1 | previous option, 0 at the first layer | index / (n - 1) |
@@ -56,6 +62,13 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     The channel means are those of the layer's input. Features are in standard deviations from their
     mean. Costs are scaled by log2(1 + 32 sqrt(fraction)) / log2(33): 0.31, 0.46, 0.63, 1 for 2, 4,
     8, 32 bit at all layers. `context[3]` exists only with `cost_weight_range`.
+
+    With several passes the rest of `context` says what the finished ones show, zeros in the first:
+    the three largest probabilities of the answer so far, its entropy over that of equal odds, the
+    logarithm of the distance of the largest one from 1 over that of a millionth, the share of
+    passes that agree with it, the mean option of the last pass over the largest, whether the
+    present pass is mirrored, and for each number of passes below the limit whether as many have
+    finished.
 
     The probe is a linear classifier of the channels' means over parts of the image. Its confidence
     consists of three numbers: the highest class probability, its margin over the second highest,
@@ -69,6 +82,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     does not run. The last step adds `reward.accuracy` for a correct prediction and
     `reward.log_likelihood` times the label's log-likelihood, clipped and scaled to [-1, 0], and
     subtracts `reward.overshoot` times the fraction above the budget. Ranges: `RewardWeights`.
+    Starting another pass costs the never-gated parts again.
 
     With `cost_weight_range=(lowest, highest)` each episode draws its cost weight between them,
     log-uniformly and independently of the image, and `reward.cost` has no effect: one gate then
@@ -80,7 +94,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
 
     ## End
     Terminated after the last gated layer or after an exit. Without exits an episode has one step
-    per gated layer. Never truncated.
+    per gated layer. With several passes it ends with the answer, at the latest after the last pass.
+    Never truncated.
 
     ## Info
     After `reset`: `index`, the image, and with `cost_weight_range` the episode's `cost_weight`.
@@ -88,7 +103,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     the name that Stable-Baselines3 logs), `computation` (percent of running every gated layer at 32
     bit, the never-gated parts included, without a gate) and `bits`, int64 `[layers]`, 0 for layers
     that did not run; with exits also `n_layers_run`, the number of layers that the image passed.
-    Numbers are NumPy scalars.
+    With several passes `n_passes` is their number, and `bits` and `n_layers_run` are those of the
+    last one. Numbers are NumPy scalars.
 
     ## Budget
     `budget` bounds `computation`. It is not enforced: `action_masks()` returns the actions that
@@ -124,6 +140,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             backbone.
         latency: Measured times for the cost `"latency"`: a mapping of some fields of
             `LatencySettings`, such as `{"profile": "profile.json"}`, or a `LatencySettings`.
+        passes: Largest number of passes, or a mapping of some fields of `PassSettings`, such as
+            `{"limit": 3, "mirrored": True, "answer": "mean"}`; `None` for a single pass.
         render_mode: `None` or `"rgb_array"`.
         device: Device of the backbone.
 

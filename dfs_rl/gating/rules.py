@@ -9,6 +9,7 @@ from torch import Tensor
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.observation import CONTEXT_SIZE
 from dfs_rl.gating.passes import (
     AGAIN,
     AGAIN_MIRRORED,
@@ -169,18 +170,18 @@ class RuleGate:
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Return the option of the present pass for every image, or at the end the next step."""
-        rule = torch.zeros(len(context), dtype=torch.int64)
+        seen, n_inputs = context.cpu(), CONTEXT_SIZE
+        rule = torch.zeros(len(seen), dtype=torch.int64)
         if self.budget_conditioning is not None:
-            rule = self._index(context[:, 3].cpu())
-        if self.passes.limit == 1:
-            return self._options[rule, 0, layer].to(context.device)
-        evidence = context[:, -self.passes.evidence_size :].cpu()
+            rule, n_inputs = self._index(seen[:, CONTEXT_SIZE]), CONTEXT_SIZE + 1
+        evidence = seen[:, n_inputs:]  # it may be that of more passes than the rules have
         finished = evidence[:, FINISHED:].sum(dim=1).long()
+        present = finished.clamp(max=self.passes.limit - 1)
         if layer < self.n_layers:
-            return self._options[rule, finished, layer].to(context.device)
-        last = (finished - 1).clamp(min=0)
+            return self._options[rule, present, layer].to(context.device)
+        last = (finished - 1).clamp(0, self.passes.limit - 1)
         again = evidence[:, CONFIDENCE] < self._thresholds[rule, last]
-        view = torch.where(self._mirrored[rule, finished], AGAIN_MIRRORED, AGAIN)
+        view = torch.where(self._mirrored[rule, present], AGAIN_MIRRORED, AGAIN)
         return torch.where(again, view, ANSWER).to(context.device)
 
     def _index(self, preferences: Tensor) -> Tensor:

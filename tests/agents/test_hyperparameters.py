@@ -20,7 +20,7 @@ from dfs_rl.agents.supervised.config import BlockDropConfig, SkipNetConfig, Supe
 from dfs_rl.errors import ConfigError
 from tests.helpers.planted_task import make_agent
 
-UPDATE = RolloutSize(n_envs=64, n_layers=2, observation_bytes=100)
+UPDATE = RolloutSize(n_envs=64, n_steps=2, observation_bytes=100)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from dfs_rl.errors import CheckpointError
 from dfs_rl.experiments import gate_training
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.session import TrainingRecord
-from dfs_rl.utils.checkpoint import load_tensors
+from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.helpers.small_backbone import small_backbone
 
@@ -139,9 +140,14 @@ def train_and_be_killed(path: str, at: int) -> None:
 
 def assert_equal_runs(first: RunFolder, second: RunFolder) -> None:
     assert first.metrics_path.read_text() == second.metrics_path.read_text()
-    weights = [load_tensors(run.path / "gate" / "gate.safetensors") for run in (first, second)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    gates = [load_gate(run.path / "gate") for run in (first, second)]
+    assert type(gates[0]) is type(gates[1])
+    if isinstance(gates[0], RuleGate):
+        assert gates[0].rules == gates[1].rules
+    else:
+        weights = [gate.state_dict() for gate in gates]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     ends = [run.load_checkpoint(LAST_CHECKPOINT) for run in (first, second)]
     assert ends[0].state == ends[1].state
     assert ends[0].tensors.keys() == ends[1].tensors.keys()
@@ -184,6 +190,21 @@ def test_interrupted_run_resumes_exactly(tmp_path, config):
     for _ in range(2):  # a finished run does not change
         assert train(parts, config) == result
         assert_equal_runs(whole, parts)
+
+
+@pytest.mark.parametrize("start", ["rule", "indifferent"])
+def test_interrupted_run_of_passes_resumes_exactly(start, tmp_path):
+    config = make_config(
+        PPOConfig(), group=1, cost_weight_range=PRICES, passes=2, start=start, features="none"
+    )
+    whole, parts = new_run(tmp_path / "whole"), new_run(tmp_path / "parts")
+    result = train(whole, config)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, config, SignalAt(2 * 64 + 32, signal.SIGINT))
+    # An update has three layers and the end of a pass, so episodes are at different places.
+    assert parts.load_checkpoint(LAST_CHECKPOINT).state["timesteps"] == 3 * 64
+    assert train(parts, config) == result
+    assert_equal_runs(whole, parts)
 
 
 def test_kill_loses_only_work_after_the_checkpoint(tmp_path):

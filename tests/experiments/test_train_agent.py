@@ -43,7 +43,7 @@ TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precisio
 
 
 def algorithm_of(config: TrainAgentConfig):
-    update = RolloutSize(n_envs=512, n_layers=6, observation_bytes=100)
+    update = RolloutSize(n_envs=512, n_steps=6, observation_bytes=100)
     return config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
 
 

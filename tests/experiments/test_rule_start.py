@@ -1,0 +1,150 @@
+"""Gates that start from tuned rules: choice of rules, comparison on val, what ships."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.agents.validation import rewards_of
+from dfs_rl.backbones import default_digits
+from dfs_rl.costs import BitOptions
+from dfs_rl.data import load_dataset
+from dfs_rl.envs import make_task
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.experiments.rule_start import TunedRules, _between
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.networks import LearnedGate, MLPGate
+from dfs_rl.gating.rules import RuleGate
+from dfs_rl.train_agent import main
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    backbone = default_digits().to_inference()
+    dataset = load_dataset("digits")
+    rules = TunedRules(backbone, dataset, limit=2, mirrored=False, answer="mean")
+    return rules, backbone, dataset
+
+
+def records(correct):
+    n = len(correct)
+    zeros = torch.zeros(n, dtype=torch.int64)
+    return GateRecords(
+        name="rule",
+        predictions=torch.tensor(correct),
+        labels=zeros + 1,
+        options=torch.zeros(n, 2, dtype=torch.int64),
+        log_likelihood=torch.zeros(n),
+        confidence=torch.ones(n),
+    )
+
+
+def test_between_two_rules():
+    rules = [records([0, 0, 1, 1]), records([0, 1, 0, 1]), records([1, 1, 1, 1])]
+    costs = [1.0, 2.0, 4.0]
+    assert _between(rules, costs, 1.0).tolist() == [0, 0, 1, 1]
+    assert _between(rules, costs, 1.25).tolist() == [0, 0.25, 0.75, 1]
+    assert _between(rules, costs, 3.0).tolist() == [0.5, 1, 0.5, 1]
+    assert _between(rules, costs, 9.0).tolist() == [1, 1, 1, 1]
+
+
+def test_rules_have_the_highest_reward(tuned):
+    rules, backbone, dataset = tuned
+    task = make_task(dataset=dataset, cost_weight_range=(0.1, 30.0), passes=rules.settings)
+    chosen = rules.for_task(task)
+    assert len(chosen.rules) == 33
+    images = dataset.val
+    for i in (0, 10, 20, 32):
+        weight = 30.0 * (0.1 / 30.0) ** (i / 32)
+        at = torch.full((len(images),), i / 32)
+        own = evaluate_gate(backbone, chosen, images, preferences=at)
+        spent = own.computation(backbone.costs).mean() / 100
+        reward = 0.5 * own.correct.double() + 0.5 * (own.log_likelihood / 3).clamp(min=-1)
+        mean = reward.mean() - weight * spent
+        for rule in rules.gate.rules:  # val alone differs a little from agent and val
+            other = rules._val.records(rule, "mean", name="rule")
+            reward = 0.5 * other.correct.double() + 0.5 * (other.log_likelihood / 3).clamp(min=-1)
+            spent = other.computation(backbone.costs).mean() / 100
+            assert mean >= reward.mean() - weight * spent - 0.02
+
+
+def test_rewards_count_every_pass(tuned):
+    rules, backbone, dataset = tuned
+    costs = backbone.costs
+    task = make_task(dataset=dataset, passes=rules.settings)
+    gate = rules.for_task(task)
+    own = evaluate_gate(backbone, gate, dataset.val)
+    assert 1 < own.mean_passes < 2
+    rewards = rewards_of(own, costs, task.reward, budget=None)
+    spent = own.computation(costs) / 100 - costs.fixed_cost()
+    likelihood = (own.log_likelihood / 3).clamp(min=-1)
+    expected = 0.5 * own.correct.double() + 0.5 * likelihood - task.reward.cost * spent
+    torch.testing.assert_close(rewards, expected)
+
+
+def test_comparison_of_a_bad_gate(tuned):
+    rules, backbone, _ = tuned
+    settings = rules.settings
+    torch.manual_seed(0)
+    gate = MLPGate(
+        (0,) * 6,
+        BitOptions((0, 2, 3, 4, 8, 32)),
+        passes=settings,
+        budget_conditioning=BudgetConditioning(),
+    )
+    for parameter in gate.parameters():
+        torch.nn.init.zeros_(parameter)
+    gate.networks[0][2].bias.data[1] = 1.0  # 2 bit at the first layer, then skips alone
+    assert rules.compare(gate, backbone).kept == "rules"
+    for network in gate.networks[:-1]:
+        network[2].bias.data[5] = 9.0  # full precision, as accurate as any rule
+    compared = rules.compare(gate, backbone)
+    assert len(compared.differences) == 9
+    best = max(
+        rules._val.records(rule, "mean", name="rule").accuracy for rule in rules.gate.rules[-1:]
+    )
+    own = evaluate_gate(backbone, gate, tuned[2].val, preferences=torch.ones(len(tuned[2].val)))
+    assert compared.difference == pytest.approx(own.accuracy - best)
+    assert (compared.kept == "gate") == (own.accuracy >= best)
+
+
+def test_what_ships_is_never_worse(tmp_path):
+    run = tmp_path / "run"
+    flags = ["--passes", "2", "--timesteps", "3000", "--num-envs", "64", "--budget", "0.9"]
+    main([*flags, "--run-dir", str(run), "--seed", "1"])
+    training = json.loads((run / "training.json").read_text())
+    compared = training["best_on_val"]["rules"]
+    model = dfs_rl.load(run)
+    assert type(model.gate) in {RuleGate, MLPGate}
+    assert (compared["kept"] == "gate") == isinstance(model.gate, LearnedGate)
+    assert (compared["difference"] >= 0) == (compared["kept"] == "gate")
+    assert compared["difference"] == pytest.approx(np.mean(compared["differences"]))
+    _, trace = model(load_dataset("digits").val.images)
+    assert trace.computation.mean() <= 0.9 + 1e-6
+    summary = json.loads((run / "summary.json").read_text())
+    keys = [method["key"] for method in summary["methods"]]
+    assert "tuned_rule" in keys
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--passes", "0"], "passes is 0"),
+        (["--passes", "3", "--algo", "dqn"], "passes is 3, but algo is 'dqn'"),
+        (["--passes", "3", "--algo", "recurrent_ppo"], "passes is 3, but algo is 'recurrent_ppo'"),
+        (["--passes", "3", "--backbone-mode", "co-train"], "backbone_mode is 'co-train'"),
+        (["--passes", "3", "--start", "uniform"], "start is 'uniform'"),
+        (["--passes", "3", "--group-size", "8"], "group_size is 8"),
+        (["--start", "rule"], "start is 'rule', but passes is 1"),
+        (["--answer", "last"], "answer is last, but passes is 1"),
+        (["--mirrored"], "mirrored is true, but passes is 1"),
+        (["--features", "none"], "features is none, but passes is 1"),
+    ],
+)
+def test_bad_settings(flags, message, capsys, tmp_path):
+    assert main([*flags, "--run-dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
