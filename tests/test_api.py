@@ -89,7 +89,7 @@ def test_backbone_in_memory_equals_the_stored_one(tmp_path):
 
 def test_threads_of_the_process_stay(tmp_path):
     before = torch.get_num_threads()
-    with pytest.raises(ConfigError, match=r"budget 0\.01 %"):
+    with pytest.raises(ConfigError, match=r"budget is 0\.01 %"):
         dfs_rl.train_gate(
             None, "digits", method="cascade", budget=0.01, threads=2, run_dir=tmp_path / "run"
         )

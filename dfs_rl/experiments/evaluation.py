@@ -310,10 +310,10 @@ def _evaluate_methods(
 
 
 def _gate_text(gate: Gate, costs: CostTable) -> str:
-    """Describe a cascade, or the preference of a calibrated gate for all budgets."""
-    if isinstance(gate, RuleGate) and gate.budget_conditioning is None:
+    """Describe a rule, or the preference of a calibrated gate for all budgets."""
+    if isinstance(gate, RuleGate):
         return gate.description
-    if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
+    if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
         return ""
     if not gate.budget_conditioning.computations:
         return ""

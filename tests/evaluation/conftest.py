@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.methods import uniform_baselines
 from dfs_rl.evaluation.baselines.registry import EvaluationSetup
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
@@ -127,7 +126,6 @@ def make_setup(
         backbone=backbone,
         gate=gate,
         gate_selection=gate_selection,
-        uniform=uniform_baselines(backbone, reported, selection=selection),
         reported=reported,
         selection=selection,
         **changes,

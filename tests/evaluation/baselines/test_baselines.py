@@ -7,14 +7,10 @@ from hypothesis import strategies as st
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines import BASELINES, register_baseline, run_baselines
-from dfs_rl.evaluation.baselines.methods import (
-    RANDOM_DRAWS,
-    mode_table,
-    shuffled_options,
-    uniform_baselines,
-)
-from dfs_rl.evaluation.baselines.registry import MethodResult
+from dfs_rl.evaluation.baselines.methods import RANDOM_DRAWS, mode_table, shuffled_options
+from dfs_rl.evaluation.baselines.registry import MethodResult, uniform_baselines
 from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.utils.registry import Registry
 from tests.evaluation.conftest import MixBackbone, make_setup
 
@@ -50,7 +46,7 @@ def test_shuffling_makes_options_independent():
 
 
 def test_uniform_baselines_cover_the_bit_options(backbone, val):
-    uniform = uniform_baselines(backbone, val)
+    uniform = uniform_baselines(backbone.options, run_uniform(backbone, val))
     assert [method.key for method in uniform] == ["uniform_0", "uniform_2", "full"]
     assert [method.label for method in uniform] == ["skip all", "uniform 2 bit", "full precision"]
     costs = [method.records[0].computation(backbone.costs, "dfs").mean() for method in uniform]
@@ -121,8 +117,7 @@ def test_baselines_run_on_the_original_backbone(backbone, look_setup):
     assert torch.equal(static_before.records[0].predictions, alone.predictions)
     # Two networks with other weights cannot agree on every image.
     assert not torch.equal(alone.predictions, static.records[0].predictions)
-    uniform = uniform_baselines(before, setup.reported)
-    first = torch.stack([method.records[0].predictions for method in uniform])
+    first = run_uniform(before, setup.reported).logits.argmax(dim=2)
     assert (first == cascade_before.records[0].predictions).any(dim=0).all()
 
 
@@ -137,7 +132,8 @@ def test_oracle_takes_the_cheapest_correct_option(look_setup, methods):
 
 def test_order_of_baselines_is_stable():
     assert list(BASELINES) == [
-        *("uniform", "static_table", "cascade", "exits", "static_table_before", "cascade_before"),
+        *("uniform", "static_table", "cascade", "tuned_rule", "exits"),
+        *("static_table_before", "cascade_before", "tuned_rule_before"),
         *("mode_table", "random", "patterns", "oracle"),
     ]
 

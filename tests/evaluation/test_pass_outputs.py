@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.pass_outputs import next_answer, run_settings, run_uniform
+from dfs_rl.gating.passes import PassHistory, PassSettings
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
+from tests.evaluation.conftest import MixBackbone, make_images
+
+ANSWERS = ("mean", "last", "surest")
+NETWORK = MixBackbone((0, 2, 32), exits=(2,))
+IMAGES = make_images(NETWORK, 83, seed=5)
+PASSES = (
+    RulePass(options=(1, 1, 3, 3)),
+    RulePass(options=(0, 1, 2, 1), mirrored=True),
+    RulePass(options=(2, 2, 2, 2)),
+)
+
+
+def test_settings_run_whole_networks():
+    outputs = run_settings(NETWORK, IMAGES, PASSES, batch_size=30)
+    for each, logits in zip(PASSES, outputs.logits, strict=True):
+        images = IMAGES.images.flip(3) if each.mirrored else IMAGES.images
+        torch.testing.assert_close(logits, NETWORK.logits(images, each.options).float())
+    costs = NETWORK.costs.computation(torch.tensor([each.options for each in PASSES]))
+    assert torch.equal(outputs.computations(NETWORK.costs), costs)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answers_equal_those_of_episodes(answer):
+    logits = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0)) * 3
+    settings = PassSettings(limit=3, answer=answer)
+    history = PassHistory(settings, NETWORK.costs, 50, 4, device=torch.device("cpu"))
+    rows, options = torch.arange(50), torch.zeros(50, 4, dtype=torch.int64)
+    answers = logits[0].double().softmax(dim=1)
+    for finished, latest in enumerate(logits):
+        if finished:
+            answers = next_answer(answers, latest.double().softmax(dim=1), finished, answer)
+        history.finish(rows, latest, options, torch.zeros(50).double())
+        expected = history.answer(rows).double().softmax(dim=1)
+        torch.testing.assert_close(answers, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_records_equal_those_of_the_gate(answer):
+    outputs = run_settings(NETWORK, IMAGES, PASSES)
+    rule = Rule(passes=PASSES, thresholds=(0.9, 0.75))
+    gate = RuleGate([rule], answer=answer, options=NETWORK.options, exits=(2,))
+    expected = evaluate_gate(NETWORK, gate, IMAGES, batch_size=20)
+    records = outputs.records(rule, answer, name="tabulated")
+    assert set(expected.earlier.n_passes.tolist()) == {1, 2, 3}
+    for field in ("predictions", "labels", "options", "log_likelihood", "confidence"):
+        torch.testing.assert_close(
+            getattr(records, field), getattr(expected, field), rtol=1e-5, atol=1e-6
+        )
+    assert torch.equal(records.earlier.options, expected.earlier.options)
+    assert torch.equal(records.earlier.ran, expected.earlier.ran)
+    costs = NETWORK.costs
+    assert torch.equal(records.computation(costs), expected.computation(costs))
+
+
+def test_uniform_settings_in_both_views():
+    outputs = run_uniform(NETWORK, IMAGES, views=(False, True))
+    assert [each.options[0] for each in outputs.settings] == [0, 1, 2, 0, 1, 2]
+    assert [each.mirrored for each in outputs.settings] == [False] * 3 + [True] * 3
+    apart = [run_uniform(NETWORK, IMAGES, views=[view]) for view in (False, True)]
+    assert torch.equal(apart[0].with_settings(apart[1]).logits, outputs.logits)
+    both = outputs.with_images(outputs)
+    assert len(both) == 2 * len(IMAGES)
+    assert torch.equal(both.accuracies, outputs.accuracies)

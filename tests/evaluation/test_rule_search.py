@@ -1,0 +1,192 @@
+"""Search for rules against naive loops over images, sequences and thresholds."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dfs_rl.costs import BitOptions, CostTable, FixedCost
+from dfs_rl.evaluation.pass_outputs import PassOutputs
+from dfs_rl.evaluation.rule_search import best_rule, search_rules, useful_settings
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import RulePass
+
+COSTS = CostTable(
+    options=BitOptions((8, 16, 32)),
+    layer_macs=(600, 400),
+    fixed=(FixedCost(name="stem", macs=100, bits=16), FixedCost(name="head", macs=5, bits=32)),
+)
+LOW, MIDDLE, HIGH = (share + 3.0 for share in (6.25, 25.0, 100.0))
+"""Percent of one pass, stem (2.5 %) and head (0.5 %) included."""
+PLAIN = PassSettings(limit=2)
+
+
+def tabulate(probabilities, labels, views=(False,)):
+    """Return outputs with given probabilities of each option in each view, ``[settings, n, c]``."""
+    options = range(len(probabilities) // len(views))
+    return PassOutputs(
+        settings=tuple(RulePass(options=(o, o), mirrored=m) for m in views for o in options),
+        logits=torch.tensor(probabilities, dtype=torch.float64).log().float(),
+        labels=torch.tensor(labels),
+    )
+
+
+def drawn(n, *, views=(False, True), seed=0):
+    """Return outputs of three options, the dearer the better, on random images of three classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    logits = torch.randn(3 * len(views), n, 3, generator=generator)
+    strength = torch.tensor([1.0, 1.5, 2.0] * len(views))
+    logits[:, torch.arange(n), labels] += strength[:, None]
+    return tabulate(logits.softmax(dim=2).tolist(), labels.tolist(), views)
+
+
+def two_class(confidence, right):
+    """Return the probabilities of images of class 0 by confidence and correctness."""
+    return [[c, 1 - c] if r else [1 - c, c] for c, r in zip(confidence, right, strict=True)]
+
+
+# Option 8 is wrong where it is unsure, 16 is right there; 32 is worse than both.
+PLANTED = tabulate(
+    [
+        two_class([0.9, 0.5001, 0.6, 0.8], [True, False, False, True]),
+        two_class([0.9, 0.8, 0.9, 0.7], [True, True, True, False]),
+        two_class([0.9] * 4, [False] * 4),
+    ],
+    [0] * 4,
+)
+
+
+def naive(outputs, index, thresholds, answer):
+    """Return mean cost and score of a rule, image by image."""
+    probabilities = outputs.logits.double().softmax(dim=2).tolist()
+    costs = (LOW, MIDDLE, HIGH)
+    spent = score = 0.0
+    for image, label in enumerate(outputs.labels.tolist()):
+        seen = []
+        for threshold, setting in zip((math.inf, *thresholds), index, strict=True):
+            if seen and not max(given) < threshold:  # noqa: F821 - given by the pass before
+                break
+            seen.append(probabilities[setting][image])
+            spent += costs[setting % 3]
+            if answer == "mean":
+                given = [sum(of_class) / len(seen) for of_class in zip(*seen, strict=True)]
+            else:
+                given = seen[-1] if answer == "last" else max(seen, key=max)
+        score += (max(given) == given[label]) + 0.1 * math.log(given[label])
+    return spent / len(outputs), score / len(outputs)
+
+
+@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
+def test_search_finds_the_best_rule_of_all(answer):
+    outputs = drawn(9)
+    cuts = [0.0, *(0.34 + 0.02 * i for i in range(33)), 2.0]
+    budgets = [LOW, 14.0, 25.0, 40.0, 90.0, 400.0]
+    best = [-math.inf] * len(budgets)
+    # Rules with thresholds from a grid: the search, at every image's confidence, is no worse.
+    for size in (1, 2, 3):
+        for index in itertools.permutations(range(6), size):
+            ascending = all(a % 3 < b % 3 for a, b in itertools.pairwise(index))
+            if index[0] > 2 or (answer == "last" and not ascending):
+                continue
+            for thresholds in itertools.product(cuts[:: 3 * size - 2], repeat=size - 1):
+                cost, score = naive(outputs, index, thresholds, answer)
+                for i, budget in enumerate(budgets):
+                    if cost <= budget + 1e-9:
+                        best[i] = max(best[i], score)
+    found = search_rules(
+        outputs, COSTS, budgets, PassSettings(limit=3, mirrored=True, answer=answer)
+    )
+    for i, (budget, one) in enumerate(zip(budgets, found, strict=True)):
+        index = [outputs.settings.index(each) for each in one.rule.passes]
+        cost, score = naive(outputs, index, one.rule.thresholds, answer)
+        assert (cost, score) == pytest.approx((one.computation, one.score))
+        assert cost <= budget + 1e-9
+        assert score >= best[i] - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("budget", "threshold"),
+    [
+        (LOW, None),  # no image has a second pass
+        (LOW + MIDDLE / 4, 0.55),  # one of four may, halfway between two confidences
+        (LOW + MIDDLE / 2 - 0.01, 0.55),
+        (LOW + MIDDLE / 2, 0.7),
+        (1000.0, 0.7),  # more would not help
+    ],
+)
+def test_cascade_within_a_budget(budget, threshold):
+    rule = best_rule(PLANTED, COSTS, budget, PLAIN).rule
+    options = [each.options[0] for each in rule.passes]
+    assert options == ([0] if threshold is None else [0, 1])
+    assert rule.thresholds == pytest.approx(() if threshold is None else (threshold,), abs=1e-4)
+
+
+def test_budget_below_the_cheapest_pass_has_none():
+    assert best_rule(PLANTED, COSTS, LOW - 0.01, PLAIN) is None
+    assert search_rules(PLANTED, COSTS, [LOW - 1, LOW], PLAIN)[0] is None
+
+
+def test_equal_confidences_keep_the_budget():
+    level = two_class([0.7] * 4, [False, False, False, True])
+    outputs = tabulate([level, *PLANTED.probabilities[1:].tolist()], [0] * 4)
+    found = best_rule(outputs, COSTS, LOW + MIDDLE / 2, PLAIN)
+    assert found.computation <= LOW + MIDDLE / 2
+
+
+def test_second_pass_for_all_images_is_never_chosen():
+    for seed in range(20):
+        sure = 0.5 + torch.rand(2, 97, generator=torch.Generator().manual_seed(seed)) / 2
+        passes = [
+            two_class(sure[0].tolist(), [False] * 97),
+            two_class(sure[1].tolist(), [True] * 97),
+        ]
+        rule = best_rule(tabulate(passes, [0] * 97), COSTS, 1000.0, PLAIN).rule
+        assert [each.options for each in rule.passes] == [(1, 1)]  # it is always correct
+
+
+def test_more_budget_passes_and_views_never_hurt():
+    outputs = drawn(300)
+    budgets = [LOW * 1.3**i for i in range(12)]
+    scores = [
+        [found.score for found in search_rules(outputs, COSTS, budgets, passes)]
+        for passes in (
+            PassSettings(limit=1),
+            PassSettings(limit=2, answer="mean"),
+            PassSettings(limit=2, mirrored=True, answer="mean"),
+        )
+    ]
+    for fewer, more in itertools.pairwise(scores):
+        assert fewer == sorted(fewer)
+        assert all(a <= b + 1e-9 for a, b in zip(fewer, more, strict=True))
+    assert scores[0][0] == pytest.approx(scores[2][0])  # the cheapest pass alone
+    assert sum(scores[2]) > sum(scores[1]) > sum(scores[0])
+
+
+def test_few_sequences_lose_no_more_than_the_tolerance():
+    outputs, budgets = drawn(500), [LOW * 1.2**i for i in range(18)]
+    passes = PassSettings(limit=3, mirrored=True, answer="mean")
+    n_sequences = []
+    for tolerance in (0.0, 0.004):
+        found = search_rules(outputs, COSTS, budgets, passes, tolerance=tolerance)
+        n_sequences.append(len({one.rule.passes for one in found}))
+        scores = torch.tensor([one.score for one in found])
+        best = scores if tolerance == 0 else best
+        assert bool((scores >= best - tolerance - 1e-6).all())
+    assert n_sequences[1] < n_sequences[0]
+
+
+def test_useless_settings_are_left_out():
+    sure = [0.9] * 200
+    shares = [[i < right for i in range(200)] for right in (160, 157, 163, 70, 161, 190)]
+    outputs = tabulate([two_class(sure, each) for each in shares], [0] * 200, (False, True))
+    # 78.5 % is more than a point below the cheaper 80 %; 35 % less than half of the best.
+    assert [each.options[0] for each in useful_settings(outputs, COSTS).settings] == [0, 2, 1, 2]
+
+
+def test_a_useless_setting_serves_where_nothing_else_fits():
+    shares = [[i < right for i in range(100)] for right in (10, 90, 95)]
+    outputs = tabulate([two_class([0.9] * 100, each) for each in shares], [0] * 100)
+    assert best_rule(outputs, COSTS, LOW, PLAIN).rule.passes[0].options == (0, 0)
+    assert best_rule(outputs, COSTS, MIDDLE, PLAIN).rule.passes[0].options == (1, 1)

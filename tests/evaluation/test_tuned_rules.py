@@ -1,0 +1,60 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dfs_rl.evaluation.rule_search import useful_settings
+from dfs_rl.evaluation.tuned_rules import tuned_gate
+from dfs_rl.gating.passes import PassSettings
+from tests.evaluation.test_rule_search import COSTS, LOW, MIDDLE, drawn
+
+CANDIDATES = [PassSettings(limit=3, mirrored=True, answer=a) for a in ("mean", "last", "surest")]
+SEARCHED, VAL = drawn(2000, seed=1), drawn(500, seed=2)
+
+
+@pytest.fixture(scope="module")
+def gate():
+    return tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES)
+
+
+def test_rules_become_better_with_their_cost(gate):
+    assert gate.passes == CANDIDATES[0]  # independent errors average out
+    assert 10 <= len(gate.rules) <= 40
+    assert len(set(gate.rules)) == len(gate.rules)
+    records = [SEARCHED.records(rule, "mean", name="rule") for rule in gate.rules]
+    spent = [each.computation(COSTS).mean().item() for each in records]
+    assert all(a < b for a, b in pairwise(spent))
+    assert all(a.accuracy <= b.accuracy for a, b in pairwise(records))
+    assert spent[0] == pytest.approx(LOW)
+    best = max(useful_settings(SEARCHED, COSTS).accuracies.tolist())
+    assert records[-1].accuracy > 100 * best + 3
+
+
+def test_figures_of_the_gate_are_those_on_val(gate):
+    measured = gate.budget_conditioning
+    for i in (0, 7, len(gate.rules) - 1):
+        records = VAL.records(gate.rules[i], "mean", name="rule")
+        assert measured.accuracies[i] == pytest.approx(records.accuracy)
+        assert measured.computations[i] == pytest.approx(records.computation(COSTS).mean().item())
+    full = (VAL.logits[2].argmax(dim=1) == VAL.labels).double().mean().item()
+    assert measured.full_precision_accuracy == pytest.approx(100 * full)
+
+
+def test_a_budget_selects_a_rule_within_it(gate):
+    measured = gate.budget_conditioning
+    for budget in torch.linspace(LOW, 2 * MIDDLE, 25).tolist():
+        gate.preference = measured.preference_for_budget(budget)
+        spent = VAL.records(gate.rule, "mean", name="rule").computation(COSTS).mean().item()
+        assert spent <= budget + 1e-9
+    gate.preference = 1.0
+
+
+def test_gate_for_one_budget():
+    gate = tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES, budget=20.0)
+    assert gate.budget_conditioning is None
+    records = SEARCHED.records(gate.rule, gate.passes.answer, name="rule")
+    assert 19.0 < records.computation(COSTS).mean().item() <= 20.0
+    assert tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES, budget=LOW - 0.1) is None
+    single = tuned_gate(SEARCHED, VAL, COSTS, [PassSettings(limit=1)], budget=MIDDLE)
+    assert single.passes == PassSettings()
+    assert [each.options for each in single.rule.passes] == [(1, 1)]
