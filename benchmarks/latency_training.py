@@ -23,11 +23,13 @@ import dfs_rl
 from dfs_rl.backbones import PRETRAINED_DIGITS, InferenceBackbone, load_backbone
 from dfs_rl.costs.latency_profile import Runtime, read_latency_profile
 from dfs_rl.data import Dataset, ImageSet, load_dataset
-from dfs_rl.evaluation.baselines.cascade import choose_cascade
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.rule_search import search_rules
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.rules import cascade
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.io import write_json
 
@@ -121,21 +123,16 @@ class Bench:
 
     def cascades(self, budgets: np.ndarray) -> list[Choice]:
         """Return the best cascade on val within each budget."""
-        layers, options = self.costs.n_layers, self.backbone.options
-        tables = [(o,) * layers for o in range(len(options))]
-        uniform = [self.run(TableGate(t, options=options), self.data.val, None) for t in tables]
-        found = []
-        for budget in 100 * budgets / self.costs.total_cost:
-            best = choose_cascade(uniform, self.costs, float(budget))
-            if best is not None:
-                gate = cascade(
-                    tables[best.first],
-                    tables[best.second],
-                    threshold=best.threshold,
-                    options=options,
-                )
-                found.append(self.choice(gate))
-        return found
+        outputs, plain = (
+            run_uniform(self.backbone, self.data.val),
+            PassSettings(limit=2, answer="last"),
+        )
+        percent = (100 * budgets / self.costs.total_cost).tolist()
+        return [
+            self.choice(RuleGate([found.rule], answer="last", options=self.backbone.options))
+            for found in search_rules(outputs, self.costs, percent, plain)
+            if found is not None
+        ]
 
 
 def at_budget(choices: list[Choice], budget: float) -> float:

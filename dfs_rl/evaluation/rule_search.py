@@ -52,6 +52,7 @@ def search_rules(
     budgets: Sequence[float],
     passes: PassSettings,
     *,
+    n_costed: int | None = None,
     tolerance: float = 0.0,
 ) -> list[FoundRule | None]:
     """Return the best rule within each budget on the mean computation, ``None`` if there is none.
@@ -65,10 +66,11 @@ def search_rules(
         budgets: Budgets in percent, ascending.
         passes: Passes that a rule may have. With the answer "last" each costs more than the one
             before, which it replaces.
+        n_costed: Number of images, the first ones, whose mean computation counts; by default all.
         tolerance: Loss in the criterion for the sake of few sequences of settings over all budgets:
             the fewer, the less chance is in their choice.
     """
-    search = _Search(outputs, costs, budgets, passes)
+    search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs))
     for setting, each in enumerate(outputs.settings):
         if not each.mirrored:
             search.visit(search.first(setting))
@@ -96,14 +98,19 @@ def useful_settings(outputs: PassOutputs, costs: CostTable) -> PassOutputs:
 
 
 def best_rule(
-    outputs: PassOutputs, costs: CostTable, budget: float, passes: PassSettings
+    outputs: PassOutputs,
+    costs: CostTable,
+    budget: float,
+    passes: PassSettings,
+    *,
+    n_costed: int | None = None,
 ) -> FoundRule | None:
     """Return the best rule within a budget, see ``search_rules``.
 
     Settings that are not useful are considered only if no other is within the budget.
     """
     for candidates in (useful_settings(outputs, costs), outputs):
-        (found,) = search_rules(candidates, costs, [budget], passes)
+        (found,) = search_rules(candidates, costs, [budget], passes, n_costed=n_costed)
         if found is not None:
             return found
     return None
@@ -139,8 +146,11 @@ class _Search:
         costs: CostTable,
         budgets: Sequence[float],
         passes: PassSettings,
+        n_costed: int,
     ) -> None:
         self.outputs, self.passes = outputs, passes
+        self._share = torch.zeros(len(outputs), dtype=torch.float64)  # in the mean computation
+        self._share[:n_costed] = 1.0 / n_costed
         self.costs = outputs.computations(costs).tolist()
         self.budgets = torch.tensor(budgets, dtype=torch.float64)
         n_thresholds = max(1, passes.limit - 1)
@@ -181,8 +191,8 @@ class _Search:
             latest = outputs.probabilities[setting]
             answers = next_answer(sequence.answers, latest, depth, self.passes.answer)
             value = self._value(answers)
-            changes = torch.full_like(value, cost), value - sequence.value
-            more = torch.stack([self._sums(cell, change, depth) for change in changes]) / n
+            changes = cost * self._share, (value - sequence.value) / n
+            more = torch.stack([self._sums(cell, change, depth) for change in changes])
             yield _Sequence(
                 settings=(*sequence.settings, setting),
                 answers=answers,

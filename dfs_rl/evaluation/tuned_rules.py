@@ -1,6 +1,7 @@
 """Gates of the best threshold rules: for one budget, or for all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.pass_outputs import PassOutputs
@@ -16,8 +17,8 @@ _TOLERANCE = 0.001
 
 
 def tuned_gate(
-    searched: PassOutputs,
-    measured: PassOutputs,
+    agent: PassOutputs,
+    val: PassOutputs,
     costs: CostTable,
     candidates: Sequence[PassSettings],
     *,
@@ -29,9 +30,9 @@ def tuned_gate(
     as the best, up to a tenth of a point. Their accuracy does not fall with their cost.
 
     Args:
-        searched: Outputs on the images that the rules are chosen on.
-        measured: Outputs on the val split, where the cost and accuracy of each rule are measured;
-            they include those of the largest bit option at all layers.
+        agent: Outputs on the agent split.
+        val: Outputs on the val split. The rules are chosen on both, while budgets, and the figures
+            of a gate for all budgets, are those of val.
         costs: Cost table of the backbone.
         candidates: Passes and answers to choose from, the first of equals.
         budget: Bound on the mean computation in percent; ``None`` for all budgets.
@@ -39,39 +40,41 @@ def tuned_gate(
     Returns:
         The gate; ``None`` if no setting is within the budget.
     """
+    outputs = val.with_images(agent)
     if budget is not None:
-        best = [(best_rule(searched, costs, budget, passes), passes) for passes in candidates]
+        best = [
+            (best_rule(outputs, costs, budget, passes, n_costed=len(val)), passes)
+            for passes in candidates
+        ]
         within = [(one, passes) for one, passes in best if one is not None]
         if not within:
             return None
         chosen, passes = max(within, key=lambda pair: pair[0].score)
-        return _gate([chosen.rule], measured, costs, passes)
-    useful = useful_settings(searched, costs)
-    fronts = [_front(useful, costs, passes) for passes in candidates]
+        return _gate([chosen.rule], val, costs, passes)
+    outputs = useful_settings(outputs, costs)
+    search = partial(search_rules, outputs, costs, n_costed=len(val), tolerance=_TOLERANCE)
+    spent = outputs.computations(costs).tolist()
+    views = zip(spent, outputs.settings, strict=True)
+    least = min(cost for cost, each in views if not each.mirrored)
+    budgets = _budgets(least, sum(sorted(spent)[-candidates[0].limit :]), _N_BUDGETS)
+    fronts = [_found(search(budgets, passes)) for passes in candidates]
     front = max(fronts, key=lambda front: sum(found.score for found in front))
     passes = candidates[fronts.index(front)]
     enough = max(found.score for found in front) - _TOLERANCE
     most = next(found.computation for found in front if found.score >= enough)
-    budgets = _budgets(front[0].computation, most, _N_RULES)
     rules: list[Rule] = []
     accuracy = 0.0
-    for found in search_rules(useful, costs, budgets, passes, tolerance=_TOLERANCE):
-        assert found is not None, "the least budget suffices for a pass"
-        records = useful.records(found.rule, passes.answer, name="rule")
+    for found in _found(search(_budgets(least, most, _N_RULES), passes)):
+        records = outputs.records(found.rule, passes.answer, name="rule")
         if found.rule not in rules and records.accuracy >= accuracy:
             rules.append(found.rule)
             accuracy = records.accuracy
-    return _gate(rules, measured, costs, passes)
+    return _gate(rules, val, costs, passes)
 
 
-def _front(outputs: PassOutputs, costs: CostTable, passes: PassSettings) -> list[FoundRule]:
-    """Return the best rules within budgets from the cheapest pass to the dearest ones together."""
-    spent = outputs.computations(costs).tolist()
-    views = zip(spent, outputs.settings, strict=True)
-    least = min(cost for cost, each in views if not each.mirrored)
-    budgets = _budgets(least, sum(sorted(spent)[-passes.limit :]), _N_BUDGETS)
-    found = search_rules(outputs, costs, budgets, passes, tolerance=_TOLERANCE)
-    return [each for each in found if each is not None]
+def _found(rules: Iterable[FoundRule | None]) -> list[FoundRule]:
+    """Return the rules, of which there are some at all budgets."""
+    return [each for each in rules if each is not None]
 
 
 def _budgets(least: float, most: float, n: int) -> list[float]:
@@ -80,18 +83,17 @@ def _budgets(least: float, most: float, n: int) -> list[float]:
 
 
 def _gate(
-    rules: Sequence[Rule], measured: PassOutputs, costs: CostTable, passes: PassSettings
+    rules: Sequence[Rule], val: PassOutputs, costs: CostTable, passes: PassSettings
 ) -> RuleGate:
     """Return a gate of rules, with the figures of each on the val split if there are several."""
     conditioning = None
     if len(rules) > 1:
-        records = [measured.records(rule, passes.answer, name="rule") for rule in rules]
-        full = (costs.options.full,) * costs.n_layers
-        of_full = measured.settings.index(RulePass(options=full))
+        records = [val.records(rule, passes.answer, name="rule") for rule in rules]
+        full = RulePass(options=(costs.options.full,) * costs.n_layers)
         conditioning = BudgetConditioning(
             computations=tuple(each.computation(costs).mean().item() for each in records),
             accuracies=tuple(each.accuracy for each in records),
-            full_precision_accuracy=100.0 * measured.accuracies[of_full].item(),
+            full_precision_accuracy=100.0 * val.accuracies[val.settings.index(full)].item(),
         )
     return RuleGate(
         rules,

@@ -57,8 +57,7 @@ def train(
     candidates = [
         PassSettings(limit=config.passes, mirrored=mirrored, answer=answer) for answer in answers
     ]
-    searched = agent.with_images(val)
-    gate = tuned_gate(searched, val, costs, candidates, budget=config.budget)
+    gate = tuned_gate(agent, val, costs, candidates, budget=config.budget)
     assert gate is not None, "validate checks the budget"
     save_gate(gate, run.path / GATE_FOLDER)
     records = val.records(gate.rule, gate.passes.answer, name="rule")
@@ -69,7 +68,7 @@ def train(
         "answer": gate.passes.answer,
     }
     print_status(_rules_text(gate, costs))
-    return training_record(best, gate_images=len(searched) * len(searched.settings))
+    return training_record(best, gate_images=(len(agent) + len(val)) * len(val.settings))
 
 
 def _rules_text(gate: RuleGate, costs: CostTable) -> str:

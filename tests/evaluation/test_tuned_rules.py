@@ -9,21 +9,22 @@ from dfs_rl.gating.passes import PassSettings
 from tests.evaluation.test_rule_search import COSTS, LOW, MIDDLE, drawn
 
 CANDIDATES = [PassSettings(limit=3, mirrored=True, answer=a) for a in ("mean", "last", "surest")]
-SEARCHED, VAL = drawn(2000, seed=1), drawn(500, seed=2)
+AGENT, VAL = drawn(1500, seed=1), drawn(500, seed=2)
+SEARCHED = VAL.with_images(AGENT)
 
 
 @pytest.fixture(scope="module")
 def gate():
-    return tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES)
+    return tuned_gate(AGENT, VAL, COSTS, CANDIDATES)
 
 
 def test_rules_become_better_with_their_cost(gate):
     assert gate.passes == CANDIDATES[0]  # independent errors average out
     assert 10 <= len(gate.rules) <= 40
     assert len(set(gate.rules)) == len(gate.rules)
-    records = [SEARCHED.records(rule, "mean", name="rule") for rule in gate.rules]
-    spent = [each.computation(COSTS).mean().item() for each in records]
+    spent = gate.budget_conditioning.computations
     assert all(a < b for a, b in pairwise(spent))
+    records = [SEARCHED.records(rule, "mean", name="rule") for rule in gate.rules]
     assert all(a.accuracy <= b.accuracy for a, b in pairwise(records))
     assert spent[0] == pytest.approx(LOW)
     best = max(useful_settings(SEARCHED, COSTS).accuracies.tolist())
@@ -50,11 +51,11 @@ def test_a_budget_selects_a_rule_within_it(gate):
 
 
 def test_gate_for_one_budget():
-    gate = tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES, budget=20.0)
+    gate = tuned_gate(AGENT, VAL, COSTS, CANDIDATES, budget=20.0)
     assert gate.budget_conditioning is None
-    records = SEARCHED.records(gate.rule, gate.passes.answer, name="rule")
+    records = VAL.records(gate.rule, gate.passes.answer, name="rule")
     assert 19.0 < records.computation(COSTS).mean().item() <= 20.0
-    assert tuned_gate(SEARCHED, VAL, COSTS, CANDIDATES, budget=LOW - 0.1) is None
-    single = tuned_gate(SEARCHED, VAL, COSTS, [PassSettings(limit=1)], budget=MIDDLE)
+    assert tuned_gate(AGENT, VAL, COSTS, CANDIDATES, budget=LOW - 0.1) is None
+    single = tuned_gate(AGENT, VAL, COSTS, [PassSettings(limit=1)], budget=MIDDLE)
     assert single.passes == PassSettings()
     assert [each.options for each in single.rule.passes] == [(1, 1)]

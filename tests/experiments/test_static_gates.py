@@ -32,7 +32,8 @@ def static_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cascade_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("cascade") / "run"
-    assert train_cascade.main(["--budget", "0.9", "--device", "cpu", "--run-dir", str(path)]) == 0
+    flags = ["--budget", "0.9", "--passes", "2", "--answer", "last", "--device", "cpu"]
+    assert train_cascade.main([*flags, "--run-dir", str(path)]) == 0
     return path
 
 
@@ -67,14 +68,14 @@ def test_cascade_is_within_the_budget(cascade_run):
     digits = load_dataset("digits")
     _, trace = dfs_rl.load(cascade_run)(digits.val.images)
     assert 0 < int(trace.n_passes.gt(1).sum()) < len(digits.val)
-    assert 0.8 < float(trace.computation.mean()) <= 0.9
+    assert 0.5 < float(trace.computation.mean()) <= 0.9
     training = read_json(cascade_run / "training.json")
     assert training["best_on_val"]["computation"] == pytest.approx(float(trace.computation.mean()))
     summary = read_json(cascade_run / "summary.json")
     methods = {method["key"]: method for method in summary["methods"]}
     # The baseline has the cost tolerance of every baseline.
     own = methods["gate"]["computation"]
-    assert own <= methods["cascade"]["computation"] <= with_cost_tolerance(own)
+    assert methods["cascade"]["computation"] <= 1.1 * own  # about the same on test as on val
     assert methods["gate"]["detail"] == gate.description
     # The marginals of a cascade are those of one pass, so these baselines do not apply.
     assert not {"mode_table", "random", "patterns"} & set(methods)
@@ -85,11 +86,35 @@ def test_cascade_is_within_the_budget(cascade_run):
     assert shares["head"] == pytest.approx(head.macs * trace.n_passes.double().mean().item())
 
 
-def test_budget_below_two_passes_leaves_one(tmp_path):
+def test_budget_below_useful_passes_holds(tmp_path):
     run = tmp_path / "run"
     assert train_cascade.main(["--budget", "0.3", "--device", "cpu", "--run-dir", str(run)]) == 0
     _, trace = dfs_rl.load(run)(load_dataset("digits").val.images)
     assert float(trace.computation.mean()) <= 0.3
+
+
+def test_rules_for_all_budgets(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--passes", "2", "--mirrored", "--answer", "mean", "--max-accuracy-drop", "1.5"]
+    assert train_cascade.main([*flags, "--device", "cpu", "--run-dir", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert "Chosen on agent and val, answering with the mean of the passes:" in said
+    assert "bit below a confidence of" in said
+    gate, val = load_gate(run / "gate"), load_dataset("digits").val
+    measured = gate.budget_conditioning
+    assert gate.preference == measured.preference_for_accuracy_drop(1.5)
+    training = read_json(run / "training.json")
+    assert training["points_on_val"] == [
+        list(point) for point in zip(measured.computations, measured.accuracies, strict=True)
+    ]
+    model = dfs_rl.load(run)
+    for budget in (0.52, 0.7, 1.2):
+        model.set_budget(budget)
+        logits, trace = model(val.images)
+        assert 0.9 * budget < float(trace.computation.mean()) <= budget
+        index = measured.computations.index(pytest.approx(float(trace.computation.mean())))
+        right = (logits.argmax(dim=1) == val.labels).double().mean().item()
+        assert measured.accuracies[index] == pytest.approx(100 * right)
 
 
 def test_finished_runs_are_compared(static_run, cascade_run, tmp_path, capsys):

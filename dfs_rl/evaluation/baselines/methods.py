@@ -30,6 +30,8 @@ from dfs_rl.gating.passes import PassSettings
 from dfs_rl.utils.seeding import torch_generator
 
 RANDOM_DRAWS = 5
+_CASCADE = PassSettings(limit=2, answer="last")
+"""Passes of a confidence cascade: a cheap one for all images, a dear one for unsure answers."""
 
 
 @register_baseline("uniform")
@@ -70,14 +72,13 @@ def _static_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 @register_baseline("cascade")
 def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best confidence cascade within the cost of the gate."""
-    plain = PassSettings(limit=2)
-    return _threshold_rule(setup, plain, key="cascade", label="confidence cascade")
+    return _threshold_rule(setup, _CASCADE, key="cascade", label="confidence cascade")
 
 
 @register_baseline("tuned_rule")
 def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule over the passes that the gate has, within its cost."""
-    if setup.passes.limit > 1:
+    if setup.passes.limit > 1 and setup.passes != _CASCADE:
         yield from _threshold_rule(
             setup, setup.passes, key="tuned_rule", label="tuned rule, same actions"
         )
