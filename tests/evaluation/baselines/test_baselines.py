@@ -9,8 +9,11 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines import BASELINES, register_baseline, run_baselines
 from dfs_rl.evaluation.baselines.methods import RANDOM_DRAWS, mode_table, shuffled_options
 from dfs_rl.evaluation.baselines.registry import MethodResult, uniform_baselines
-from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.pass_outputs import run_uniform
+from dfs_rl.evaluation.rule_search import best_rule
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import RuleGate
 from dfs_rl.utils.registry import Registry
 from tests.evaluation.conftest import MixBackbone, make_setup
 
@@ -163,3 +166,21 @@ def test_cascade_gates_have_no_marginals(backbone, val, test_set, methods):
     setup = make_setup(backbone, test_set, val, gate.records[0], gate.selection)
     keys = [method.key for method in run_baselines(setup)]
     assert keys[3:] == ["static_table", "cascade", "oracle"]
+
+
+def test_tuned_rule_has_the_passes_of_the_gate(backbone, look_setup):
+    passes = PassSettings(limit=2, mirrored=True, answer="mean")
+    setup = replace(look_setup, passes=passes)
+    (tuned,) = BASELINES["tuned_rule"](setup)
+    selection = setup.outputs("selection", mirrored=True)
+    found = best_rule(selection, backbone.costs, setup.budget, passes)
+    gate = RuleGate([found.rule], answer="mean", options=backbone.options)
+    for records, images in ((tuned.records[0], setup.reported), (tuned.selection, setup.selection)):
+        expected = evaluate_gate(backbone, gate, images)
+        assert torch.equal(records.predictions, expected.predictions)
+        spent = records.computation(backbone.costs)
+        assert torch.equal(spent, expected.computation(backbone.costs))
+    assert tuned.selection.computation(backbone.costs).mean().item() <= setup.budget + 1e-9
+    assert tuned.detail == found.rule.description(backbone.options)
+    for same in (PassSettings(), PassSettings(limit=2, answer="last")):  # no passes, or a cascade
+        assert not list(BASELINES["tuned_rule"](replace(look_setup, passes=same)))
