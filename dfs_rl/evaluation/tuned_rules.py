@@ -63,12 +63,12 @@ def tuned_gate(
     enough = max(found.score for found in front) - _TOLERANCE
     most = next(found.computation for found in front if found.score >= enough)
     rules: list[Rule] = []
-    accuracy = 0.0
+    spent_before = accuracy = 0.0
     for found in _found(search(_budgets(least, most, _N_RULES), passes)):
         records = outputs.records(found.rule, passes.answer, name="rule")
-        if found.rule not in rules and records.accuracy >= accuracy:
+        if found.computation > spent_before and records.accuracy >= accuracy:
             rules.append(found.rule)
-            accuracy = records.accuracy
+            spent_before, accuracy = found.computation, records.accuracy
     return _gate(rules, val, costs, passes)
 
 

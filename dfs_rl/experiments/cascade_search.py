@@ -13,10 +13,11 @@ from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
-from dfs_rl.gating.passes import AnswerRule, PassSettings
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.reporting.tables import aligned_table
+from dfs_rl.utils.constants import AnswerRule
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder

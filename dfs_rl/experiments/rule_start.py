@@ -76,12 +76,12 @@ class TunedRules:
         views = (False, True) if mirrored else (False,)
         agent = run_uniform(backbone, dataset.agent.to(device), views=views)
         self._val = run_uniform(backbone, self._val_images, views=views)
-        self._searched = agent.with_images(self._val)
+        self._searched = self._val.with_images(agent)
         candidates = [
             PassSettings(limit=limit, mirrored=mirrored, answer=each)
             for each in (get_args(AnswerRule) if answer is None else (answer,))
         ]
-        gate = tuned_gate(self._searched, self._val, self.costs, candidates)
+        gate = tuned_gate(agent, self._val, self.costs, candidates)
         assert gate is not None, "without a budget there is always a rule"
         # The rules may need fewer passes or views than the gate is allowed.
         self.settings = replace(candidates[0], answer=gate.passes.answer)
