@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_rl.errors import DataError
+from dfs_rl.utils.constants import Corruptions
 
 SplitName = Literal["train", "agent", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
@@ -105,6 +106,8 @@ class Dataset:
         flip: Whether training mirrors half of the images, since a mirrored image keeps its class.
         image_size: Height and width in pixels to which the images were resized and cropped; None
             for the original size.
+        corruptions: Stream that agent, val and test are; train is always clean.
+        original: Clean data set that the stream was made of; None for a clean one.
 
     Raises:
         DataError: If a split is empty, the splits' images differ in shape, labels do not fit the
@@ -119,6 +122,8 @@ class Dataset:
     test: ImageSet
     flip: bool
     image_size: int | None = None
+    corruptions: Corruptions = "none"
+    original: "Dataset | None" = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < MIN_CLASSES:
@@ -163,13 +168,26 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def clean(self) -> "Dataset":
+        """The data set without corruptions, which backbones are made for."""
+        return self.original or self
+
+    @property
     def memory_bytes(self) -> int:
-        """Memory of the images and labels of all splits in bytes."""
-        return sum(s.images.nbytes + s.labels.nbytes for s in map(self.split, SPLIT_NAMES))
+        """Memory of the images and labels of all splits in bytes, the original's included."""
+        parts = {data.split(name) for data in (self, self.clean) for name in SPLIT_NAMES}
+        return sum(part.images.nbytes + part.labels.nbytes for part in parts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all pixels, labels, class names and splits, 16 hexadecimal digits."""
+        """Hash of all pixels, labels, class names and splits, 16 hexadecimal digits.
+
+        That of a stream is of the clean data set and its corruptions, whose pixels may differ by
+        rounding between machines.
+        """
+        if self.original is not None:
+            text = f"{self.original.fingerprint} {self.corruptions}"
+            return hashlib.sha256(text.encode()).hexdigest()[:16]
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode())
         for name in SPLIT_NAMES:
             split = self.split(name)

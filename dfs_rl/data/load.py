@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dfs_rl.data.corruptions import corrupted
 from dfs_rl.data.decode import EncodedImage, ImageArray
 from dfs_rl.data.images import MIN_SIDE, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import few
 from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.constants import DIGITS, Corruptions
 from dfs_rl.utils.registry import Registry
 
 LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
@@ -55,6 +56,7 @@ def load_dataset(
     limit: int | None = None,
     image_size: int | None = None,
     flip: bool | None = None,
+    corruptions: Corruptions = "none",
 ) -> Dataset:
     """Load a data set into memory, ``n * c * h * w`` bytes, and split it deterministically.
 
@@ -86,10 +88,11 @@ def load_dataset(
             requires images of equal size.
         flip: Whether training mirrors half of the images; None mirrors all data sets except the
             digits. Use False for letters and digits.
+        corruptions: Stream that agent, val and test become, see ``dfs_rl.data.corruptions``.
 
     Raises:
-        ConfigError: If ``limit`` is not positive, or ``image_size`` is not a whole number of at
-            least 4.
+        ConfigError: If ``limit`` is not positive, ``image_size`` is not a whole number of at least
+            4, or ``corruptions`` is unknown.
         DataError: If the data set cannot be found, read or split.
     """
     if image_size is not None and (type(image_size) is not int or image_size < MIN_SIDE):
@@ -102,7 +105,8 @@ def load_dataset(
                 f"splits is {splits} and limit is {limit}, but the registered data set {spec!r} "
                 "has its own splits; leave them out."
             )
-        return _load_registered(spec, image_size=image_size, flip=flip)
+        registered = _load_registered(spec, image_size=image_size, flip=flip)
+        return corrupted(registered, corruptions)
     sources = _find_sources(spec)
     names = _agree_on_classes(sources)
     if splits is None:
@@ -122,7 +126,7 @@ def load_dataset(
     )
     images = torch.split(torch.from_numpy(pixels), lengths)
     train, agent, val, test = map(ImageSet, images, torch.split(torch.from_numpy(labels), lengths))
-    return Dataset(
+    dataset = Dataset(
         name=sources.name,
         class_names=names,
         train=train,
@@ -132,6 +136,7 @@ def load_dataset(
         flip=flips_by_default(spec) if flip is None else flip,
         image_size=image_size,
     )
+    return corrupted(dataset, corruptions)
 
 
 def flips_by_default(spec: str) -> bool:

@@ -20,6 +20,7 @@ from dfs_rl.agents.methods import METHODS
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
 from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.data.corruptions import corrupted
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison, supernet_training
@@ -132,7 +133,7 @@ def train_backbone(
             dataset = load_dataset(dataset, image_size=config.image_size, flip=config.flip)
         _, stored = supernet_training.train_run(
             config,
-            dataset,
+            dataset.clean,
             command=command_line(program(config.KIND), config),
             after_log=_validations_only(callback),
         )
@@ -171,6 +172,8 @@ def train_gate(
     config_type, chosen = _method(method)
     if config_type is TrainAgentConfig:
         settings = _with_algorithm_block(method, settings)
+    if isinstance(dataset, Dataset):
+        settings = {"corruptions": dataset.corruptions, **settings}
     with _stored(backbone, dataset) as place:
         config = _config(
             config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
@@ -178,6 +181,7 @@ def train_gate(
         with _threads(config.threads, settings), trusting(code=False):
             _trust(place)
             data = load_data(config) if isinstance(dataset, str) else dataset
+            data = corrupted(data, config.corruptions)
             run = GateRun.create(config, data, command_line(program(config.KIND), config))
             run.folder = replace(run.folder, after_log=_validations_only(callback))
             with run.folder.lock():
@@ -285,7 +289,7 @@ def _config(
 ) -> ConfigT:
     """Build a configuration from Python values, with the checks of the command."""
     if dataset is not None:
-        settings["dataset"] = dataset.name if isinstance(dataset, Dataset) else dataset
+        settings["dataset"] = dataset.clean.name if isinstance(dataset, Dataset) else dataset
     settings.setdefault("threads", torch.get_num_threads())
     plain = {
         name: config_to_dict(value) if is_dataclass(value) else value
@@ -304,7 +308,7 @@ def _stored(
         yield None if backbone is None else str(backbone)
         return
     if isinstance(backbone, Backbone):
-        data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        data = dataset.clean if isinstance(dataset, Dataset) else load_dataset(dataset)
         accuracy = uniform_accuracies(backbone, data.val.to(backbone.feature_mean.device))
         backbone = StoredBackbone(backbone=backbone, info=BackboneInfo.of(data, accuracy))
     with TemporaryDirectory() as folder:

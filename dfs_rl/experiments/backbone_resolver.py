@@ -21,7 +21,13 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments import supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, RunConfig, program
+from dfs_rl.experiments.config import (
+    BackboneSettings,
+    GateRunConfig,
+    RunConfig,
+    StreamSettings,
+    program,
+)
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
@@ -65,7 +71,8 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset
                 "another backbone."
             )
         image_size, flip = info.image_size, info.flip if flip is None else flip
-    return load_dataset(config.dataset, image_size=image_size, flip=flip)
+    stream = (isinstance(config, StreamSettings) and config.corruptions) or "none"
+    return load_dataset(config.dataset, image_size=image_size, flip=flip, corruptions=stream)
 
 
 def _stored_folder(config: BackboneSettings, run: RunFolder | None) -> Path | None:
@@ -89,6 +96,7 @@ def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
         ConfigError: If a gate has only one bit option to choose from.
         DataError: If it was made for other data.
     """
+    dataset = dataset.clean
     constructor = _constructor(config)
     if _needs_supernet(config):
         wanted = supernet_config(config, dataset)
@@ -117,6 +125,7 @@ def load_or_train_backbone(
 
     ``preview`` is from ``preview_backbone``, which this function calls otherwise.
     """
+    dataset = dataset.clean
     constructor = _constructor(config)
     if _needs_supernet(config):
         stored = _default_supernet(config, dataset)
@@ -230,6 +239,7 @@ def check_match(info: BackboneInfo, backbone: Backbone, dataset: Dataset, source
     Raises:
         DataError: If image shape, classes or images differ.
     """
+    dataset = dataset.clean
     if backbone.image_shape != dataset.image_shape:
         raise DataError(
             f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, "

@@ -36,6 +36,7 @@ _COPIED_SETTINGS = (
         "weights",
         "image_size",
         "flip",
+        "corruptions",
         "cost",
         "latency",
         "budget_unit",

@@ -14,6 +14,7 @@ from dfs_rl.backbones import load_stored_backbone
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset
+from dfs_rl.data.corruptions import corrupted
 from dfs_rl.errors import BusyError, CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, EvaluatedRun
@@ -82,7 +83,8 @@ def compare(
         return _compare_given(config, dataset or config.dataset, resume, command)
     assert config.dataset is not None
     dataset = dataset or load_data(config, resume)
-    config = replace(config, image_size=dataset.image_size)
+    dataset = corrupted(dataset, config.corruptions or dataset.corruptions)
+    config = replace(config, image_size=dataset.image_size, corruptions=dataset.corruptions)
     if resume is None:
         folder, config = _create_run(config, dataset, command)
     else:
@@ -260,6 +262,7 @@ def _evaluate_at(
     asked = EvaluateConfig(
         run=run.path,
         split=config.split,
+        corruptions=config.corruptions if config.runs else None,  # others were trained on it
         budget=effective_budget,
         device=config.device,
         search=config.search,
@@ -273,11 +276,13 @@ def _evaluate_at(
         store=store,
     )
     training = read_record(run.path / TRAINING_FILE, TrainingRecord)
-    settings = flat_settings(read_yaml(run.config_path))
+    settings = {"corruptions": "none", **flat_settings(read_yaml(run.config_path))}
     command = [*program("evaluate").split(), str(run.path)]
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None, "max_accuracy_drop": None}
         command += ["--budget", str(effective_budget)]
+    if asked.corruptions is not None:
+        command += ["--corruptions", asked.corruptions]
     if config.profile is not None:
         command += ["--profile", str(config.profile)]
     after = evaluation.summary.exits_after  # the actual exits, whatever the configuration

@@ -12,7 +12,7 @@ from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.experiments.config import BackboneSettings, check_budget_unit
+from dfs_rl.experiments.config import BackboneSettings, StreamSettings, check_budget_unit
 from dfs_rl.experiments.gate_kinds import GateName
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 
@@ -24,7 +24,7 @@ _TRAINING_FIELDS = (
 
 
 @configuration
-class CompareConfig(BackboneSettings):
+class CompareConfig(StreamSettings, BackboneSettings):
     """Settings of ``compare``.
 
     Attributes:

@@ -22,7 +22,7 @@ from dfs_rl.utils.config import (
     chosen_blocks,
     configuration,
 )
-from dfs_rl.utils.constants import DIGITS, AnswerRule
+from dfs_rl.utils.constants import DIGITS, AnswerRule, Corruptions
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
@@ -142,6 +142,19 @@ class RunConfig(BackboneSettings):
 
 
 @configuration
+class StreamSettings:
+    """Settings of every command that runs gates on images.
+
+    Attributes:
+        corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
+            kind of corruption at five strengths, or mixed for clean images and every kind alike;
+            default none, and for a finished run the one that it was tuned on.
+    """
+
+    corruptions: Corruptions | None = None
+
+
+@configuration
 class GateSettings:
     """Settings of every command that takes a trained gate.
 
@@ -159,7 +172,7 @@ class GateSettings:
 
 
 @configuration
-class EvaluateConfig(GateSettings):
+class EvaluateConfig(StreamSettings, GateSettings):
     """Settings of ``evaluate``.
 
     Attributes:
@@ -218,7 +231,7 @@ class TrainExitsConfig(RunConfig):
 
 
 @configuration
-class GateRunConfig(RunConfig):
+class GateRunConfig(StreamSettings, RunConfig):
     """Settings of every command that makes a gate.
 
     ``MODULE`` names the module with the command's functions ``validate`` and ``train``.
@@ -236,6 +249,7 @@ class GateRunConfig(RunConfig):
     RUN: ClassVar = "dfs_rl.experiments.gate_run:run"
     MODULE: ClassVar[str]
 
+    corruptions: Corruptions = "none"
     budget: PositiveFloat | None = None
     budget_unit: BudgetUnit = "percent"
     cost: CostModelName = COMPUTATION

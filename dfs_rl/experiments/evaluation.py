@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from dfs_rl.costs import CostTable
 from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset, load_dataset
+from dfs_rl.data.corruptions import corrupted
 from dfs_rl.errors import ConfigError, DataError, RunFolderError
 from dfs_rl.evaluation.baselines.registry import (
     BASELINES,
@@ -62,6 +63,7 @@ from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
 from dfs_rl.reporting.tables import summary_text
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.logging import print_status
@@ -164,9 +166,10 @@ def evaluate_run(
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
     ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-drop-1.json`` for one
-    that loses at most a point, ``summary-measured.json`` with the times of a given profile, and
-    ``summary-only-cascade.json`` for this baseline alone. Stored results are returned if they
-    belong to the same weights, images, precision, times and search limits, otherwise replaced.
+    that loses at most a point, ``summary-mixed.json`` for a given stream, ``summary-measured.json``
+    with the times of a given profile, and ``summary-only-cascade.json`` for this baseline alone.
+    Stored results are returned if they belong to the same weights, images, precision, times and
+    search limits, otherwise replaced.
 
     Args:
         config: Configuration of the evaluation.
@@ -193,7 +196,8 @@ def evaluate_run(
     loaded = _load(folder, config, stored)
     costs = loaded.backbone.costs
     measured = measured_costs(costs, config.profile)
-    data = _dataset(folder, loaded.info, config.dataset if dataset is None else dataset)
+    given = config.dataset if dataset is None else dataset
+    data = _dataset(folder, loaded.info, given, config.corruptions)
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
@@ -328,10 +332,11 @@ def figure_prefix(config: EvaluateConfig) -> str:
 
 
 def _point(config: EvaluateConfig) -> list[str]:
-    """Return the parts of file names that tell what a gate is set to, and that times are given."""
+    """Return the parts of file names that tell stream, setting of the gate, and given times."""
+    stream = [] if config.corruptions is None else [config.corruptions]
     settings = {"at": config.budget, "drop": config.max_accuracy_drop}
     measured = [] if config.profile is None else ["measured"]
-    return [*(f"{name}-{v:g}" for name, v in settings.items() if v is not None), *measured]
+    return [*stream, *(f"{name}-{v:g}" for name, v in settings.items() if v is not None), *measured]
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
@@ -383,10 +388,16 @@ def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> 
     return _Loaded(model.backbone, model, stored.info, before)
 
 
-def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | None) -> Dataset:
-    """Load the data set and check that the run was trained on it."""
+def _dataset(
+    folder: RunFolder,
+    info: BackboneInfo,
+    dataset: Dataset | str | None,
+    corruptions: Corruptions | None,
+) -> Dataset:
+    """Load the data set as a stream, by default the run's, and check that the run belongs to it."""
+    settings = read_yaml(folder.config_path)
     if dataset is None:
-        spec = read_yaml(folder.config_path).get("dataset")
+        spec = settings.get("dataset")
         if not isinstance(spec, str):
             raise RunFolderError(
                 f"{folder.config_path} names no data set; give one with --dataset."
@@ -397,13 +408,15 @@ def _dataset(folder: RunFolder, info: BackboneInfo, dataset: Dataset | str | Non
             raise DataError(f"{error} If it moved, give its location with --dataset.") from error
     elif isinstance(dataset, str):
         dataset = load_dataset(dataset, image_size=info.image_size)
-    if dataset.fingerprint != info.fingerprint:
+    clean = dataset.clean
+    if clean.fingerprint != info.fingerprint:
         raise DataError(
-            f"data set {dataset.name!r} has fingerprint {dataset.fingerprint}, but the backbone of "
+            f"data set {clean.name!r} has fingerprint {clean.fingerprint}, but the backbone of "
             f"{folder.path} was trained on {info.dataset!r} with fingerprint {info.fingerprint}; "
             "images, labels or splits differ."
         )
-    return dataset
+    own = cast("Corruptions", settings.get("corruptions") or "none")
+    return corrupted(dataset, corruptions or own)
 
 
 def _identity(config: EvaluateConfig, fingerprint: str, profile: LatencyProfile | None) -> str:

@@ -15,3 +15,5 @@ Granularity = Literal["path", "block"]
 """Gated unit of a network of adaptive depth: the path of a stage, or each block in it."""
 FirstBlock = Literal["gated", "always"]
 """First block of a ResNet: gated like the others, or a part of the stem."""
+Corruptions = Literal["none", "mixed", "noise", "blur", "contrast", "brightness", "pixelation"]
+"""Stream of images: clean, clean and all kinds of corruptions alike, or one kind."""
