@@ -259,10 +259,11 @@ def _evaluate_at(
 ) -> EvaluatedRun:
     if budget is not None:
         print_status(f"  at {budget:g} %")
+    settings = {"corruptions": "none", **flat_settings(read_yaml(run.config_path))}
     asked = EvaluateConfig(
         run=run.path,
         split=config.split,
-        corruptions=config.corruptions if config.runs else None,  # others were trained on it
+        corruptions=None if config.corruptions == settings["corruptions"] else config.corruptions,
         budget=effective_budget,
         device=config.device,
         search=config.search,
@@ -276,7 +277,6 @@ def _evaluate_at(
         store=store,
     )
     training = read_record(run.path / TRAINING_FILE, TrainingRecord)
-    settings = {"corruptions": "none", **flat_settings(read_yaml(run.config_path))}
     command = [*program("evaluate").split(), str(run.path)]
     if budget is not None:
         settings |= {"budget": budget, "cost_weight": None, "max_accuracy_drop": None}
