@@ -92,7 +92,8 @@ def plan_jobs(
     ``extra_settings`` are further settings by command; ``folder`` is the parent of the run folders.
     """
     jobs, specs = [], gate_specs()
-    copied = {name: getattr(config, name) for name in _COPIED_SETTINGS}
+    given = {name: getattr(config, name) for name in _COPIED_SETTINGS}
+    copied = {name: value for name, value in given.items() if value is not None}
     for seed in range(config.seeds):
         for name in config.gates:
             spec = specs[name]

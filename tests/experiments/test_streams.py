@@ -74,9 +74,7 @@ def test_runs_are_compared_on_one_stream(runs, tmp_path, capsys):
 
 def test_api_takes_a_stream(tmp_path):
     stream = load_dataset("digits", corruptions="noise")
-    gate = dfs_rl.train_gate(
-        None, stream, method="cascade", budget=0.9, run_dir=tmp_path / "gate"
-    )
+    gate = dfs_rl.train_gate(None, stream, method="cascade", budget=0.9, run_dir=tmp_path / "gate")
     config = read_yaml(gate.path / "config.yaml")
     assert (config["dataset"], config["corruptions"]) == ("digits", "noise")
     result = dfs_rl.evaluate(gate, stream, baselines=["cascade"])
