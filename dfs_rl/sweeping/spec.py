@@ -36,7 +36,7 @@ _MOST = 100_000
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
 """Number of trials or seeds, whose settings and results fit into memory."""
 _NOT_SEARCHED = (
-    *("seed", "run_dir", "dataset", "image_size", "flip"),
+    *("seed", "run_dir", "dataset", "image_size", "flip", "corruptions"),
     *("backbone", "device", "threads", "workers"),
     *("cost", "latency", "budget_unit"),
 )
