@@ -3,7 +3,7 @@
 import math
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import tyro
 
@@ -24,6 +24,10 @@ from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 from dfs_rl.utils.constants import AnswerRule
 
+if TYPE_CHECKING:
+    from dfs_rl.costs import CostTable
+
+_DEFAULT_PASSES = 3
 _DEFAULT_COST_WEIGHT_RANGE = (0.1, 30.0)
 """Default range of the cost weight; its default, 10, is about 0.8 % computation on the digits."""
 _LATENCY_COST_WEIGHT_RANGE = (0.01, 3.0)
@@ -54,7 +58,9 @@ class TrainAgentConfig(GateTrainingConfig):
             gate that starts uniform, otherwise 8; dqn, qrdqn and several passes accept only 1.
         num_envs: Number of parallel environments, repeated images included.
         passes: Largest number of passes of an image; at the end of each but the last, the gate
-            answers or runs again. Rules over as many passes are tuned first.
+            answers or runs again. Rules over as many passes are tuned first. Default 3; 1 for
+            algorithms without an actor or with a memory, co-training, backbones with exits,
+            per-input budgets, groups, other starts and initial gates.
         mirrored: Whether further passes may see the mirror image; default as in the training of the
             backbone, whether half of the images were mirrored.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
@@ -101,7 +107,7 @@ Examples:
     timesteps: PositiveInt = 1_200_000
     group_size: PositiveInt | None = None
     num_envs: PositiveInt = 512
-    passes: PositiveInt = 1
+    passes: PositiveInt | None = None
     mirrored: Flip = None
     answer: AnswerRule | None = None
     features: FeatureChoice | None = None
@@ -157,10 +163,10 @@ Examples:
             )
         if self.start == "rule" and not self.can_start_from_rule:
             raise ConfigError(
-                f"start is 'rule', but passes is {self.passes}, algo is {self.algo!r}, init_gate "
-                f"is {self.init_gate} and per_input_budget is {self.per_input_budget}; it requires "
-                "2 passes or more, an algorithm with an actor, no initial gate and no per-input "
-                "budget."
+                f"start is 'rule', but passes is {self.resolved_passes}, algo is {self.algo!r}, "
+                f"init_gate is {self.init_gate} and per_input_budget is {self.per_input_budget}; "
+                "it requires 2 passes or more, an algorithm with an actor, no initial gate and no "
+                "per-input budget."
             )
         if self.algorithm.needs_budget and self.per_input_budget is None:
             raise ConfigError(
@@ -185,26 +191,41 @@ Examples:
         return has_actor and not self.cotrains and self.init_gate is None
 
     @property
+    def resolved_passes(self) -> int:
+        """Largest number of passes: the setting, or several where nothing speaks against it."""
+        if self.passes is not None:
+            return self.passes
+        plain = self.start in (None, "rule") and self.group_size in (None, 1)
+        alone = self.init_gate is None and self.per_input_budget is None
+        return _DEFAULT_PASSES if self._learns_passes and plain and alone else 1
+
+    @property
+    def _learns_passes(self) -> bool:
+        """True for an algorithm with an actor and no memory, and a frozen backbone."""
+        has_actor = isinstance(self.algorithm, OnPolicyConfig) and self.algorithm.gate == "ff"
+        return has_actor and not self.cotrains
+
+    @property
     def can_start_from_rule(self) -> bool:
         """True if the gate can start from rules over several passes."""
-        several = self.passes > 1 and self.per_input_budget is None
+        several = self.resolved_passes > 1 and self.per_input_budget is None
         return several and isinstance(self.algorithm, OnPolicyConfig) and self.init_gate is None
 
     @property
     def resolved_start(self) -> Start:
         """Start of the gate: the setting, or a rule or uniform where that is possible."""
-        if self.start is None and self.passes > 1:
+        if self.start is None and self.resolved_passes > 1:
             return "rule" if self.can_start_from_rule else "indifferent"
         return super().resolved_start
 
     @property
     def resolved_features(self) -> FeatureChoice:
         """Features that the gate reads: the setting, or its default."""
-        return self.features or ("none" if self.passes > 1 else "confidence")
+        return self.features or ("none" if self.resolved_passes > 1 else "confidence")
 
     def _check_passes(self) -> None:
         """Check that the algorithm can learn several passes, and that only they have settings."""
-        if self.passes == 1:
+        if self.resolved_passes == 1:
             for name in ("mirrored", "answer"):
                 value = getattr(self, name)
                 if value:
@@ -217,16 +238,15 @@ Examples:
                     "static bit table, see train_static."
                 )
             return
-        learns_policy = isinstance(self.algorithm, OnPolicyConfig) and self.algorithm.gate == "ff"
-        if not learns_policy or self.cotrains:
+        if not self._learns_passes:
             raise ConfigError(
-                f"passes is {self.passes}, but algo is {self.algo!r} and backbone_mode is "
+                f"passes is {self.resolved_passes}, but algo is {self.algo!r} and backbone_mode is "
                 f"{self.backbone_mode!r}; several passes require an algorithm with an actor and no "
                 "memory, and a frozen backbone."
             )
         if self.start == "uniform" or (self.group_size or 1) > 1:
             raise ConfigError(
-                f"passes is {self.passes}, but start is {self.start!r} and group_size is "
+                f"passes is {self.resolved_passes}, but start is {self.start!r} and group_size is "
                 f"{self.group_size}; with several passes a gate starts from a rule or indifferent, "
                 "and group_size is 1."
             )
@@ -234,7 +254,7 @@ Examples:
     @property
     def resolved_group_size(self) -> int:
         """Number of rollouts of one image that share a baseline."""
-        if self.passes > 1 and self.group_size is None:
+        if self.resolved_passes > 1 and self.group_size is None:
             return 1
         return resolved_group_size(self.algorithm, self.group_size, start=self.resolved_start)
 
@@ -259,6 +279,11 @@ Examples:
                 cost = math.sqrt(lowest * highest)
         return RewardWeights(**vars(self.reward), cost=cost)
 
+    def for_backbone(self, costs: "CostTable") -> Self:
+        """Return the configuration with a single pass by default on a network with exits."""
+        exits_decide = self.passes is None and self.exits and bool(costs.exits)
+        return replace(self, passes=1) if exits_decide else self
+
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start and group size.
 
@@ -269,5 +294,6 @@ Examples:
             self,
             start=start,
             group_size=self.resolved_group_size,
+            passes=self.resolved_passes,
             features=self.resolved_features,
         )

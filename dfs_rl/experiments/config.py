@@ -269,6 +269,10 @@ class GateRunConfig(StreamSettings, RunConfig):
         """True if the backbone is trained with the gate."""
         return False
 
+    def for_backbone(self, costs: "CostTable") -> Self:  # noqa: ARG002
+        """Return the configuration with the defaults that depend on the backbone."""
+        return self
+
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with the defaults that depend on other settings.
 

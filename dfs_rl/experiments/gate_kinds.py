@@ -51,6 +51,11 @@ def gate_specs() -> dict[str, GateSpec]:
             settings=settings,
             budget="per_input_budget" if algorithm.needs_budget else None,
         )
+        if not algorithm.needs_budget and TrainAgentConfig(algo=name).resolved_passes > 1:
+            single = {"algo": name, "passes": 1}
+            specs[f"{name.replace('_', '-')}-single-pass"] = GateSpec(
+                config_type=TrainAgentConfig, settings=single
+            )
     layerwise = [name for name in GATES if name != ONE_SHOT]
     for name, method in SUPERVISED_METHODS.items():
         shown = name.replace("_", "-")

@@ -70,6 +70,7 @@ def validate(config: GateRunConfig, dataset: Dataset) -> tuple[GateRunConfig, st
         # A later error may result from that.
         print_status("This gate does not use the backbone's exits; every image runs to the end.")
         backbone.backbone.set_exits(())
+    config = config.for_backbone(backbone.backbone.costs)
     return config, _method(config).validate(config, dataset, backbone.backbone), backbone
 
 

@@ -254,7 +254,7 @@ def train(
         gate_images=env.episodes + _images_before(config, backbone.costs, rules),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
-    return _keep_better(record, rules, env.task.backbone, run, config)
+    return _keep_better(record, rules, task, run, config)
 
 
 def _tune_rules(
@@ -290,7 +290,7 @@ def _images_before(config: TrainAgentConfig, costs: CostTable, rules: TunedRules
 def _keep_better(
     record: TrainingRecord,
     rules: TunedRules | None,
-    backbone: GatedBackbone,
+    task: Task,
     run: RunFolder,
     config: TrainAgentConfig,
 ) -> TrainingRecord:
@@ -300,12 +300,13 @@ def _keep_better(
     learned = load_gate(run.path / GATE_FOLDER)
     assert isinstance(learned, LearnedGate), "the session keeps the best gate"
     print_status("Comparing the gate with the tuned rules on the val split ...")
-    compared = rules.compare(learned.to(backbone.feature_mean.device), backbone)
+    compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
     verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
     if compared.kept == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
         print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
+        rules.set_cost_weight(task)
         rules.gate.name = f"{config.algorithm.label}, rules kept"
         save_gate(rules.gate, run.path / GATE_FOLDER)
     return replace(record, best_on_val=record.best_on_val | {"rules": config_to_dict(compared)})
@@ -328,7 +329,7 @@ def _length(config: TrainAgentConfig, costs: CostTable) -> tuple[int, int]:
     steps = config.timesteps
     if config.cotrains:
         steps = config.cotrain.gate_timesteps(steps, config.num_envs)
-    if costs.exits or config.passes > 1:
+    if costs.exits or config.resolved_passes > 1:
         return steps, steps
     rollout = config.num_envs * costs.n_layers
     return steps, -(-steps // rollout) * rollout
@@ -376,10 +377,12 @@ def _hidden(config: TrainAgentConfig, initial: LearnedGate | None) -> int | None
 
 def _pass_settings(config: TrainAgentConfig, dataset: Dataset) -> PassSettings:
     """Return the passes that the gate may run; the answer is "mean" where rules choose it."""
-    if config.passes == 1:
+    if config.resolved_passes == 1:
         return SINGLE_PASS
     mirrored = dataset.flip if config.mirrored is None else config.mirrored
-    return PassSettings(limit=config.passes, mirrored=mirrored, answer=config.answer or "mean")
+    return PassSettings(
+        limit=config.resolved_passes, mirrored=mirrored, answer=config.answer or "mean"
+    )
 
 
 def make_gate(

@@ -92,8 +92,29 @@ class TunedRules:
         """Number of images that were run to tune the rules, repeats counted."""
         return len(self._searched) * len(self._searched.settings)
 
+    def set_cost_weight(self, task: Task) -> None:
+        """Set the gate of all rules to the one with the highest reward at the cost weight."""
+        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
+        last = max(1, len(self.gate.rules) - 1)
+        self.gate.preference = self._best_rules(weights, task)[0] / last
+
     def for_task(self, task: Task) -> RuleGate:
         """Return the rules with the highest reward at each preference, or at the cost weight."""
+        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
+        if task.cost_weight_range is not None:
+            preferences = torch.tensor(preference_grid(_N_PREFERENCES), dtype=torch.float64)
+            weights = task.cost_weight_range.at(preferences)
+        best = self._best_rules(weights, task)
+        return RuleGate(
+            [self.gate.rules[i] for i in best],
+            answer=self.gate.passes.answer,
+            options=self.gate.options,
+            exits=self.gate.exits,
+            budget_conditioning=None if len(best) == 1 else BudgetConditioning(),
+        )
+
+    def _best_rules(self, weights: Tensor, task: Task) -> list[int]:
+        """Return the index of the rule with the highest reward at each cost weight."""
         free = replace(task.reward, cost=0.0)
         records = [self._records(self._searched, i) for i in range(len(self.gate.rules))]
         rewards, spent = (
@@ -103,18 +124,8 @@ class TunedRules:
                 lambda each: each.computation(self.costs).mean() / 100.0,
             )
         )
-        preferences = torch.tensor(preference_grid(_N_PREFERENCES), dtype=torch.float64)
-        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
-        if task.cost_weight_range is not None:
-            weights = task.cost_weight_range.at(preferences)
-        best = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
-        return RuleGate(
-            [self.gate.rules[i] for i in best],
-            answer=self.gate.passes.answer,
-            options=self.gate.options,
-            exits=self.gate.exits,
-            budget_conditioning=None if len(best) == 1 else BudgetConditioning(),
-        )
+        best: list[int] = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
+        return best
 
     def compare(self, gate: LearnedGate, backbone: GatedBackbone) -> RuleComparison:
         """Compare a gate with the rules on val, at the cost that the gate has at each preference.
@@ -123,6 +134,7 @@ class TunedRules:
         cheapest rule are left out.
         """
         rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
+        rules.sort(key=lambda each: each.computation(self.costs).mean().item())
         costs = [each.computation(self.costs).mean().item() for each in rules]
         preferences: Sequence[float | None] = [None]
         if gate.budget_conditioning is not None:

@@ -298,7 +298,7 @@ def test_metrics_hold_updates_and_validations(tmp_path):
         ({"env": []}, "env is []"),
         ({"env": {"indices": [0] * 15 + ["0"]}}, r"env.indices[15] is '0'"),
         ({"env": {"indices": [0] * 15 + [24]}}, "shows image 24"),
-        ({"env": {"options": [[99]] * 16}}, "does not fit"),
+        ({"env": {"actions": [[99]] * 16}}, "does not fit"),
         ({"env": {"streams": {"keys": [2**64] * 4, "episodes": [0] * 4}}}, f"is {2**64}"),
         ({"validation": {"validated_at": "0", "best": None}}, "validation.validated_at is '0'"),
         ({"validation": {"validated_at": 0, "best": {"reward": 1}}}, "validation.best"),

@@ -138,10 +138,10 @@ def test_what_ships_is_never_worse(tmp_path):
         (["--passes", "3", "--backbone-mode", "co-train"], "backbone_mode is 'co-train'"),
         (["--passes", "3", "--start", "uniform"], "start is 'uniform'"),
         (["--passes", "3", "--group-size", "8"], "group_size is 8"),
-        (["--start", "rule"], "start is 'rule', but passes is 1"),
-        (["--answer", "last"], "answer is last, but passes is 1"),
-        (["--mirrored"], "mirrored is true, but passes is 1"),
-        (["--features", "none"], "features is none, but passes is 1"),
+        (["--start", "rule", "--passes", "1"], "start is 'rule', but passes is 1"),
+        (["--answer", "last", "--passes", "1"], "answer is last, but passes is 1"),
+        (["--mirrored", "--passes", "1"], "mirrored is true, but passes is 1"),
+        (["--features", "none", "--passes", "1"], "features is none, but passes is 1"),
     ],
 )
 def test_bad_settings(flags, message, capsys, tmp_path):

@@ -40,6 +40,7 @@ from tests.helpers.images import write_image_folder
 from tests.helpers.small_backbone import small_backbone
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+ONE_PASS = ["--passes", "1"]
 
 
 def algorithm_of(config: TrainAgentConfig):
@@ -54,7 +55,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("command") / "run"
-    assert main([*TINY, "--run-dir", str(path), "--cost-weight", "20"]) == 0
+    assert main([*TINY, *ONE_PASS, "--run-dir", str(path), "--cost-weight", "20"]) == 0
     return path
 
 
@@ -238,7 +239,9 @@ def test_flags_reach_the_training():
 @pytest.mark.parametrize(
     ("settings", "stored"),
     [
-        ({}, ("uniform", 1)),
+        ({}, ("rule", 1)),
+        ({"passes": 1}, ("uniform", 1)),
+        ({"passes": 2, "per_input_budget": 3.0}, ("indifferent", 1)),
         ({"start": "indifferent"}, ("indifferent", 8)),
         ({"backbone_mode": "co-train"}, ("indifferent", 8)),
         ({"init_gate": Path("gate")}, (None, 8)),  # it begins where that gate is
@@ -252,7 +255,8 @@ def test_a_run_stores_what_its_defaults_came_to(settings, stored):
     assert (resolved.start, resolved.group_size) == stored
     assert resolved.with_resolved_defaults() == resolved
     assert algorithm_of(resolved) == algorithm_of(config)
-    assert replace(resolved, start=config.start, group_size=config.group_size) == config
+    given = {n: getattr(config, n) for n in ("start", "group_size", "passes", "features")}
+    assert replace(resolved, **given) == config
 
 
 def test_stored_settings_have_one_algorithm():
