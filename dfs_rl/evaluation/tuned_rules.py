@@ -10,7 +10,7 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 
-_N_RULES, _N_BUDGETS = 40, 100
+_N_RULES, _N_BUDGETS = 64, 100
 """Largest number of rules of a gate for all budgets, and of budgets that show their range."""
 _TOLERANCE = 0.001
 """Loss in the criterion for few sequences of settings: half as many, and as good on new images."""
