@@ -51,6 +51,8 @@ from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
+LEARNED_FOLDER = "learned"
+"""Sub-folder of a run with the learned gate, also where the tuned rules ship."""
 _INITIAL = "initial"
 """Sub-folder of a run with the gate used for initialization."""
 
@@ -299,6 +301,7 @@ def _keep_better(
         return record
     learned = load_gate(run.path / GATE_FOLDER)
     assert isinstance(learned, LearnedGate), "the session keeps the best gate"
+    save_gate(learned, run.path / LEARNED_FOLDER)
     print_status("Comparing the gate with the tuned rules on the val split ...")
     compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
     verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
