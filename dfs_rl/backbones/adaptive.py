@@ -6,6 +6,7 @@ a skipped path, because the next stage then expects of them the output of the wh
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ def check_skippable(bits: Sequence[int]) -> None:
     """Raise ``ConfigError`` unless 0 bit is an option."""
     if SKIP not in bits:
         raise ConfigError(
-            f"bits is {list(bits)}, but a network of adaptive depth skips paths; add 0."
+            f"bits is {list(bits)}, but a network of adaptive depth skips layers; add 0."
         )
 
 
@@ -104,6 +105,12 @@ class AdaptiveNetwork(Network):
     def meaningful_bits(self) -> tuple[int, ...]:
         """All bit options: without any path it is still a network."""
         return self.options.values
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of gated layers of each stage; its mandatory blocks are in the first one."""
+        first = [n for n, layer in enumerate(self.blocks) if isinstance(layer, AdaptiveLayer)]
+        return tuple(b - a for a, b in pairwise([*first, len(self.blocks)]))
 
     @property
     def never_gated(self) -> Sequence[nn.Module]:

@@ -128,6 +128,33 @@ class Backbone(nn.Module, ABC):
         """The modules that run as a gate decides."""
         return [self.blocks]
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of gated layers of each stage, in order; one each in a network without stages."""
+        return (1,) * len(self.blocks)
+
+    def at_depths(self, depths: Sequence[int], bits: int | Sequence[int]) -> tuple[int, ...]:
+        """Return the bits of each gated layer where only the first of each stage run.
+
+        Args:
+            depths: Number of gated layers that run in each stage.
+            bits: One bit width for all of these, or one for each gated layer of the network.
+
+        Raises:
+            ConfigError: If a stage has not as many gated layers.
+        """
+        stages = self.stages
+        if len(depths) != len(stages) or any(
+            not 0 <= d <= most for d, most in zip(depths, stages, strict=True)
+        ):
+            raise ConfigError(
+                f"depths are {list(depths)}; the stages have {list(stages)} gated layers, so "
+                "allowed is for each a number from 0 to that."
+            )
+        runs = [n < d for d, most in zip(depths, stages, strict=True) for n in range(most)]
+        mix = [bits] * len(runs) if isinstance(bits, int) else bits
+        return tuple(b if run else SKIP for b, run in zip(mix, runs, strict=True))
+
     @abstractmethod
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated layer."""

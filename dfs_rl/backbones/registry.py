@@ -88,7 +88,8 @@ def register_backbone(
         name: The name; lower-case letters, digits and underscores.
         config: Its configuration, a frozen dataclass with the fields of ``NetworkConfig``; fields
             called as in ``SETTINGS`` are set from the command line.
-        recipe: The recipe that trains it: ``"supernet"``, or ``"adn"`` for adaptive depth.
+        recipe: The recipe that trains it: ``"supernet"``, ``"elastic"`` for a network with stages
+            and norms of skipped layers, or ``"adn"`` for adaptive depth.
         defaults: Values that replace the configuration's own defaults.
         fixed: Values of the configuration that the name fixes.
 
@@ -120,9 +121,9 @@ def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
         raise ConfigError(
             f"backbone is {name!r}, which the recipe adn trains; add --recipe adn{also}."
         )
+    own = ", or module:function" if recipe == "supernet" else ""
     raise ConfigError(
-        f"backbone is {name!r}; with the recipe {recipe} allowed are {listed_names(recipe)}, or "
-        "module:function."
+        f"backbone is {name!r}; with the recipe {recipe} allowed are {listed_names(recipe)}{own}."
     )
 
 

@@ -19,7 +19,11 @@ from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import convolve_in_turn
-from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
+from dfs_rl.quantization.modules import (
+    BatchNormPerBits,
+    FractionalConvNorm,
+    FractionalLinear,
+)
 from dfs_rl.utils.config import PositiveInt, configuration
 from dfs_rl.utils.constants import FirstBlock, Stem
 
@@ -41,11 +45,13 @@ class ResNetConfig(NetworkConfig):
         width: Channels of the first stage; the next two have twice and four times as many.
         first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as
             in SkipNet and DFS.
+        skip_norms: Whether skipped blocks normalise their shortcut, see ``ResidualBlock``.
     """
 
     depth: int = 20
     width: PositiveInt = 16
     first_block: FirstBlock = "gated"
+    skip_norms: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +120,9 @@ class ResidualBlock(nn.Module):
         stride: 1, or 2 to halve height and width.
         per_channel: One weight scale per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
+        skip_norm: Whether a skipped block normalises its shortcut: a factor and an addend per
+            channel take the place of what it would add, so that whatever runs next sees the usual
+            statistics at every depth of the stage.
     """
 
     def __init__(
@@ -126,9 +135,12 @@ class ResidualBlock(nn.Module):
         stride: int = 1,
         per_channel: bool = False,
         norm_sets: int = 1,
+        skip_norm: bool = False,
     ) -> None:
         super().__init__()
         self.stride = stride
+        self.skip_norm = BatchNormPerBits(out_channels, (SKIP,)) if skip_norm else None
+        self.runs_when_skipped = skip_norm
         self.extra_channels = out_channels - in_channels
         self.conv3: FractionalConvNorm | None = None
         self.projection: FractionalConvNorm | None = None
@@ -153,7 +165,10 @@ class ResidualBlock(nn.Module):
             subsampled = hidden[:, :, :: self.stride, :: self.stride]
             shortcut = functional.pad(subsampled, (0, 0, 0, 0, 0, self.extra_channels))
         if bits == SKIP:
-            return shortcut
+            if self.skip_norm is None:
+                return shortcut
+            normalised: Tensor = self.skip_norm(shortcut, SKIP)
+            return normalised.relu_().to(hidden.dtype)
         convolutions = [self.conv1, self.conv2, *([] if self.conv3 is None else [self.conv3])]
         return convolve_in_turn(convolutions, hidden, bits, norm_set).add_(shortcut).relu_()
 
@@ -178,6 +193,7 @@ class ResNet(Network):
                 (config.stem_bits,) if n < always else config.run_bits,
                 stride=2 if o > i else 1,
                 per_channel=config.per_channel,
+                skip_norm=config.skip_norms and n >= always,
             )
             for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
         ]
@@ -185,6 +201,12 @@ class ResNet(Network):
         self.blocks = nn.ModuleList(blocks[always:])
         self.classifier = FractionalLinear(widths[-1], config.n_classes, bits=config.stem_bits)
         self.finish_making()
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of gated blocks of each stage."""
+        each = (self.config.depth - 2) // 6
+        return each - len(self.stem_blocks), *[each] * (CIFAR_STAGES - 1)
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the activation before the first gated block, ``[batch, width, h, w]``."""
@@ -241,3 +263,6 @@ for _depth in range(MIN_DEPTH, MAX_DEPTH + 1, 6):
                 block="basic",
                 blocks=((_depth - 2) // 6,) * CIFAR_STAGES,
             )(AdaptiveResNet)
+            register_backbone(
+                _name, ResNetConfig, recipe="elastic", depth=_depth, skip_norms=True
+            )(ResNet)

@@ -51,6 +51,8 @@ class BackboneInfo:
         fingerprint: ``Dataset.fingerprint`` of the training images.
         class_names: One name per class.
         accuracy: Accuracy in percent on the val split by uniform bits: ``"32"``, ``"8"``, ...
+        depth_accuracy: The same with only the first layers of each stage, by their numbers, as
+            ``"2-2-2"``, and by bits; empty for networks that were not trained so.
         image_size: Height and width to which the images were resized and cropped, see
             ``load_dataset``; ``None`` for images as they are.
         flip: Whether half of them were mirrored in training; ``None`` for the data set's default.
@@ -60,6 +62,7 @@ class BackboneInfo:
     fingerprint: str
     class_names: tuple[str, ...]
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    depth_accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     image_size: int | None = None
     flip: bool | None = None
 

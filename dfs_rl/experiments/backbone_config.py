@@ -25,21 +25,22 @@ class TrainBackboneConfig(DataSettings):
         flip: Mirroring of half of the training images; default for all data sets but the digits.
             Give --no-flip if a mirror image belongs to another class, as with letters.
         backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6
-            n + 2; vit1, vit2, ...; with the recipe adn from cifar_resnet14 on, resnet26, resnet50,
+            n + 2; vit1, vit2, ...; with the recipe elastic ResNets from cifar_resnet14 on; with the
+            recipe adn from cifar_resnet14 on, resnet26, resnet50,
             resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2, swin_tiny, swin_small, or
             vit3, vit6, vit9, ...; a registered name; or module:function that makes your own
             network.
-        recipe: supernet trains the network and low bits together; adn trains a network of adaptive
-            depth, whose stages end with paths that can be skipped, or run at any of the bit
-            options.
+        recipe: supernet trains the network and low bits together; elastic also the depths of its
+            stages, so that layers can be skipped; adn trains a network of adaptive depth, whose
+            stages end with paths that can be skipped, or run at any of the bit options.
         granularity: Gated unit with adn: the path of each stage, or each block in it.
         stem: Stem with adn: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and
             pooling; by default imagenet in the ResNets for ImageNet and cifar elsewhere.
         bits: Bit options of every gated layer, ascending: 0 skips it, 32 is full precision; dfs is
             0 8 10 12 14 16 32.
         epochs: Passes over the train split.
-        plain: Training without any quantization, for a full-precision reference; adn then has the
-            bit options 0 32.
+        plain: Training without any quantization, for a full-precision reference; elastic and adn
+            then have the bit options 0 32.
         seed: Seed of weights, data order and sampled bits.
         width: Channels of the first stage, by default 16, and 64 in the ResNets for ImageNet;
             channels of MobileNetV2's first convolution, 32; width of a transformer's tokens, 192 as
@@ -124,9 +125,9 @@ class TrainBackboneConfig(DataSettings):
         from dfs_rl.backbones.adaptive import check_skippable
         from dfs_rl.backbones.registry import SETTINGS, network_of
 
-        if self.recipe == "adn" or not self.is_constructed:
+        if self.recipe != "supernet" or not self.is_constructed:
             network = network_of(self.backbone, self.recipe)
-        if self.recipe == "adn":
+        if self.recipe != "supernet":
             check_skippable(self.bit_options)
         for name in ("width", *SETTINGS):
             if not self.is_set(name):
@@ -151,7 +152,7 @@ class TrainBackboneConfig(DataSettings):
     def bit_options(self) -> tuple[int, ...]:
         """Bit options of every gated layer."""
         if self.plain:
-            return (SKIP, FULL) if self.recipe == "adn" else (FULL,)
+            return (FULL,) if self.recipe == "supernet" else (SKIP, FULL)
         return parse_bit_options(self.bits)
 
     def is_set(self, name: str) -> bool:

@@ -27,7 +27,12 @@ from dfs_rl.experiments.config import program
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
-from dfs_rl.training.supernet import Position, SupernetTrainer, uniform_accuracies
+from dfs_rl.training.supernet import (
+    Position,
+    SupernetTrainer,
+    depth_accuracies,
+    uniform_accuracies,
+)
 from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import NonNegativeInt, config_to_dict
@@ -181,8 +186,10 @@ def train_supernet(
                     f"saved. Go on with: {program(config.KIND)} --resume {run.path}"
                 )
     backbone = trainer.finish()
-    accuracies = uniform_accuracies(backbone, dataset.val.to(trainer.device))
-    info = BackboneInfo.of(dataset, accuracies)
+    val = dataset.val.to(trainer.device)
+    info = BackboneInfo.of(dataset, uniform_accuracies(backbone, val))
+    if config.recipe == "elastic":
+        info = replace(info, depth_accuracy=depth_accuracies(backbone, val))
     save_backbone(backbone, info, run.path / BACKBONE_FOLDER)
     return StoredBackbone(backbone=backbone, info=info)
 
@@ -319,11 +326,19 @@ def write_summary(run: RunFolder, stored: StoredBackbone) -> None:
 
 
 def _table(stored: StoredBackbone, *, n_images: int) -> str:
-    """Return the accuracy of every uniform option as a text table."""
-    accuracies = stored.info.accuracy
+    """Return the accuracy of every uniform option, and of nested depths, as a text table."""
+    accuracies, backbone = stored.info.accuracy, stored.backbone
     rows = [f"{'bits':>4}  {'accuracy on val %':>17}  {'computation %':>13}"]
-    for bits, point in zip(accuracies, uniform_points(stored.backbone, accuracies), strict=True):
+    for bits, point in zip(accuracies, uniform_points(backbone, accuracies), strict=True):
         rows.append(f"{bits:>4}  {point.accuracy:17.2f}  {point.computation:13.2f}")
+    for depth, by_bits in stored.info.depth_accuracy.items():
+        layers = "-".join(map(str, backbone.stages))
+        rows.append(f"with the first {depth} of {layers} layers of the stages:")
+        for bits, accuracy in by_bits.items():
+            mix = backbone.at_depths([int(d) for d in depth.split("-")], int(bits))
+            options = torch.tensor([backbone.options.indices(mix)])
+            computation = backbone.costs.computation(options).item()
+            rows.append(f"{bits:>4}  {accuracy:17.2f}  {computation:13.2f}")
     rows.append(
         f"{n_images} images; computation counts MACs x (bits / 32)^2, stem and head included."
     )

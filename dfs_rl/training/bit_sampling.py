@@ -1,7 +1,10 @@
 """Sampling of each layer's bits in supernet training."""
 
+from collections.abc import Sequence
+
 import torch
 
+from dfs_rl.backbones.base import Backbone
 from dfs_rl.costs import SKIP, BitOptions
 from dfs_rl.utils.constants import Recipe
 
@@ -22,19 +25,41 @@ def sample_low_mix(options: BitOptions, n_layers: int, generator: torch.Generato
     return tuple(options[int(i)] for i in draws)
 
 
-def sample_student_mix(
-    options: BitOptions,
-    n_layers: int,
-    generator: torch.Generator,
-    *,
-    recipe: Recipe,
-    quantized: bool,
-) -> BitMix | None:
-    """Draw the mix that a step distils into, ``None`` if there is none.
+def elastic_mixes(
+    backbone: Backbone, bits: int | Sequence[int], generator: torch.Generator
+) -> list[BitMix]:
+    """Return mixes that run at the same bits, but skip other layers.
 
-    The recipe ``"supernet"`` uses ``sample_low_mix``; ``"adn"`` skips all paths, or with equal odds
-    uses ``sample_low_mix`` too. ``quantized`` tells if the quantizers of low mixes are initialized.
+    The first skips none. The second is the smallest network, with the first layer of each stage,
+    and the third has the first layers up to a random depth of each stage. The last skips any layer,
+    as often as a uniform draw among the options does.
     """
+    stages = backbone.stages
+    depths = [1 + int(torch.randint(n, (), generator=generator)) for n in stages]
+    nested = [backbone.at_depths(d, bits) for d in (stages, [1] * len(stages), depths)]
+    skips = torch.randint(len(backbone.options), (len(backbone.blocks),), generator=generator) == 0
+    scattered = tuple(SKIP if s else b for b, s in zip(nested[0], skips.tolist(), strict=True))
+    return [*nested, scattered]
+
+
+def sample_student_mixes(
+    backbone: Backbone, generator: torch.Generator, *, recipe: Recipe, quantized: bool
+) -> list[BitMix]:
+    """Draw the mixes that a step distils into, each with an equal part of the batch.
+
+    The recipe ``"supernet"`` has one of ``sample_low_mix``; ``"adn"`` skips all paths, or with
+    equal odds has one of ``sample_low_mix`` too; ``"elastic"`` has ``elastic_mixes``, with equal
+    odds at one bit width or at random ones. ``quantized`` tells if the quantizers of low mixes are
+    initialized; without them there may be no mix.
+    """
+    options, n_layers = backbone.options, len(backbone.blocks)
     if recipe == "adn" and not (quantized and bool(torch.randint(2, (), generator=generator))):
-        return (SKIP,) * n_layers
-    return sample_low_mix(options, n_layers, generator) if quantized else None
+        return [(SKIP,) * n_layers]
+    if not quantized:
+        return []
+    if recipe != "elastic":
+        return [sample_low_mix(options, n_layers, generator)]
+    run = [bits for bits in options if bits != SKIP]
+    n_draws = n_layers if bool(torch.randint(2, (), generator=generator)) else 1
+    draws = [run[i] for i in torch.randint(len(run), (n_draws,), generator=generator).tolist()]
+    return elastic_mixes(backbone, draws[0] if n_draws == 1 else draws, generator)

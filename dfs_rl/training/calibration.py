@@ -18,7 +18,8 @@ from dfs_rl.quantization.modules import (
     NormPerBits,
     calibrating,
 )
-from dfs_rl.training.bit_sampling import sample_low_mix
+from dfs_rl.training.bit_sampling import BitMix, sample_low_mix
+from dfs_rl.training.mixed_batch import run_parts
 
 CALIBRATION_BATCH = 256
 _FEATURE_BATCHES = 80  # each at another mix; 20,000 images
@@ -61,19 +62,27 @@ def copy_full_norms(backbone: Backbone) -> None:
 
 @torch.no_grad()
 def calibrate_norms(
-    backbone: Backbone, batches: Iterator[Tensor], mixes: Iterable[int | Sequence[int]]
+    backbone: Backbone, batches: Iterator[Tensor], settings: Iterable[Sequence[BitMix]]
 ) -> None:
-    """Replace all running statistics by plain averages over batches, each at its bits.
+    """Replace all running statistics by plain averages over batches, each at its setting.
 
     An average over batches at fixed weights is less noisy than the running mean of training. A norm
     whose bits never occur keeps its statistics. The backbone is left in evaluation mode.
+
+    Args:
+        backbone: Backbone, changed in place.
+        batches: Images, uint8 ``[batch, c, h, w]``.
+        settings: Mixes that share a batch in equal parts.
     """
     norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
         norm.average_statistics(on=True)
     backbone.train()
-    for mix in mixes:
-        backbone(next(batches), mix)
+    for mixes in settings:
+        images = next(batches)
+        sizes = [len(part) for part in torch.tensor_split(images, len(mixes))]
+        *_, hidden = run_parts(backbone, backbone.stem(images), mixes, sizes)
+        backbone.head(hidden)
     for norm in norms:
         norm.average_statistics(on=False)
     backbone.eval()

@@ -164,14 +164,20 @@ class ParallelTrainer(SupernetTrainer):
         return super()._train_step(epoch, step, rows)
 
     def _backward(
-        self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
+        self,
+        epoch: int,
+        step: int,
+        batch: ImageSet,
+        *,
+        weight: Tensor | None = None,
+        first: int = 0,
     ) -> StepLosses:
         n = len(batch)
         rows = share_of(n, rank=distributed.get_rank(), size=distributed.get_world_size())
         share = ImageSet(batch.images[rows], batch.labels[rows])
         weight = torch.tensor(len(share) / n, device=self.device)
         with other_batch_norms(self.backbone, lambda _: shared_batch_norm):
-            own = super()._backward(epoch, step, share, weight=weight)
+            own = super()._backward(epoch, step, share, weight=weight, first=rows.start)
         # The same on all processes: the parameters with gradients depend on the step alone.
         gradients = [p.grad for p in self.backbone.parameters() if p.grad is not None]
         losses = [loss for loss in own if loss is not None]

@@ -15,7 +15,7 @@ sampled low mix as above. The combinations of paths in between are not trained.
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import activations, run_layers, runs_when_skipped
+from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import Dataset, ImageSet, augment, epoch_batches
 from dfs_rl.data.augment import check_pad
 from dfs_rl.data.batching import batches
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
-from dfs_rl.training.bit_sampling import BitMix, sample_student_mix
+from dfs_rl.training.bit_sampling import BitMix, elastic_mixes, sample_student_mixes
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_norms,
@@ -37,6 +37,7 @@ from dfs_rl.training.calibration import (
     copy_full_norms,
     measure_features,
 )
+from dfs_rl.training.mixed_batch import in_parts, run_parts
 from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils import precision
@@ -89,6 +90,21 @@ def uniform_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, float]
     return {str(b): accuracy_of(backbone, images, b) for b in backbone.meaningful_bits}
 
 
+def depth_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, dict[str, float]]:
+    """Return the accuracy in percent at nested depths, see ``BackboneInfo.depth_accuracy``.
+
+    The depths are those of half of each stage, rounded up, and of one layer in each.
+    """
+    depths = {tuple((n + 1) // 2 for n in backbone.stages), (1,) * len(backbone.stages)}
+    return {
+        "-".join(map(str, depth)): {
+            str(b): accuracy_of(backbone, images, backbone.at_depths(depth, b))
+            for b in backbone.meaningful_bits
+        }
+        for depth in sorted(depths - {backbone.stages}, reverse=True)
+    }
+
+
 class SupernetTrainer:
     """Trainer of a supernet, step by step.
 
@@ -122,10 +138,13 @@ class SupernetTrainer:
         self.label_weight, self.distillation_weight = (
             (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
         )
-        usual_weight = backbone.feature_weight if recipe == "adn" else 0.0
+        usual_weight = 0.0 if recipe == "supernet" else backbone.feature_weight
         self.feature_weight = (
             usual_weight if config.feature_weight is None else config.feature_weight
         )
+        n_layers = len(backbone.blocks)
+        ends = [end - 1 for end in itertools.accumulate(backbone.stages)]
+        self.compared = range(n_layers) if recipe == "supernet" else ends
         self.epochs = epochs
         self.warmup_epochs = int(epochs * config.warmup)
         if config.pad is not None:
@@ -145,7 +164,8 @@ class SupernetTrainer:
                 f"{len(self.images)} images, so allowed are 2 to {len(self.images)}."
             )
         self.full = backbone.options[backbone.options.full]
-        self.has_low_mixes = len([b for b in backbone.options if b != SKIP]) > 1
+        has_low_bits = len([b for b in backbone.options if b != SKIP]) > 1
+        self.has_low_mixes = has_low_bits or recipe == "elastic"
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
         usual = USUAL[name]
         self.lr = usual.lr if config.lr is None else config.lr
@@ -184,8 +204,13 @@ class SupernetTrainer:
         """Return a copy with measured norms and feature statistics, in evaluation mode."""
         backbone = self.snapshot()
         images = (batch.images for batch in self._calibration_batches())
-        mixes = backbone.meaningful_bits * self.config.calibration_rounds
-        calibrate_norms(backbone, images, mixes)
+        widths = backbone.meaningful_bits * self.config.calibration_rounds
+        if self.recipe == "elastic":
+            draws = torch_generator(self.seed, "depths")
+            settings = [elastic_mixes(backbone, bits, draws) for bits in widths]
+        else:
+            settings = [[(bits,) * len(backbone.blocks)] for bits in widths]
+        calibrate_norms(backbone, images, settings)
         generator = torch_generator(self.seed, "features")
         measure_features(backbone, self._calibration_batches(), generator)
         return backbone
@@ -238,26 +263,39 @@ class SupernetTrainer:
         return losses
 
     def _backward(
-        self, epoch: int, step: int, batch: ImageSet, *, weight: Tensor | None = None
+        self,
+        epoch: int,
+        step: int,
+        batch: ImageSet,
+        *,
+        weight: Tensor | None = None,
+        first: int = 0,
     ) -> StepLosses:
-        """Add the gradients of a step, times ``weight``, to the parameters; ``None`` means one."""
-        mix = sample_student_mix(
-            self.backbone.options,
-            len(self.backbone.blocks),
+        """Add the gradients of a step, times ``weight``, to the parameters; ``None`` means one.
+
+        ``first`` is the number of the first image in the batch of all processes.
+        """
+        mixes = sample_student_mixes(
+            self.backbone,
             torch_generator(self.seed, "setting", epoch, step),
             recipe=self.recipe,
             quantized=self.has_low_mixes and epoch >= self.warmup_epochs,
         )
-        distils_features = mix is not None and self.feature_weight > 0.0
-        logits, features = self._run(batch.images, self.full, keep=distils_features)
+        if len(mixes) > 1:
+            batch, sizes = in_parts(batch, len(mixes), first=first)
+        else:
+            sizes = [len(batch)]
+        whole = (self.full,) * len(self.backbone.blocks)
+        keep = bool(mixes) and self.feature_weight > 0.0
+        logits, features = self._run(batch.images, [whole], [len(batch)], keep=keep)
         label_loss = functional.cross_entropy(logits, batch.labels)
         (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
-        if mix is None:
+        if not mixes:
             return StepLosses(labels=label_loss.item(), distillation=None)
         target = logits.detach().softmax(dim=1)
         targets = [feature.detach() for feature in features]
         del logits, features
-        logits, features = self._run(batch.images, mix, keep=distils_features)
+        logits, features = self._run(batch.images, mixes, sizes, keep=keep)
         # The Kullback-Leibler divergence, up to the target's entropy.
         low_loss = functional.cross_entropy(logits, target)
         for ours, theirs in zip(features, targets, strict=True):
@@ -267,19 +305,17 @@ class SupernetTrainer:
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
     def _run(
-        self, images: Tensor, bits: int | BitMix, *, keep: bool
+        self, images: Tensor, mixes: Sequence[BitMix], sizes: Sequence[int], *, keep: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return logits, and if ``keep`` the outputs of layers, with the recipe adn of stages."""
+        """Return logits, and if ``keep`` the outputs of ``compared`` layers, see ``run_parts``."""
+        backbone, features = self.backbone, []
         with precision.autocast(self.dtype, self.device):
-            if not keep:
-                return self.backbone(images, bits), []
-            _, *outputs = activations(self.backbone, self.backbone.stem(images), bits)
-            features: list[Tensor] = []
-            for layer, hidden in zip(self.backbone.layers, outputs, strict=True):
-                if self.recipe == "adn" and features and not runs_when_skipped(layer):
-                    features.pop()  # same stage: it starts with blocks that always run
-                features.append(self.backbone.comparable(hidden))
-            return self.backbone.head(outputs[-1]), features
+            hidden = backbone.stem(images)
+            for layer, output in enumerate(run_parts(backbone, hidden, mixes, sizes)):
+                hidden = output
+                if keep and layer in self.compared:
+                    features.append(backbone.comparable(hidden))
+            return backbone.head(hidden), features
 
     def _diverged(self, what: str) -> str:
         epoch, step = self.position

@@ -4,8 +4,8 @@ from typing import Literal
 
 DIGITS = "digits"
 """Name of scikit-learn's digits data set, the default data set of every command."""
-Recipe = Literal["supernet", "adn"]
-"""Sub-networks that are distilled into: those of low bits, or also the one without any path."""
+Recipe = Literal["supernet", "adn", "elastic"]
+"""Sub-networks that are distilled into: low bits, also the one without any path, or any depth."""
 AnswerRule = Literal["mean", "last", "surest"]
 """Answer after several passes, see ``PassSettings``."""
 OptimizerName = Literal["sgd", "adamw"]

@@ -10,7 +10,7 @@ from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.quantization.functional import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mix
+from dfs_rl.training.bit_sampling import elastic_mixes, sample_low_mix, sample_student_mixes
 from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
@@ -38,7 +38,7 @@ def batches(n: int) -> list[torch.Tensor]:
 def test_norms_become_the_mean_over_batches(net):
     images = batches(6)
     net.stem_conv.norm.running_mean.fill_(7.0)  # must leave no trace
-    calibrate_norms(net, iter(images), [32, 4] * 3)
+    calibrate_norms(net, iter(images), [[(bits,) * len(net.blocks)] for bits in [32, 4] * 3])
     with torch.no_grad():
         conv = net.stem_conv
         x, weight = conv.quantizers(net.normalise(torch.cat(images)), conv.weight, 8)
@@ -152,16 +152,20 @@ def test_full_precision_alone_is_its_own_low_mix():
 
 
 def test_half_of_adn_mixes_are_the_base_net():
-    def draw(n, **how):
-        options, generator = BitOptions((0, 2, 8, 32)), torch.Generator().manual_seed(0)
-        return [sample_student_mix(options, 4, generator, **how) for _ in range(n)]
+    config = ResNetConfig(depth=14, width=2, image_size=(8, 8), bits=(0, 2, 8, 32), in_channels=1)
+    net = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.3,)))
+    generator = torch.Generator().manual_seed(0)
 
-    assert set(draw(50, recipe="adn", quantized=False)) == {(0, 0, 0, 0)}
-    assert set(draw(50, recipe="supernet", quantized=False)) == {None}
+    def draw(n, **how):
+        return [sample_student_mixes(net, generator, **how) for _ in range(n)]
+
+    skipped = (0,) * 6
+    assert all(mixes == [skipped] for mixes in draw(50, recipe="adn", quantized=False))
+    assert not any(draw(50, recipe="supernet", quantized=False))
     drawn = draw(2000, recipe="adn", quantized=True)
-    # A random mix skips all of four layers in one of 256 draws.
-    assert drawn.count((0, 0, 0, 0)) / 2000 == pytest.approx(0.5 + 0.25 / 256, abs=0.035)
-    assert drawn.count((2, 2, 2, 2)) / 2000 == pytest.approx(0.125, abs=0.03)
+    # A random mix skips all of six layers in one of 4096 draws.
+    assert drawn.count([skipped]) / 2000 == pytest.approx(0.5, abs=0.035)
+    assert drawn.count([(2,) * 6]) / 2000 == pytest.approx(0.125, abs=0.03)
 
 
 def test_uniform_mixes_leave_out_the_largest_bits():
