@@ -263,6 +263,6 @@ for _depth in range(MIN_DEPTH, MAX_DEPTH + 1, 6):
                 block="basic",
                 blocks=((_depth - 2) // 6,) * CIFAR_STAGES,
             )(AdaptiveResNet)
-            register_backbone(
-                _name, ResNetConfig, recipe="elastic", depth=_depth, skip_norms=True
-            )(ResNet)
+            register_backbone(_name, ResNetConfig, recipe="elastic", depth=_depth, skip_norms=True)(
+                ResNet
+            )

@@ -11,7 +11,14 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
-from dfs_rl.utils.constants import DIGITS, FirstBlock, Granularity, Recipe, Stem
+from dfs_rl.utils.constants import (
+    DIGITS,
+    ELASTIC_PARTS,
+    FirstBlock,
+    Granularity,
+    Recipe,
+    Stem,
+)
 from dfs_rl.utils.trusted_import import is_constructor
 
 
@@ -114,6 +121,12 @@ class TrainBackboneConfig(DataSettings):
                 raise ConfigError(
                     f"{name} is set, but with --plain nothing is quantized; leave one of them out."
                 )
+        if self.recipe == "elastic" and self.training.batch_size < ELASTIC_PARTS * self.workers:
+            raise ConfigError(
+                f"training.batch_size is {self.training.batch_size}; with the recipe elastic every "
+                f"worker trains {ELASTIC_PARTS} depths at once, so at least "
+                f"{ELASTIC_PARTS * self.workers} are needed."
+            )
         if self.workers > self.training.batch_size:
             raise ConfigError(
                 f"workers is {self.workers}; at most {self.training.batch_size} can share a batch "

@@ -173,6 +173,7 @@ class ParallelTrainer(SupernetTrainer):
         first: int = 0,
     ) -> StepLosses:
         n = len(batch)
+        assert not first, "the whole batch comes in"
         rows = share_of(n, rank=distributed.get_rank(), size=distributed.get_world_size())
         share = ImageSet(batch.images[rows], batch.labels[rows])
         weight = torch.tensor(len(share) / n, device=self.device)

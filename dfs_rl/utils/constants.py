@@ -8,6 +8,8 @@ Recipe = Literal["supernet", "adn", "elastic"]
 """Sub-networks that are distilled into: low bits, also the one without any path, or any depth."""
 AnswerRule = Literal["mean", "last", "surest"]
 """Answer after several passes, see ``PassSettings``."""
+ELASTIC_PARTS = 4
+"""Parts of a batch with the recipe elastic, each at another depth."""
 OptimizerName = Literal["sgd", "adamw"]
 Stem = Literal["cifar", "imagenet"]
 """Stem of a network of adaptive depth: a 3 x 3 convolution, or 7 x 7 with stride 2 and pooling."""

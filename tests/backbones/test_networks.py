@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional
 
 from dfs_rl.backbones import (
     AdaptiveMobileNet,
@@ -36,6 +37,7 @@ CONV = {
     "resnet-always": (ResNet, {"first_block": "always"}),
     "resnet-per-channel": (ResNet, {"per_channel": True}),
     "resnet-float-stem": (ResNet, {"stem_bits": 32, "depth": 14}),
+    "resnet-skip-norms": (ResNet, {"skip_norms": True, "depth": 14}),
     "adaptive": (AdaptiveResNet, {"blocks": (2, 3)}),
     "adaptive-blocks": (AdaptiveResNet, {"blocks": (2, 5), "granularity": "block"}),
     "bottleneck": (AdaptiveResNet, {"blocks": (2, 3), "block": "bottleneck"}),
@@ -53,6 +55,7 @@ TOKENS = {
     "swin-blocks": (AdaptiveSwin, {"granularity": "block", "per_channel": True}),
 }
 ALL = CONV | TOKENS
+STORED = ["resnet-always", "resnet-skip-norms", "adaptive-blocks", "mobilenet", *TOKENS]
 TWO_STAGES = {"blocks": (3, 2), "image_size": (8, 8)}
 
 
@@ -112,20 +115,20 @@ def test_mixed_batch_equals_its_images_alone(name):
         torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet", "adaptive", "mobilenet", *TOKENS])
+@pytest.mark.parametrize("name", ["resnet", "resnet-skip-norms", "adaptive", "mobilenet", *TOKENS])
 @torch.no_grad()
 def test_bfloat16_form_is_near_the_other(name):
     net, images = made(name), images_for(name)
-    mix = (32,) * len(net.layers)
+    mix = (32,) * (len(net.layers) - 1) + ((0,) if "skip" in name else (32,))
     halved = net.to_inference(torch.bfloat16)
-    hidden = halved.layers[0](halved.stem(images), 32)
+    hidden = halved.layers[0](halved.stem(images), mix[-1])
     assert hidden.dtype == torch.bfloat16
     ours = run(halved, images, mix)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, net(images, mix), rtol=0.1, atol=0.2)
 
 
-@pytest.mark.parametrize("name", ["resnet-always", "adaptive-blocks", "mobilenet", *TOKENS])
+@pytest.mark.parametrize("name", STORED)
 @torch.no_grad()
 def test_stored_network_comes_back(name, tmp_path):
     net, images = copy.deepcopy(made(name)), images_for(name)
@@ -138,6 +141,28 @@ def test_stored_network_comes_back(name, tmp_path):
     assert again.costs == net.costs
     for mix in settings_of(net):
         assert torch.equal(again(images, mix), net(images, mix))
+
+
+@torch.no_grad()
+def test_skipped_blocks_normalise_their_shortcut():
+    block = made("resnet-skip-norms").blocks[2]  # 8 channels from 4, at half the size
+    hidden = torch.rand(5, 4, 8, 8)
+    shortcut = functional.pad(hidden[:, :, ::2, ::2], (0, 0, 0, 0, 0, 4))
+    norm = block.skip_norm
+    expected = functional.batch_norm(
+        shortcut, norm.running_mean[0], norm.running_var[0], norm.norm_weight[0], norm.norm_bias[0]
+    )
+    torch.testing.assert_close(block(hidden, 0), expected.relu())
+
+
+def test_depths_are_those_of_the_first_layers():
+    net = made("resnet-skip-norms")
+    assert net.stages == (2, 2, 2)
+    assert net.at_depths((1, 2, 0), 4) == (4, 0, 4, 4, 0, 0)
+    assert net.at_depths((2, 1, 1), (2, 4, 8, 2, 4, 8)) == (2, 4, 8, 0, 4, 0)
+    assert made("adaptive-blocks").stages == (1, 2)  # three of five blocks always run
+    with pytest.raises(ConfigError, match=r"depths are \[1, 3, 1\]; the stages have \[2, 2, 2\]"):
+        net.at_depths((1, 3, 1), 4)
 
 
 @pytest.mark.parametrize("name", ["vit", "adaptive-vit", "swin"])

@@ -127,6 +127,8 @@ BAD = {
         ("--training.pad 9", "allowed are 0 to 8 pixels"),
         ("--image-size 3", "image_size is 3; allowed are whole numbers of pixels from 4"),
         ("--recipe adn --bits 4 32", "bits is [4, 32], but a network of"),
+        ("--recipe elastic --bits 4 32", "bits is [4, 32], but a network of"),
+        ("--recipe elastic --training.batch-size 3", "training.batch_size is 3; with the recipe"),
         ("--recipe adn --first-block always", "first_block is set, which resnet20 with"),
         ("--heads 6", "heads is set, which resnet20 with the recipe supernet has not"),
         ("--backbone vit12 --heads 5", "heads is 5; the width 192 must be a multiple"),

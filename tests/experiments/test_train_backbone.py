@@ -163,6 +163,26 @@ def test_adaptive_depth_measures_the_shortest_network(tmp_path, flags, bits):
     assert all(torch.equal(again[name], t) for name, t in backbone.state_dict().items())
 
 
+def test_elastic_depth_measures_and_prints_nested_depths(tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["--recipe", "elastic", "--backbone", "resnet14", "--width", "2"]
+    few = ["--bits", "0", "4", "32", "--epochs", "1", "--training.calibration-rounds", "1"]
+    assert main([*command, *few, "--run-dir", str(run)]) == 0
+    shown = capsys.readouterr().out
+    stored = load_stored_backbone(run)
+    assert list(stored.info.depth_accuracy) == ["1-1-1"]
+    assert list(stored.info.depth_accuracy["1-1-1"]) == ["4", "32"]
+    _, nested = shown.split("with the first 1-1-1 of 2-2-2 layers of the stages:\n")
+    bits, accuracy, computation = map(float, nested.splitlines()[1].split())
+    measured = stored.info.depth_accuracy["1-1-1"]["32"]
+    assert (bits, accuracy) == (32, pytest.approx(measured, abs=0.006))
+    macs = stored.backbone.costs.layer_macs
+    fixed = 100 * stored.backbone.costs.fixed_cost()
+    assert computation == pytest.approx(100 * sum(macs[::2]) / sum(macs) + fixed, abs=0.01)
+    assert main(["--resume", str(run)]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_bit_options_by_name_are_the_same(tmp_path):
     (tmp_path / "bits.yaml").write_text("bits: dfs\n")
     named = TrainBackboneConfig(bits="dfs")

@@ -1,5 +1,6 @@
 """Measured statistics against averages written out."""
 
+import itertools
 from copy import deepcopy
 
 import pytest
@@ -10,7 +11,7 @@ from dfs_rl.backbones.probe import confidence, pool_grid
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import ChannelStatistics, ImageSet
 from dfs_rl.quantization.functional import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import elastic_mixes, sample_low_mix, sample_student_mixes
+from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mixes
 from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
@@ -151,10 +152,14 @@ def test_full_precision_alone_is_its_own_low_mix():
     assert sample_low_mix(BitOptions((32,)), 2, torch_generator("s")) == (32, 32)
 
 
+def deep(**changes) -> ResNet:
+    shape = {"depth": 14, "width": 2, "image_size": (8, 8), "bits": (0, 2, 8, 32), **changes}
+    statistics = ChannelStatistics(mean=(0.5,) * 3, std=(0.3,) * 3)
+    return ResNet(ResNetConfig(**shape), statistics)
+
+
 def test_half_of_adn_mixes_are_the_base_net():
-    config = ResNetConfig(depth=14, width=2, image_size=(8, 8), bits=(0, 2, 8, 32), in_channels=1)
-    net = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.3,)))
-    generator = torch.Generator().manual_seed(0)
+    net, generator = deep(), torch.Generator().manual_seed(0)
 
     def draw(n, **how):
         return [sample_student_mixes(net, generator, **how) for _ in range(n)]
@@ -166,6 +171,28 @@ def test_half_of_adn_mixes_are_the_base_net():
     # A random mix skips all of six layers in one of 4096 draws.
     assert drawn.count([skipped]) / 2000 == pytest.approx(0.5, abs=0.035)
     assert drawn.count([(2,) * 6]) / 2000 == pytest.approx(0.125, abs=0.03)
+
+
+def test_elastic_mixes_share_bits_and_differ_in_depth():
+    net, generator = deep(depth=20), torch.Generator().manual_seed(0)
+    how = {"recipe": "elastic", "quantized": True}
+    drawn = [sample_student_mixes(net, generator, **how) for _ in range(2000)]
+    nested, skips, uniform = set(), 0, []
+    for whole, smallest, deeper, scattered in drawn:
+        assert 0 not in whole
+        uniform += [whole[0]] if len(set(whole)) == 1 else []
+        for mix in (smallest, deeper, scattered):
+            assert {b for b, most in zip(mix, whole, strict=True) if b != most} <= {0}
+        runs = torch.tensor([smallest, deeper]).bool().int().reshape(2, 3, 3)
+        assert runs[0].sum(dim=1).tolist() == [1, 1, 1]
+        assert (runs.diff(dim=2) <= 0).all()  # the first layers of a stage run
+        nested.add(tuple(runs[1].sum(dim=1).tolist()))
+        skips += scattered.count(0)
+    assert nested == set(itertools.product((1, 2, 3), repeat=3))
+    assert skips / 18000 == pytest.approx(0.25, abs=0.02)
+    # A random mix of 9 layers over 3 bit widths is hardly ever uniform.
+    assert len(uniform) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert uniform.count(2) / len(uniform) == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_uniform_mixes_leave_out_the_largest_bits():

@@ -67,6 +67,10 @@ RESNET = {"depth": 8, "width": 4, "training": SHARED | {"lr": 0.05}}
 NETWORKS = {
     "resnet": (ResNet, RESNET | {"bits": (32,), "stem_bits": 32}),
     "quantized": (ResNet, RESNET | {"bits": (0, 2, 8, 32)}),
+    "elastic": (
+        ResNet,
+        RESNET | {"depth": 14, "bits": (0, 32), "skip_norms": True, "recipe": "elastic"},
+    ),
     "transformer": (
         VisionTransformer,
         {"depth": 2, "width": 8, "heads": 2, "patch": 2, "bits": (8, 32), "training": SHARED},
@@ -83,6 +87,9 @@ NETWORKS = {
         },
     ),
 }
+
+
+GRADIENTS = [("quantized", 0.01), ("elastic", 1e-3), ("adaptive", 1e-3)]
 
 
 def make(name: str, data: Dataset, trainer: type[SupernetTrainer]) -> SupernetTrainer:
@@ -127,7 +134,7 @@ def test_two_processes_train_the_network_of_one(together, halves, name, rtol, at
 def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
     """Return the gradients of a step with both passes, from the same weights."""
     trainer = make(name, data, kind)
-    if name == "quantized":
+    if name in ("quantized", "elastic"):
         trainer.position = type(trainer.position)(epoch=1, step=0)
     if kind is SupernetTrainer:
         (loss,) = train_all(trainer, steps=1)
@@ -138,7 +145,7 @@ def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("quantized", 0.01), ("adaptive", 1e-3)])
+@pytest.mark.parametrize(("name", "tolerance"), GRADIENTS)
 def test_gradients_add_up_to_those_of_one_process(together, halves, name, tolerance):
     whole = _first_gradients(halves, SupernetTrainer, name)
     ours, theirs = together(_first_gradients, halves, ParallelTrainer, name)

@@ -34,9 +34,13 @@ from tests.helpers.halves import train_all, trainer_of
 RESNET = {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}
 ADAPTIVE = {"blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
 ADN = {"recipe": "adn"}
+ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "skip_norms": True} | {
+    "recipe": "elastic"
+}
 # A network, its shape, epochs, and training.
 NETWORKS = {
     "resnet": (ResNet, RESNET, 6, {"lr": 0.05}),
+    "elastic": (ResNet, ELASTIC, 8, {"lr": 0.05}),
     "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"lr": 0.05}),
     "adaptive blocks": (AdaptiveResNet, ADAPTIVE | ADN | {"granularity": "block"}, 8, {"lr": 0.05}),
     "adaptive low bits": (
@@ -90,6 +94,9 @@ def test_every_mix_works_only_after_training(halves, name):
     untrained = training.snapshot()
     assert max(accuracy_of(untrained, halves.val, mix) for mix in mixes) < 80.0  # 50 is chance
     train_all(training)
+    if name == "elastic":
+        for depths in ((1, 1, 1), (2, 1, 2), (1, 2, 1)):
+            mixes += [net.at_depths(depths, bits) for bits in net.meaningful_bits]
     backbone = training.finish()
     assert min(accuracy_of(backbone, halves.val, mix) for mix in mixes) > 95.0
     assert (backbone.feature_std != 1).any()
@@ -101,6 +108,7 @@ def test_every_mix_works_only_after_training(halves, name):
         ("resnet", 6, 3),
         ("resnet", 6, 6),
         ("resnet", 6, 15),
+        ("elastic", 3, 9),
         ("adaptive", 3, 3),
         ("adaptive low bits", 3, 15),
         ("vit", 3, 4),
