@@ -6,6 +6,12 @@ Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision De
 AAAI 2021). The outputs of the layers can be targets too (Romero et al., "FitNets", ICLR 2015). The
 first epochs can run the first pass alone, so that quantizers start from trained weights.
 
+With the recipe ``elastic`` a network gets elastic depth too (Cai et al., "Once-for-All", ICLR 2020):
+the second batch is in four parts, which run at the same bits but skip other layers: the whole
+network, the smallest one, nested depths, in which the first layers of each stage run, and any
+layers. All parts share the norms of a layer that runs, as the images of a gate's batch do, and
+skipped layers have norms of their own.
+
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
 skips every path. Once the quantizers of low bits are initialized, half of the second passes are a
@@ -138,9 +144,9 @@ class SupernetTrainer:
         self.label_weight, self.distillation_weight = (
             (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
         )
-        usual_weight = 0.0 if recipe == "supernet" else backbone.feature_weight
+        usual_weights = {"supernet": 0.0, "elastic": 0.3, "adn": backbone.feature_weight}
         self.feature_weight = (
-            usual_weight if config.feature_weight is None else config.feature_weight
+            usual_weights[recipe] if config.feature_weight is None else config.feature_weight
         )
         n_layers = len(backbone.blocks)
         ends = [end - 1 for end in itertools.accumulate(backbone.stages)]

@@ -33,10 +33,11 @@ class SupernetConfig:
         pad: Zero padding in pixels before the random crop, at most the images' shorter side; by
             default an eighth of it.
         alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. With
-            the recipe supernet both have weight 1.
+            the other recipes both have weight 1.
         feature_weight: Weight of the mean squared distance between the outputs of the layers, with
-            the recipe adn of the stages, in the two passes; 0 or more. By default 0, and with the
-            recipe adn 1, or 0.1 for transformers. It suits activations of about unit size.
+            the recipes elastic and adn of the stages, in the two passes; 0 or more. By default 0;
+            with elastic 0.3; with adn 1, or 0.1 for transformers. It suits activations of about
+            unit size.
         calibration_rounds: Passes over the bit options that measure the norms at the end, at least
             1.
         precision: Number format of the training; "auto" multiplies in bfloat16 where the hardware
