@@ -25,7 +25,7 @@ def in_parts(images: ImageSet, n_parts: int, *, first: int = 0) -> tuple[ImageSe
 
 
 def run_parts(
-    backbone: GatedBackbone, hidden: Tensor, mixes: Sequence[BitMix], sizes: Sequence[int]
+    backbone: GatedBackbone, hidden: Tensor, mixes: Sequence[BitMix], sizes: list[int]
 ) -> Iterator[Tensor]:
     """Run each part of a batch at its mix; yield the output of every layer.
 

@@ -6,11 +6,10 @@ Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision De
 AAAI 2021). The outputs of the layers can be targets too (Romero et al., "FitNets", ICLR 2015). The
 first epochs can run the first pass alone, so that quantizers start from trained weights.
 
-With the recipe ``elastic`` a network gets elastic depth too (Cai et al., "Once-for-All", ICLR 2020):
-the second batch is in four parts, which run at the same bits but skip other layers: the whole
-network, the smallest one, nested depths, in which the first layers of each stage run, and any
-layers. All parts share the norms of a layer that runs, as the images of a gate's batch do, and
-skipped layers have norms of their own.
+With the recipe ``elastic`` the second batch is in four parts, which run at the same bits but skip
+other layers: the whole network, the smallest one, nested depths, in which the first layers of each
+stage run (Cai et al., "Once-for-All", ICLR 2020), and any layers. All parts share the norms of a
+layer that runs, as the images of a gate's batch do, and skipped layers have norms of their own.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
@@ -311,7 +310,7 @@ class SupernetTrainer:
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
     def _run(
-        self, images: Tensor, mixes: Sequence[BitMix], sizes: Sequence[int], *, keep: bool
+        self, images: Tensor, mixes: Sequence[BitMix], sizes: list[int], *, keep: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and if ``keep`` the outputs of ``compared`` layers, see ``run_parts``."""
         backbone, features = self.backbone, []
