@@ -89,7 +89,7 @@ def register_backbone(
         config: Its configuration, a frozen dataclass with the fields of ``NetworkConfig``; fields
             called as in ``SETTINGS`` are set from the command line.
         recipe: The recipe that trains it: ``"supernet"``, ``"elastic"`` for a network with stages
-            and norms of skipped layers, or ``"adn"`` for adaptive depth.
+            and corrected skips, or ``"adn"`` for adaptive depth.
         defaults: Values that replace the configuration's own defaults.
         fixed: Values of the configuration that the name fixes.
 

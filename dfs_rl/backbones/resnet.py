@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,11 +20,7 @@ from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import convolve_in_turn
-from dfs_rl.quantization.modules import (
-    BatchNormPerBits,
-    FractionalConvNorm,
-    FractionalLinear,
-)
+from dfs_rl.quantization.modules import FractionalConvNorm, FractionalLinear
 from dfs_rl.utils.config import PositiveInt, configuration
 from dfs_rl.utils.constants import FirstBlock, Stem
 
@@ -45,13 +42,13 @@ class ResNetConfig(NetworkConfig):
         width: Channels of the first stage; the next two have twice and four times as many.
         first_block: ``"gated"`` like the others, or ``"always"``: it runs as part of the stem, as
             in SkipNet and DFS.
-        skip_norms: Whether skipped blocks normalise their shortcut, see ``ResidualBlock``.
+        affine_skips: Whether skipped blocks correct their shortcut, see ``ResidualBlock``.
     """
 
     depth: int = 20
     width: PositiveInt = 16
     first_block: FirstBlock = "gated"
-    skip_norms: bool = False
+    affine_skips: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,9 +117,8 @@ class ResidualBlock(nn.Module):
         stride: 1, or 2 to halve height and width.
         per_channel: One weight scale per output channel instead of one per layer.
         norm_sets: Number of sets of norms, see ``NormPerBits``.
-        skip_norm: Whether a skipped block normalises its shortcut: a factor and an addend per
-            channel take the place of what it would add, so that whatever runs next sees the usual
-            statistics at every depth of the stage.
+        affine_skip: Whether a skipped block multiplies and shifts each channel of its shortcut, in
+            place of what it would add: whatever runs next then sees about the same statistics.
     """
 
     def __init__(
@@ -135,12 +131,14 @@ class ResidualBlock(nn.Module):
         stride: int = 1,
         per_channel: bool = False,
         norm_sets: int = 1,
-        skip_norm: bool = False,
+        affine_skip: bool = False,
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.skip_norm = BatchNormPerBits(out_channels, (SKIP,)) if skip_norm else None
-        self.runs_when_skipped = skip_norm
+        self.runs_when_skipped = affine_skip
+        if affine_skip:
+            self.skip_scale = nn.Parameter(torch.ones(out_channels, 1, 1))
+            self.skip_shift = nn.Parameter(torch.zeros(out_channels, 1, 1))
         self.extra_channels = out_channels - in_channels
         self.conv3: FractionalConvNorm | None = None
         self.projection: FractionalConvNorm | None = None
@@ -165,10 +163,9 @@ class ResidualBlock(nn.Module):
             subsampled = hidden[:, :, :: self.stride, :: self.stride]
             shortcut = functional.pad(subsampled, (0, 0, 0, 0, 0, self.extra_channels))
         if bits == SKIP:
-            if self.skip_norm is None:
+            if not self.runs_when_skipped:
                 return shortcut
-            normalised: Tensor = self.skip_norm(shortcut, SKIP)
-            return normalised.relu_().to(hidden.dtype)
+            return (shortcut * self.skip_scale + self.skip_shift).relu_().to(hidden.dtype)
         convolutions = [self.conv1, self.conv2, *([] if self.conv3 is None else [self.conv3])]
         return convolve_in_turn(convolutions, hidden, bits, norm_set).add_(shortcut).relu_()
 
@@ -193,7 +190,7 @@ class ResNet(Network):
                 (config.stem_bits,) if n < always else config.run_bits,
                 stride=2 if o > i else 1,
                 per_channel=config.per_channel,
-                skip_norm=config.skip_norms and n >= always,
+                affine_skip=config.affine_skips and n >= always,
             )
             for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
         ]
@@ -263,6 +260,6 @@ for _depth in range(MIN_DEPTH, MAX_DEPTH + 1, 6):
                 block="basic",
                 blocks=((_depth - 2) // 6,) * CIFAR_STAGES,
             )(AdaptiveResNet)
-            register_backbone(_name, ResNetConfig, recipe="elastic", depth=_depth, skip_norms=True)(
-                ResNet
-            )
+            register_backbone(
+                _name, ResNetConfig, recipe="elastic", depth=_depth, affine_skips=True
+            )(ResNet)

@@ -9,7 +9,7 @@ first epochs can run the first pass alone, so that quantizers start from trained
 With the recipe ``elastic`` the second batch is in four parts, which run at the same bits but skip
 other layers: the whole network, the smallest one, nested depths, in which the first layers of each
 stage run (Cai et al., "Once-for-All", ICLR 2020), and any layers. All parts share the norms of a
-layer that runs, as the images of a gate's batch do, and skipped layers have norms of their own.
+layer that runs, as the images of a gate's batch do; skipped layers correct their shortcut.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which

@@ -37,7 +37,7 @@ CONV = {
     "resnet-always": (ResNet, {"first_block": "always"}),
     "resnet-per-channel": (ResNet, {"per_channel": True}),
     "resnet-float-stem": (ResNet, {"stem_bits": 32, "depth": 14}),
-    "resnet-skip-norms": (ResNet, {"skip_norms": True, "depth": 14}),
+    "resnet-affine-skips": (ResNet, {"affine_skips": True, "depth": 14}),
     "adaptive": (AdaptiveResNet, {"blocks": (2, 3)}),
     "adaptive-blocks": (AdaptiveResNet, {"blocks": (2, 5), "granularity": "block"}),
     "bottleneck": (AdaptiveResNet, {"blocks": (2, 3), "block": "bottleneck"}),
@@ -55,7 +55,7 @@ TOKENS = {
     "swin-blocks": (AdaptiveSwin, {"granularity": "block", "per_channel": True}),
 }
 ALL = CONV | TOKENS
-STORED = ["resnet-always", "resnet-skip-norms", "adaptive-blocks", "mobilenet", *TOKENS]
+STORED = ["resnet-always", "resnet-affine-skips", "adaptive-blocks", "mobilenet", *TOKENS]
 TWO_STAGES = {"blocks": (3, 2), "image_size": (8, 8)}
 
 
@@ -115,7 +115,9 @@ def test_mixed_batch_equals_its_images_alone(name):
         torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet", "resnet-skip-norms", "adaptive", "mobilenet", *TOKENS])
+@pytest.mark.parametrize(
+    "name", ["resnet", "resnet-affine-skips", "adaptive", "mobilenet", *TOKENS]
+)
 @torch.no_grad()
 def test_bfloat16_form_is_near_the_other(name):
     net, images = made(name), images_for(name)
@@ -144,19 +146,19 @@ def test_stored_network_comes_back(name, tmp_path):
 
 
 @torch.no_grad()
-def test_skipped_blocks_normalise_their_shortcut():
-    block = made("resnet-skip-norms").blocks[2]  # 8 channels from 4, at half the size
+def test_skipped_blocks_correct_each_channel():
+    block = copy.deepcopy(made("resnet-affine-skips").blocks[2])  # 8 channels from 4, half the size
+    block.skip_scale.copy_(torch.linspace(0.5, 2.0, 8)[:, None, None])
+    block.skip_shift.copy_(torch.linspace(-0.5, 1.0, 8)[:, None, None])
     hidden = torch.rand(5, 4, 8, 8)
     shortcut = functional.pad(hidden[:, :, ::2, ::2], (0, 0, 0, 0, 0, 4))
-    norm = block.skip_norm
-    expected = functional.batch_norm(
-        shortcut, norm.running_mean[0], norm.running_var[0], norm.norm_weight[0], norm.norm_bias[0]
-    )
-    torch.testing.assert_close(block(hidden, 0), expected.relu())
+    for channel in range(8):
+        line = shortcut[:, channel] * (0.5 + channel * 1.5 / 7) - 0.5 + channel * 1.5 / 7
+        torch.testing.assert_close(block(hidden, 0)[:, channel], line.clamp(min=0.0))
 
 
 def test_depths_are_those_of_the_first_layers():
-    net = made("resnet-skip-norms")
+    net = made("resnet-affine-skips")
     assert net.stages == (2, 2, 2)
     assert net.at_depths((1, 2, 0), 4) == (4, 0, 4, 4, 0, 0)
     assert net.at_depths((2, 1, 1), (2, 4, 8, 2, 4, 8)) == (2, 4, 8, 0, 4, 0)

@@ -69,7 +69,7 @@ NETWORKS = {
     "quantized": (ResNet, RESNET | {"bits": (0, 2, 8, 32)}),
     "elastic": (
         ResNet,
-        RESNET | {"depth": 14, "bits": (0, 32), "skip_norms": True, "recipe": "elastic"},
+        RESNET | {"depth": 14, "bits": (0, 32), "affine_skips": True, "recipe": "elastic"},
     ),
     "transformer": (
         VisionTransformer,

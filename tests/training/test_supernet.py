@@ -34,7 +34,7 @@ from tests.helpers.halves import train_all, trainer_of
 RESNET = {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}
 ADAPTIVE = {"blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
 ADN = {"recipe": "adn"}
-ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "skip_norms": True} | {
+ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "affine_skips": True} | {
     "recipe": "elastic"
 }
 # A network, its shape, epochs, and training.
