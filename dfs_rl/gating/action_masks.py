@@ -5,6 +5,7 @@ parts and the gate's MACs (``gate_macs``). A gate has the same cost before and a
 training and deployment use the same masks; an environment without a known gate uses 0 MACs.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -88,11 +89,7 @@ def end_masks(
     """
     allowed = torch.zeros(len(spent), settings.n_actions(costs), dtype=torch.bool)
     allowed = allowed.to(spent.device)
-    fits = torch.ones_like(spent, dtype=torch.bool)
-    if budget is not None:
-        left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
-        restart = costs.fixed_cost(gate_macs=gate_macs) + float(costs.least_costs()[0])
-        fits = spent + restart <= left
+    fits = spent <= _most_before_a_pass(costs, budget, gate_macs)
     allowed[:, ANSWER] = True
     allowed[:, AGAIN] = fits
     allowed[:, AGAIN_MIRRORED] = fits & settings.mirrored
@@ -106,6 +103,28 @@ def action_mask(
     through, cheapest = _plain_costs_to_answer(costs, layer)
     left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE - spent
     return [cost <= left or action == cheapest for action, cost in enumerate(through)]
+
+
+def end_mask(
+    costs: CostTable,
+    settings: PassSettings,
+    spent: float,
+    budget: float | None,
+    *,
+    gate_macs: float = 0.0,
+) -> list[bool]:
+    """Return the first columns of ``end_masks`` for one sample, in plain numbers."""
+    fits = spent <= _most_before_a_pass(costs, budget, gate_macs)
+    return [True, fits, fits and settings.mirrored]  # ANSWER, AGAIN, AGAIN_MIRRORED
+
+
+@lru_cache(maxsize=64)
+def _most_before_a_pass(costs: CostTable, budget: float | None, gate_macs: float) -> float:
+    """Return the most that may be spent where another pass is still within the budget."""
+    if budget is None:
+        return math.inf
+    left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
+    return left - costs.fixed_cost(gate_macs=gate_macs) - float(costs.least_costs()[0])
 
 
 def _actions_exist(costs: CostTable, layer: int) -> Tensor:

@@ -219,9 +219,10 @@ class GatedModel(nn.Module):
 
 def _run_single(form: SingleImageForm, image: Tensor) -> tuple[Tensor, Trace]:
     """Return the logits and the record of one image."""
-    logits, actions, computation, n_passes = form.run(image)
+    logits, passes, computation = form.run(image)
+    actions = passes[-1]
     n_layers_run = form.n_layers_run(actions)
-    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [n_passes])
+    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [len(passes)])
     # Through NumPy, which reads lists several times as fast.
     tensors = [torch.from_numpy(np.array(value)).to(logits.device) for value in values]
     return logits, Trace(*tensors)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,16 +11,26 @@ from torch import Tensor
 from dfs_rl.backbones.base import InferenceBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.costs import SKIP
-from dfs_rl.gating.action_masks import action_mask
+from dfs_rl.gating.action_masks import action_mask, end_mask
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.networks import LearnedGate, OneShotGate, macs_taken
 from dfs_rl.gating.numpy_forms import GATE_FORMS, NoFormError, Reader, Views, network_of
 from dfs_rl.gating.observation import scaled_budget, scaled_cost
-from dfs_rl.gating.passes import PassHistory
-from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.passes import (
+    AGAIN,
+    AGAIN_MIRRORED,
+    ANSWER,
+    CONFIDENCE,
+    FINISHED,
+    MIRRORED,
+    combine,
+    passes_of,
+    write_evidence,
+)
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 
 Choose = Callable[[Tensor, int, float, list[int]], int]
-"""Maps an activation, its layer, the spent fraction and the actions so far to an action."""
+"""Maps an activation, its layer, the spent fraction and the actions of the pass to an action."""
 
 
 class SingleRollout(NamedTuple):
@@ -28,15 +38,46 @@ class SingleRollout(NamedTuple):
 
     Attributes:
         logits: float32 ``[1, classes]``.
-        actions: Action at each layer, see ``Trace.options``.
+        passes: Action at each layer, see ``Trace.options``, of each pass.
         computation: Percent of running every gated layer at 32 bit, see ``Trace``.
-        n_passes: Number of passes; ``actions`` are those of the last one.
     """
 
     logits: Tensor
-    actions: list[int]
+    passes: list[list[int]]
     computation: float
-    n_passes: int = 1
+
+
+class _Decisions(Protocol):
+    """Decisions of a gate; ``evidence`` is a row of that of ``PassHistory``."""
+
+    def start(self, evidence: list[float]) -> Choose:
+        """Return the decisions of a pass."""
+
+    def at_end(self, spent: float, evidence: list[float]) -> int:
+        """Return the action at the end of a pass."""
+
+
+class _RuleForm:
+    """Decisions of a rule."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+
+    def start(self, evidence: list[float]) -> Choose:
+        """Return the options of a pass."""
+        options = self._rule.passes[_n_finished(evidence)].options
+        return lambda _hidden, layer, _spent, _actions: options[layer]
+
+    def at_end(self, spent: float, evidence: list[float]) -> int:  # noqa: ARG002
+        """Return the action at the end of a pass."""
+        rule, n = self._rule, _n_finished(evidence)
+        if n == len(rule.passes) or not evidence[CONFIDENCE] < np.float32(rule.thresholds[n - 1]):
+            return ANSWER
+        return AGAIN_MIRRORED if rule.passes[n].mirrored else AGAIN
+
+
+def _n_finished(evidence: list[float]) -> int:
+    return int(sum(evidence[FINISHED:]))
 
 
 class _LearnedForm:
@@ -46,10 +87,11 @@ class _LearnedForm:
     places.
     """
 
-    def __init__(self, backbone: GatedBackbone, gate: LearnedGate) -> None:
-        if type(gate) not in GATE_FORMS or gate.passes.limit > 1:
+    def __init__(self, backbone: GatedBackbone, gate: LearnedGate, budget: float | None) -> None:
+        if type(gate) not in GATE_FORMS:
             raise NoFormError
-        self._gate, self._costs, self.views = gate, backbone.costs, Views()
+        self._gate, self._costs, self._budget = gate, backbone.costs, budget
+        self.views = Views()
         self._form = GATE_FORMS[type(gate)](gate, self.views)
         reads = 1 if isinstance(gate, OneShotGate) else len(gate.feature_sizes)
         network = network_of(backbone)
@@ -61,12 +103,11 @@ class _LearnedForm:
             for layer, size in enumerate(gate.feature_sizes[:reads])
         ]
 
-    def start(self, budget: float | None) -> Choose:
-        """Return the decisions of one rollout."""
-        gate, costs, readers = self._gate, self._costs, self._readers
+    def start(self, evidence: list[float]) -> Choose:
+        """Return the decisions of a pass."""
+        gate, costs, readers, budget = self._gate, self._costs, self._readers, self._budget
         score, macs = self._form.start(), gate.macs
-        left = 1.0 if budget is None else scaled_budget(costs, budget, gate_macs=macs)
-        conditioned = [] if gate.budget_conditioning is None else [gate.preference]
+        left, rest = self._left(), self._rest(evidence)
         last_option = max(1, len(gate.options) - 1)
         no_inputs = np.empty(0, dtype=np.float32)
 
@@ -74,19 +115,41 @@ class _LearnedForm:
             inputs = no_inputs
             if layer < len(readers):
                 previous = actions[-1] / last_option if actions else 0.0
-                inputs = readers[layer](hidden, [scaled_cost(spent), left, previous, *conditioned])
+                inputs = readers[layer](hidden, [scaled_cost(spent), left, previous, *rest])
             scores = score(layer, inputs)
             if budget is None:
                 return gate.choices[int(scores.argmax())]
             allowed = action_mask(costs, layer, spent, budget, gate_macs=macs)
+            # Actions that a layer does not have are the cheapest option, and so is the exit action
+            # where there is no exit.
+            allowed += allowed[:1] * (gate.n_actions - len(allowed))
             if gate.exits is not None and layer not in gate.exits.after:
-                allowed[-1] = allowed[0]  # the exit action is the cheapest option here
+                allowed[-1] = allowed[0]
             fits = [allowed[choice] for choice in gate.choices]
             if not any(fits):
                 return gate.choices[0]
             return gate.choices[int(np.where(fits, scores, -np.inf).argmax())]
 
         return choose
+
+    def at_end(self, spent: float, evidence: list[float]) -> int:
+        """Return the action at the end of a pass."""
+        gate, costs = self._gate, self._costs
+        context = [scaled_cost(spent), self._left(), 0.0, *self._rest(evidence)]
+        scores = self._form.start()(costs.n_layers, np.array(context, dtype=np.float32))
+        fits = end_mask(costs, gate.passes, spent, self._budget, gate_macs=gate.macs)
+        return int(np.where(fits, scores[: len(fits)], -np.inf).argmax())
+
+    def _left(self) -> float:
+        """Return the budget as the context contains it."""
+        if self._budget is None:
+            return 1.0
+        return scaled_budget(self._costs, self._budget, gate_macs=self._gate.macs)
+
+    def _rest(self, evidence: list[float]) -> list[float]:
+        """Return the context after spent cost, budget and previous option."""
+        gate = self._gate
+        return evidence if gate.budget_conditioning is None else [gate.preference, *evidence]
 
 
 class SingleImageForm:
@@ -110,10 +173,13 @@ class SingleImageForm:
         self._bits = (*backbone.options, SKIP)
         self._gate_macs: dict[int, float] = {}
         self._learned: _LearnedForm | None = None
+        self._table: _RuleForm | None = None
         self.usable = type(gate) in {TableGate, RuleGate} and budget is None
+        if isinstance(gate, TableGate):
+            self._table = _RuleForm(Rule(passes=(RulePass(options=gate.table),)))
         if isinstance(gate, LearnedGate):
             with suppress(NoFormError):
-                self._learned = _LearnedForm(backbone, gate)
+                self._learned = _LearnedForm(backbone, gate, budget)
                 self.usable = True
 
     def fits(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> bool:
@@ -142,56 +208,65 @@ class SingleImageForm:
 
     def _run(self, image: Tensor) -> SingleRollout:
         gate = self._gate
-        if isinstance(gate, TableGate):
-            return self._run_pass(image, _table(gate.table))
-        if self._learned is not None:
-            return self._run_pass(image, self._learned.start(self._budget))
-        assert isinstance(gate, RuleGate), "usable forms are those of the known gates"
-        return self._run_rule(image, gate)
-
-    def _run_rule(self, image: Tensor, gate: RuleGate) -> SingleRollout:
-        """Run the passes of a rule until an answer is confident enough."""
-        rule, costs, computation = gate.rule, self._backbone.costs, 0.0
-        settings, row = gate.passes, torch.zeros(1, dtype=torch.int64)
-        history = PassHistory(settings, costs, 1, self._backbone.n_classes, device=row.device)
-        for i, each in enumerate(rule.passes):
-            view = image.flip(-1) if each.mirrored else image
-            result = self._run_pass(view, _table(each.options))
-            computation += result.computation
-            history.record(row, result.logits)
-            if i == len(rule.thresholds):
+        decisions: _Decisions | None = self._learned or self._table
+        if decisions is None:
+            assert isinstance(gate, RuleGate), "usable forms are those of the known gates"
+            decisions = _RuleForm(gate.rule)  # that of the present preference
+        costs, settings = self._backbone.costs, passes_of(gate)
+        logits = np.zeros((1, settings.limit, self._backbone.n_classes), dtype=np.float32)
+        seen = np.zeros((1, settings.evidence_size), dtype=np.float32)
+        passes: list[list[int]] = []
+        view, spent, computation = image, 0.0, 0.0
+        while True:
+            evidence = seen[0].tolist()
+            answer, actions, cost = self._run_pass(view, decisions.start(evidence), spent)
+            passes.append(actions)
+            fixed = costs.fixed_cost(gate_macs=self._macs_taken(self.n_layers_run(actions)))
+            computation += 100.0 * (cost + fixed)
+            if settings.limit == 1:
+                return SingleRollout(answer, passes, computation)
+            spent += cost
+            finished, last = np.array([len(passes)]), np.array([actions])
+            logits[0, len(passes) - 1] = answer[0].cpu().numpy()
+            if len(passes) == settings.limit:
                 break
-            if not history.confidence(row) < np.float32(rule.thresholds[i]):
+            write_evidence(seen, settings, logits, finished, last, full=costs.options.full)
+            action = decisions.at_end(spent, seen[0].tolist())
+            if action == ANSWER:
                 break
-        logits = history.answer(row)
-        return result._replace(logits=logits, computation=computation, n_passes=i + 1)
+            spent += costs.fixed_cost(gate_macs=gate.macs)
+            seen[0, MIRRORED] = action == AGAIN_MIRRORED
+            view = image.flip(-1) if action == AGAIN_MIRRORED else image
+        combined, _ = combine(logits, finished, settings.answer)
+        return SingleRollout(torch.from_numpy(combined).to(answer.device), passes, computation)
 
-    def _run_pass(self, image: Tensor, choose: Choose) -> SingleRollout:
-        """Run one image from the stem to its answer."""
+    def _run_pass(
+        self, image: Tensor, choose: Choose, before: float
+    ) -> tuple[Tensor, list[int], float]:
+        """Run one image from the stem to its answer; return logits, actions and their cost.
+
+        ``before`` is the cost of earlier passes.
+        """
         backbone, costs = self._backbone, self._backbone.costs
         exits_after, exit_action = costs.exits_after, costs.exit_action
         bits, layer_costs = self._bits, self._costs
         actions: list[int] = []
         hidden, spent = backbone.stem(image), 0.0
         for layer, gated in enumerate(backbone.layers):
-            action = choose(hidden, layer, spent, actions)
-            if action == exit_action and costs.exits:
-                if layer in exits_after:
+            action = choose(hidden, layer, before + spent, actions)
+            if action >= exit_action:
+                if action == exit_action and layer in exits_after:
                     break
                 action = 0  # the cheapest option, see ``CostTable``
             actions.append(action)
             spent += layer_costs[layer][action]
             hidden = gated(hidden, bits[action])
         layer = len(actions)
-        if layer < costs.n_layers:
-            assert isinstance(backbone, WithExits), "a backbone with exits in its costs has heads"
-            logits = backbone.answer(hidden, layer)
-            spent += self._costs[layer][exit_action]
-        else:
-            logits = backbone.head(hidden)
-        fixed = costs.fixed_cost(gate_macs=self._macs_taken(layer))
+        if layer == costs.n_layers:
+            return backbone.head(hidden), actions, spent
+        assert isinstance(backbone, WithExits), "a backbone with exits in its costs has heads"
         actions += [exit_action] * (costs.n_layers - layer)
-        return SingleRollout(logits, actions, 100.0 * (spent + fixed))
+        return backbone.answer(hidden, layer), actions, spent + layer_costs[layer][exit_action]
 
     def _macs_taken(self, n_layers_run: int) -> float:
         """Return the MACs of the gate for an image that runs a number of layers."""
@@ -199,7 +274,3 @@ class SingleImageForm:
             macs = macs_taken(self._gate, torch.tensor([n_layers_run]), self._backbone.costs)
             self._gate_macs[n_layers_run] = float(macs)
         return self._gate_macs[n_layers_run]
-
-
-def _table(table: Sequence[int]) -> Choose:
-    return lambda _hidden, layer, _spent, _actions: table[layer]

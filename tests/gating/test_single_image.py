@@ -15,9 +15,9 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
-from dfs_rl.gating.passes import confidence
+from dfs_rl.gating.passes import PassSettings, confidence
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.rules import cascade
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass, cascade
 from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.training.calibration import calibrate_scales, measure_features
 from dfs_rl.utils.seeding import torch_generator
@@ -32,10 +32,10 @@ def images(n=N, seed=0, size=(12, 8)):
     return torch.randint(0, 256, (n, 1, *size), generator=generator, dtype=torch.uint8)
 
 
-def network(exits=(), stem_bits=8, size=(12, 8)):
+def network(exits=(), stem_bits=8, size=(12, 8), bits=BITS):
     torch.manual_seed(0)
     config = ResNetConfig(
-        depth=8, width=4, in_channels=1, image_size=size, bits=BITS, stem_bits=stem_bits
+        depth=8, width=4, in_channels=1, image_size=size, bits=bits, stem_bits=stem_bits
     )
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
     calibrate_scales(backbone, images(16, 1, size), parts=[backbone])
@@ -48,7 +48,7 @@ def network(exits=(), stem_bits=8, size=(12, 8)):
 def learned(kind, backbone, *, sizes=None, **settings):
     """Return a gate that chooses different options for different images."""
     torch.manual_seed(1)
-    gate = kind(sizes or backbone.feature_sizes, BitOptions(BITS), **{"hidden": 6, **settings})
+    gate = kind(sizes or backbone.feature_sizes, backbone.options, **{"hidden": 6, **settings})
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(4.0)
@@ -56,18 +56,19 @@ def learned(kind, backbone, *, sizes=None, **settings):
 
 
 def check(backbone, gate, budget=None, n=N):
-    """Check each image of a batch against the batch, and return the options."""
+    """Check each image of a batch against the batch, and return its trace."""
     model = GatedModel(backbone, gate, budget=budget)
     assert SingleImageForm(backbone, gate, budget).usable
     pictures = images(n, size=backbone.image_shape[1:])
     result = rollout(backbone, gate, pictures, budget=budget)
-    computation = model(pictures)[1].computation
+    _, whole = model(pictures)
     for i in range(n):
         logits, trace = model(pictures[i : i + 1])
-        assert trace.options.tolist() == result.options[i : i + 1].tolist()
         torch.testing.assert_close(logits[0], result.logits[i], rtol=1e-5, atol=1e-5)
-        assert trace.computation.item() == pytest.approx(computation[i].item(), rel=1e-12)
-    return result.options
+        assert trace.computation.item() == pytest.approx(whole.computation[i].item(), rel=1e-12)
+        for name in ("options", "bits", "n_layers_run", "n_passes"):
+            assert torch.equal(getattr(trace, name)[0], getattr(whole, name)[i]), name
+    return whole
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,11 +88,61 @@ def test_images_alone_equal_the_batch(kind, case):
     }.get(case, {})
     gate = learned(kind, backbone, **settings)
     budget = {"budget": 30.0, "exits": 60.0}.get(case)
-    options = check(backbone, gate, budget)
-    assert len(options.unique(dim=0)) > 2
+    trace = check(backbone, gate, budget)
+    assert len(trace.options.unique(dim=0)) > 2
     if budget is not None:
-        used = backbone.costs.computation(options, gate_macs=gate.macs)
+        used = backbone.costs.computation(trace.options, gate_macs=gate.macs)
         assert (used <= budget + 1e-9).all()
+
+
+@torch.no_grad()
+def tell_answers_apart(backbone, gate):
+    """Make a gate of several passes answer about every third time."""
+    seen, (first, _, last) = [], gate.networks[-1]
+    hook = first.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    rollout(backbone, gate, images(60))
+    hook.remove()
+    first.weight.mul_(30.0)
+    first.bias.copy_(-first.weight @ torch.cat(seen).mean(dim=0))
+    last.bias.zero_()
+
+
+@pytest.mark.parametrize(
+    ("case", "answer"),
+    [
+        *(("plain", "mean"), ("budget", "last"), ("exits", "surest")),
+        *(("conditioned", "mean"), ("two options", "mean")),
+    ],
+)
+def test_several_passes(case, answer):
+    exits = (1, 2) if case == "exits" else ()
+    training = network(exits, bits=(0, 8) if case == "two options" else BITS)
+    backbone = training.to_inference()
+    settings = {"exits": exit_info(training), "feature_macs": training.feature_macs}
+    if case == "conditioned":
+        measured = BudgetConditioning(computations=(2.0, 40.0))
+        settings |= {"budget_conditioning": measured, "preference": 0.3}
+    passes = PassSettings(limit=3, mirrored=True, answer=answer)
+    gate = learned(MLPGate, backbone, passes=passes, **settings)
+    tell_answers_apart(backbone, gate)
+    budget = {"budget": 40.0, "exits": 70.0, "two options": 9.0}.get(case)
+    trace = check(backbone, gate, budget, n=40)
+    assert len(trace.n_passes.unique()) > 1
+    if budget is not None:
+        assert (trace.computation <= budget + 1e-9).all()
+
+
+def test_rules_of_several_passes():
+    backbone = network(exits=(2,)).to_inference()
+    passes = [RulePass(options=(1, 3, 1)), RulePass(options=(2, 1, 1), mirrored=True)]
+    passes.append(RulePass(options=(4, 4, 5)))
+    sure = confidence(rollout(backbone, TableGate((1, 3, 1)), images()).logits)
+    threshold = sure.median().item()
+    for answer in ("mean", "last", "surest"):
+        rule = Rule(passes=tuple(passes), thresholds=(threshold, sure.quantile(0.3).item()))
+        gate = RuleGate([rule], answer=answer, options=backbone.options, exits=(2,))
+        trace = check(backbone, gate, n=40)
+        assert len(trace.n_passes.unique()) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
