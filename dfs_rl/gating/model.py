@@ -242,13 +242,14 @@ def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
             f"gate {name!r} chooses from {list(options)} bit, but the backbone offers "
             f"{list(backbone.options)}."
         )
+    exits = _exits_of(gate)
+    if exits is not None and exits != costs.exits_after:
+        raise CheckpointError(
+            f"gate {name!r} has exits after {list(exits)} gated layers, but the backbone has exits "
+            f"after {list(costs.exits_after)}."
+        )
     if isinstance(gate, LearnedGate):
         offered = tuple(backbone.feature_sizes)
-        if gate.exits is not None and gate.exits.after != costs.exits_after:
-            raise CheckpointError(
-                f"gate {name!r} has exits after {list(gate.exits.after)} gated layers, but the "
-                f"backbone has exits after {list(costs.exits_after)}."
-            )
         if gate.feature_sizes not in {offered, confidence_sizes(offered), (0,) * len(offered)}:
             raise CheckpointError(
                 f"gate {name!r} reads {list(gate.feature_sizes)} features before the layers, but "
@@ -266,6 +267,16 @@ def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
                 f"gate {name!r} is the table {list(table)}, but the backbone needs "
                 f"{costs.n_layers} options from 0 to {costs.n_actions - 1}."
             )
+
+
+def _exits_of(gate: Gate) -> tuple[int, ...] | None:
+    """Return the exits that the backbone of a gate must have, ``None`` for any."""
+    if isinstance(gate, LearnedGate):
+        if gate.exits is not None:
+            return gate.exits.after
+        # Of few options an action for the end of a pass would exit.
+        return () if gate.passes.limit > 1 else None
+    return (gate.exits or None) if isinstance(gate, TableGate | RuleGate) else None
 
 
 def load(

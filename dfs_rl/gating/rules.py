@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.gating.budget_conditioning import BudgetConditioning
+from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
 from dfs_rl.gating.observation import CONTEXT_SIZE
 from dfs_rl.gating.passes import (
     AGAIN,
@@ -93,7 +93,8 @@ class RuleGate:
         name: Name in tables and plots.
 
     Raises:
-        ConfigError: If an index is out of range, or the rules differ in their number of layers.
+        ConfigError: If an index or the preference is out of range, the rules differ in their number
+            of layers, or the costs are not those of these rules.
     """
 
     macs = 0.0  # it compares two numbers; all passes count as backbone computation
@@ -115,6 +116,14 @@ class RuleGate:
             raise ConfigError(
                 f"a rule gate has {len(rules)} rules {costs} measured costs; needed are one rule "
                 "alone, or several with their costs."
+            )
+        if not 0.0 <= preference <= 1.0:
+            raise ConfigError(f"preference is {preference}; it must be between 0 and 1.")
+        measured = () if budget_conditioning is None else budget_conditioning.preferences
+        if measured and measured != preference_grid(len(rules)):
+            raise ConfigError(
+                f"the costs of the rules were measured at the preferences {list(measured)}; needed "
+                f"is one for each of {len(rules)} rules, evenly spaced."
             )
         sizes = {len(each.options) for rule in rules for each in rule.passes}
         if len(sizes) > 1:

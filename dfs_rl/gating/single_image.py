@@ -1,6 +1,6 @@
 """Rollouts of single images, with plain numbers in place of tensors of one row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 

@@ -20,7 +20,9 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rollout import rollout
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.training.calibration import measure_features
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
@@ -81,14 +83,20 @@ def test_run_folder_becomes_a_model(run):
         assert torch.equal(trace_alone.bits[0], trace.bits[i])
 
 
-@pytest.mark.parametrize("kind", [MLPGate, LSTMGate, OneShotGate])
+SEVERAL = PassSettings(limit=3, mirrored=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [*((kind, {}) for kind in (MLPGate, LSTMGate, OneShotGate)), (MLPGate, {"passes": SEVERAL})],
+)
 @pytest.mark.parametrize("budget", [None, 60.0])
-def test_loaded_gate_chooses_as_before(kind, budget, tmp_path):
-    gate = write_run(tmp_path, kind=kind, budget=budget).eval()
+def test_loaded_gate_chooses_as_before(kind, settings, budget, tmp_path):
+    gate = write_run(tmp_path, kind=kind, budget=budget, **settings).eval()
     logits, trace = GatedModel(network().to_inference(), gate, budget=budget)(images())
     again, trace_again = dfs_rl.load(tmp_path)(images())
     assert torch.equal(logits, again)
-    assert torch.equal(trace.options, trace_again.options)
+    assert all(map(torch.equal, trace, trace_again))
     assert budget is None or float(trace.computation.max()) <= budget
 
 
@@ -136,6 +144,65 @@ def test_budget_of_a_conditioned_gate(run):
     assert (model(images())[1].bits == 8).all()
     with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 8 % on average"):
         model.set_budget(1.0)
+
+
+def rule_gate(exits=(), **changes):
+    """Return rules of uniform 2 bit, then 4, then 8 where unsure, by preference."""
+    two, four, eight = (RulePass(options=(option,) * 3) for option in (1, 2, 3))
+    rules = [Rule(passes=(two,)), Rule(passes=(two, four), thresholds=(1.5,))]
+    rules.append(Rule(passes=(two, four, eight), thresholds=(1.5, 1.5)))
+    measured = BudgetConditioning(
+        computations=(2.0, 5.0, 20.0),
+        accuracies=(70.0, 79.0, 80.0),
+        full_precision_accuracy=80.5,
+    )
+    settings = {"budget_conditioning": measured, "options": BitOptions(BITS)} | changes
+    return RuleGate(rules, answer="mean", exits=exits, **settings)
+
+
+def test_budget_of_rules(run):
+    save_gate(rule_gate(), run / "gate")
+
+    def bits(model):
+        _, trace = model(images())
+        return trace.bits.unique().tolist(), trace.n_passes.unique().tolist()
+
+    model = dfs_rl.load(run)
+    assert bits(model) == ([8], [3])
+    for budget, expected in ((2.0, ([2], [1])), (4.9, ([2], [1])), (5.0, ([4], [2]))):
+        assert bits(dfs_rl.load(run, budget=budget)) == expected
+        model.set_budget(budget)
+        assert bits(model) == expected
+    for drop, expected in ((0.5, ([8], [3])), (1.5, ([4], [2])), (10.5, ([2], [1]))):
+        assert bits(dfs_rl.load(run, max_accuracy_drop=drop)) == expected
+        model.set_max_accuracy_drop(drop)
+        assert bits(model) == expected
+    with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 20 % on average"):
+        dfs_rl.load(run, budget=1.0)
+    with pytest.raises(ConfigError, match=r"drop is 0\.4, but the smallest .* 0\.5"):
+        dfs_rl.load(run, max_accuracy_drop=0.4)
+    with pytest.raises(ConfigError, match=r"at the preferences \[0\.0, 1\.0\]; .* 3 rules"):
+        rule_gate(budget_conditioning=BudgetConditioning(computations=(2.0, 5.0)))
+    with pytest.raises(ConfigError, match="preference is nan"):
+        rule_gate(preference=math.nan)
+
+
+@pytest.mark.parametrize("exits", [(), (1,)])
+def test_gates_of_several_passes_need_their_exits(run, exits):
+    """A gate of two options takes its third action at the end of a pass, and never an exit."""
+    backbone = network(bits=(0, 8))
+    backbone.set_exits((2,))
+    info = BackboneInfo(dataset="noise", fingerprint="0" * 16, class_names=tuple("abcdefghij"))
+    save_backbone(backbone, info, run / "backbone")
+    options = BitOptions((0, 8))
+    gate = MLPGate(backbone.feature_sizes, options, hidden=4, passes=SEVERAL)
+    if exits:
+        one = RulePass(options=(1, 2, 2))
+        gate = RuleGate([Rule(passes=(one,))], answer="mean", options=options, exits=exits)
+    save_gate(gate, run / "gate")
+    named = rf"has exits after {re.escape(str(list(exits)))} gated layers, .* after \[2\]"
+    with pytest.raises(CheckpointError, match=named):
+        dfs_rl.load(run)
 
 
 def test_preferences_may_differ_within_a_batch():
