@@ -19,18 +19,20 @@ from dfs_rl.data.layout import few
 from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.utils.constants import DIGITS, Corruptions
+from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
 from dfs_rl.utils.registry import Registry
 
 LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
 
-DATASETS: Registry[Callable[[], Dataset]] = Registry("data set")
+DATASETS: Registry[Callable[[], Dataset]] = Registry(
+    "data set", {MNIST5K: "dfs_rl.data.mnist:load_mnist5k"}
+)
 """Loaders of registered data sets."""
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _FORMS = (
-    f"{DIGITS!r}, a folder with train*.parquet, a folder of class folders with images, or a hub id "
-    "such as 'uoft-cs/cifar10'"
+    f"{DIGITS!r}, {MNIST5K!r}, a folder with train*.parquet, a folder of class folders with "
+    "images, or a hub id such as 'uoft-cs/cifar10'"
 )
 
 
@@ -70,11 +72,12 @@ def load_dataset(
     which Python prints by default.
 
     Args:
-        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); a name of
-            ``register_dataset``; a folder of parquet files or of images; or a hub id ``owner/name``
-            or ``owner/name:config``, read with the ``datasets`` library. Splits are recognized by
-            that library's words in any case (train, training; test, testing, eval, evaluation; val,
-            valid, validation, dev): ``train.parquet``, ``data/train-00000-of-00002.parquet``,
+        spec: ``digits`` (scikit-learn's 1,797 images of 8 x 8 pixels); ``mnist5k`` (5,000 digits
+            of MNIST, 28 x 28 pixels); a name of ``register_dataset``; a folder of parquet files or
+            of images; or a hub id ``owner/name`` or ``owner/name:config``, read with the
+            ``datasets`` library. Splits are recognized by that library's words in any case (train,
+            training; test, testing, eval, evaluation; val, valid, validation, dev):
+            ``train.parquet``, ``data/train-00000-of-00002.parquet``,
             ``default/train/0000.parquet``. Columns of parquet files are recognized by their types.
             Image files are ``class/name.jpg``, or ``train/class/name.jpg`` with or without
             ``test/class/name.jpg``. Ambiguous names of splits or classes are errors.
@@ -87,7 +90,7 @@ def load_dataset(
             antialiased bilinear, and the centre is cropped; None keeps the original size, and
             requires images of equal size.
         flip: Whether training mirrors half of the images; None mirrors all data sets except the
-            digits. Use False for letters and digits.
+            digits of either kind. Use False for letters and digits.
         corruptions: Stream that agent, val and test become, see ``dfs_rl.data.corruptions``.
 
     Raises:

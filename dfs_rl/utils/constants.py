@@ -4,6 +4,8 @@ from typing import Literal
 
 DIGITS = "digits"
 """Name of scikit-learn's digits data set, the default data set of every command."""
+MNIST5K = "mnist5k"
+"""Name of the 5,000 MNIST digits of 28 x 28 pixels that ship with the package."""
 Recipe = Literal["supernet", "adn", "elastic"]
 """Sub-networks that are distilled into: low bits, also the one without any path, or any depth."""
 AnswerRule = Literal["mean", "last", "surest"]
