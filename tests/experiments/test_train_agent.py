@@ -26,9 +26,14 @@ from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.backbone_resolver import load_or_train_backbone, supernet_config
+from dfs_rl.experiments.backbone_resolver import (
+    load_or_train_backbone,
+    preview_backbone,
+    supernet_config,
+)
 from dfs_rl.experiments.gate_training import cost_weight_range_of, make_gate
 from dfs_rl.gating.budget_conditioning import CostWeightRange
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
@@ -198,6 +203,17 @@ def test_default_supernet_batch_fits_few_images():
     config = TrainAgentConfig(dataset="x")
     assert supernet_config(config, few).training.batch_size == 60
     assert supernet_config(config, digits).training.batch_size == SupernetConfig.batch_size
+
+
+def test_mnist5k_has_a_network_with_cheap_decisions():
+    config = TrainAgentConfig(dataset="mnist5k", passes=3, hidden=8)
+    backbone = preview_backbone(config, load_dataset("mnist5k")).backbone
+    blocks = [(28, 12, 12)] * 2 + [(14, 12, 24), (14, 24, 24), (7, 24, 48), (7, 48, 48)]
+    macs = sum(9 * side**2 * (i * o + o * o) for side, i, o in blocks)
+    assert backbone.costs.total_macs == macs
+    gate = make_gate(config, backbone, PassSettings(limit=3))
+    cheapest_pass = (1 / 32) ** 2
+    assert sum(gate.layer_macs) / macs < 0.15 * cheapest_pass
 
 
 def test_masked_gate_keeps_every_image_within_budget(tmp_path, monkeypatch):
