@@ -86,8 +86,8 @@ class DataSettings:
     its work, imported at its first use to keep help pages quick.
 
     Attributes:
-        dataset: "digits", a folder with train/test parquet files or with class/name.jpg, or a hub
-            id such as uoft-cs/cifar10.
+        dataset: "digits", "mnist5k", a folder with train/test parquet files or with class/name.jpg,
+            or a hub id such as uoft-cs/cifar10.
         weights: Safetensors file or state dict for the network that module:function makes.
         image_size: Pixels that the shorter side of each image is resized to before the centre is
             cropped; default as in the training of the backbone.

