@@ -24,6 +24,15 @@ def runs_when_skipped(layer: GatedLayer) -> bool:
     return bool(getattr(layer, "runs_when_skipped", False))
 
 
+@runtime_checkable
+class WithSkip(Protocol):
+    """A gated layer that corrects its shortcut when it is skipped."""
+
+    def fit_skip(self, hidden: Tensor, output: Tensor) -> None:
+        """Start the correction from an input and the output when the layer runs."""
+        ...
+
+
 CONFIDENCE_SIZE = 3
 """Size of ``probe.confidence``, the first part of every ``feature``."""
 

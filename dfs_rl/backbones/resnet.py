@@ -169,6 +169,19 @@ class ResidualBlock(nn.Module):
         convolutions = [self.conv1, self.conv2, *([] if self.conv3 is None else [self.conv3])]
         return convolve_in_turn(convolutions, hidden, bits, norm_set).add_(shortcut).relu_()
 
+    @torch.no_grad()
+    def fit_skip(self, hidden: Tensor, output: Tensor) -> None:
+        """Give an untrained skip, for this input, the mean and deviation of the block's output."""
+        if not self.runs_when_skipped:
+            return
+        axes = (0, 2, 3)
+        ours, mean = torch.std_mean(self(hidden, SKIP).float(), axes, keepdim=True)
+        theirs, wanted = torch.std_mean(output.float(), axes, keepdim=True)
+        # At most twice: channels that are nearly constant stay so.
+        scale = torch.where(theirs > 0, theirs / torch.maximum(ours, theirs / 2), 1.0)
+        self.skip_scale.copy_(scale[0])
+        self.skip_shift.copy_((wanted - mean * scale)[0])
+
 
 class ResNet(Network):
     """A CIFAR ResNet whose residual blocks are gated layers; see ``Backbone``."""

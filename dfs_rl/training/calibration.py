@@ -1,14 +1,14 @@
 """Measured statistics: quantizer scales, norms per option, features for gates, exits."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import activations, run_layers
+from dfs_rl.backbones.interfaces import WithSkip, activations, run_layers
 from dfs_rl.backbones.probe import EXIT_GRID, confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
 from dfs_rl.quantization.modules import (
@@ -58,6 +58,22 @@ def copy_full_norms(backbone: Backbone) -> None:
     for module in backbone.blocks.modules():
         if isinstance(module, NormPerBits):
             module.copy_full_norm()
+
+
+@torch.no_grad()
+def fit_skips(backbone: Backbone, images: Tensor) -> None:
+    """Start what corrects skipped layers from a pass of the largest bit width in evaluation mode.
+
+    Layers without such a correction stay as they are.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    full = backbone.options[backbone.options.full]
+    passed = pairwise(activations(backbone, backbone.stem(images), full))
+    for layer, (hidden, output) in zip(backbone.layers, passed, strict=True):
+        if isinstance(layer, WithSkip):
+            layer.fit_skip(hidden, output)
+    backbone.train(was_training)
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
     copy_full_norms,
+    fit_skips,
     measure_features,
 )
 from dfs_rl.training.mixed_batch import in_parts, run_parts
@@ -340,6 +341,8 @@ class SupernetTrainer:
                 batch_statistics=not self.warmup_epochs,
             )
             copy_full_norms(self.backbone)
+            if self.warmup_epochs:
+                fit_skips(self.backbone, self.images.images[:_STEP_IMAGES])
         self.backbone.train()
 
     def _calibration_batches(self) -> Iterator[ImageSet]:

@@ -16,6 +16,7 @@ from dfs_rl.training.calibration import (
     calibrate_norms,
     calibrate_scales,
     copy_full_norms,
+    fit_skips,
     measure_features,
 )
 from dfs_rl.utils.seeding import torch_generator
@@ -201,6 +202,28 @@ def test_uniform_mixes_leave_out_the_largest_bits():
     # Half are uniform, of 2 or 4 bit; a random mix is uniform at 8 bit in one of 81 draws.
     shares = [drawn.count((bits,) * 4) / 2000 for bits in (2, 4, 8)]
     assert shares == pytest.approx([0.25 + 0.5 / 81, 0.25 + 0.5 / 81, 0.5 / 81], abs=0.035)
+
+
+@torch.no_grad()
+def test_skips_start_with_the_statistics_of_their_block():
+    net = deep(affine_skips=True, width=4).eval()
+    images = torch.rand(16, 3, 8, 8)
+    fit_skips(net, images)
+    hidden = net.stem(images)
+    for layer in net.layers:
+        theirs = layer(hidden, 32)
+        shortcut = hidden
+        if theirs.shape != hidden.shape:
+            shortcut = torch.nn.functional.pad(
+                hidden[:, :, ::2, ::2], (0, 0, 0, 0, 0, theirs.shape[1] - hidden.shape[1])
+            )
+        ours = shortcut * layer.skip_scale + layer.skip_shift
+        mean = theirs.mean(dim=(0, 2, 3))
+        torch.testing.assert_close(ours.mean(dim=(0, 2, 3)), mean, rtol=1e-4, atol=1e-5)
+        wide = (layer.skip_scale < 1.99).flatten() & (mean > 0)
+        spread = [x.std(dim=(0, 2, 3))[wide] for x in (ours, theirs)]
+        torch.testing.assert_close(*spread, rtol=1e-4, atol=1e-5)
+        hidden = theirs
 
 
 @pytest.mark.parametrize("untrained", [False, True])
