@@ -33,6 +33,8 @@ _LIKELIHOOD_WEIGHT = 0.1
 It varies less between samples of images: with thousands of rules and 5,000 images the chosen one is
 better on other images, and of equal accuracies the surer one wins.
 """
+_LEAST_GAIN = 0.001
+"""What a further pass must add to the criterion; below that it is as likely to be chance."""
 _ROUNDING = 1e-9
 _LARGEST_DEFICIT = 0.01
 """Accuracy that a setting may lack behind a cheaper one: further passes profit from variety."""
@@ -43,7 +45,7 @@ class FoundRule(NamedTuple):
 
     rule: Rule
     computation: float  # in percent
-    score: float  # accuracy in [0, 1], plus the weighted log-likelihood
+    score: float  # the criterion of ``search_rules``
 
 
 def search_rules(
@@ -57,8 +59,8 @@ def search_rules(
 ) -> list[FoundRule | None]:
     """Return the best rule within each budget on the mean computation, ``None`` if there is none.
 
-    The criterion is the accuracy in [0, 1], plus a tenth of the mean log-likelihood in nats. Of
-    equal rules the one with fewer passes is chosen, then the cheaper one.
+    The criterion is the accuracy in [0, 1], plus a tenth of the mean log-likelihood in nats, less
+    0.001 for each pass but the first. Of equal rules the cheaper one is chosen.
 
     Args:
         outputs: Outputs of all settings on the images of the search.
@@ -222,6 +224,7 @@ class _Search:
         best = scores[order].cummax(0).values
         last = torch.searchsorted(costs[order], self.budgets + _ROUNDING, right=True) - 1
         reached = best[last.clamp(min=0)]
+        for_passes = _LEAST_GAIN * (len(sequence.settings) - 1)
         cells = order[torch.searchsorted(best, reached - _ROUNDING)]
         self._optima.append(
             _Optimum(
@@ -229,7 +232,7 @@ class _Search:
                 thresholds=sequence.thresholds,
                 cells=cells,
                 costs=costs[cells],
-                scores=reached.masked_fill(last < 0, -math.inf),
+                scores=(reached - for_passes).masked_fill(last < 0, -math.inf),
             )
         )
 

@@ -27,7 +27,7 @@ def tuned_gate(
     """Return the gate of the best rules for all budgets, or of the best one within a budget.
 
     The rules for all budgets lie between the cheapest setting and the cheapest rule that is as good
-    as the best, up to a tenth of a point. Their accuracy does not fall with their cost.
+    as the best, up to a tenth of a point. Each is better than those that cost less.
 
     Args:
         agent: Outputs on the agent split.
@@ -62,14 +62,9 @@ def tuned_gate(
     passes = candidates[fronts.index(front)]
     enough = max(found.score for found in front) - _TOLERANCE
     most = next(found.computation for found in front if found.score >= enough)
-    rules: list[Rule] = []
-    spent_before = accuracy = 0.0
-    for found in _found(search(_budgets(least, most, _N_RULES), passes)):
-        records = outputs.records(found.rule, passes.answer, name="rule")
-        if found.computation > spent_before and records.accuracy >= accuracy:
-            rules.append(found.rule)
-            spent_before, accuracy = found.computation, records.accuracy
-    return _gate(rules, val, costs, passes)
+    found = _found(search(_budgets(least, most, _N_RULES), passes))
+    rules = {one.computation: one.rule for one in found}  # each once
+    return _gate(list(rules.values()), val, costs, passes)
 
 
 def _found(rules: Iterable[FoundRule | None]) -> list[FoundRule]:
