@@ -1,4 +1,4 @@
-# make demo   set up and train a gate on digits;  make test   run the tests;  make help   all targets
+# make demo   set up and train a gate on MNIST digits;  make test   run the tests;  make help   all targets
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -12,8 +12,9 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
 	@echo "  PYTHON=$(PYTHON) makes the environment (3.10 or newer); it lives in VENV=$(VENV)."
 
-demo: $(VENV)/.installed ## Set up, then train and evaluate a gate on digits
-	$(BIN)/python -m dfs_rl.train_agent --algo ppo
+demo: $(VENV)/.installed ## Set up, then train a network on MNIST digits, and a gate for it
+	$(BIN)/python -m dfs_rl.train_agent --dataset mnist5k --supernet-epochs 10 --hidden 8 --budget 0.4 \
+		--timesteps 100000
 
 test: $(VENV)/.installed-dev ## Set up, then run the tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
