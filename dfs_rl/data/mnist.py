@@ -19,8 +19,16 @@ def load_mnist5k() -> Dataset:
         images, labels = stored["images"][:, None], stored["labels"].astype(np.int64)
     names = tuple("0123456789")
     plan = plan_splits(labels, None, _FRACTIONS, class_names=names)
-    splits = {
-        name: ImageSet(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]))
-        for name, rows in plan._asdict().items()
-    }
-    return Dataset(name=MNIST5K, class_names=names, flip=False, **splits)
+    train, agent, val, test = (
+        ImageSet(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]))
+        for rows in (plan.train, plan.agent, plan.val, plan.test)
+    )
+    return Dataset(
+        name=MNIST5K,
+        class_names=names,
+        train=train,
+        agent=agent,
+        val=val,
+        test=test,
+        flip=False,
+    )
