@@ -125,24 +125,26 @@ def gated_graph(parts: Parts, costs: CostTable, choices: Sequence[int]) -> Scope
     return main
 
 
-def cascade_graph(parts: Parts) -> Scope:
-    """Return the graph of a cascade, whose second pass is a branch; see ``tracing.FixedPasses``."""
+def rule_graph(parts: Parts, n_passes: int) -> Scope:
+    """Return the graph of a rule, each further pass a branch; see ``tracing.FixedPasses``."""
     main = Scope(parts)
-    again = main.require("again")
-
-    def results_of(number: int) -> Callable[[Scope], list[str]]:
-        return lambda inner: [inner.require(f"{name}_{number}") for name in OUTPUTS]
-
-    main.branch(again, results_of(1), results_of(0), OUTPUTS)
+    for result, output in zip(_passes_from(main, 0, n_passes), OUTPUTS, strict=True):
+        main.node("Identity", [result], output)
     return main
 
 
-def plain_graph(parts: Parts) -> Scope:
-    """Return a graph without branches."""
-    main = Scope(parts)
-    for name in OUTPUTS:
-        main.require(name)
-    return main
+def _passes_from(scope: Scope, number: int, n_passes: int) -> list[str]:
+    """Add the passes from ``number`` on; return the names of their ``OUTPUTS``."""
+
+    def answer(inner: Scope) -> list[str]:
+        return [inner.require(f"{name}_{number}") for name in OUTPUTS]
+
+    if number == n_passes - 1:
+        return answer(scope)
+    results = [f"{name}_from_{number}" for name in OUTPUTS]
+    again = scope.require(f"again_{number}")
+    scope.branch(again, lambda inner: _passes_from(inner, number + 1, n_passes), answer, results)
+    return results
 
 
 def _run_from(

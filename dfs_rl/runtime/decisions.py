@@ -74,7 +74,7 @@ class Decisions(nn.Module):
         costs, gate = self.backbone.costs, self.gate
         size = gate.feature_sizes[layer]
         weight, bias, low, high = self.maps[layer]
-        columns = self._features(hidden, layer, whole=low is None)
+        columns = self._features(hidden, layer, whole=low is None) if size else []
         spent = torch.zeros(1, 1, dtype=self.cost_type)
         if context is not None:
             spent, previous = context
@@ -82,10 +82,12 @@ class Decisions(nn.Module):
             columns += [(1.0 + bounded.sqrt()).log().float(), previous]
         if gate.budget_conditioning is not None:
             columns.append(preference[:, None])
-        vector = torch.cat(columns, dim=1)
-        if low is not None:
-            vector = vector.maximum(low)
-        self._whole = functional.linear(vector.minimum(high), weight, bias)
+        self._whole = bias.expand(hidden.shape[0], -1)
+        if columns:
+            vector = torch.cat(columns, dim=1)
+            if low is not None:
+                vector = vector.maximum(low)
+            self._whole = functional.linear(vector.minimum(high), weight, bias)
         self._seen = self._whole[:, :size], self._whole[:, size:]
         allowed = None
         if self.budget is not None:
@@ -140,8 +142,9 @@ class Decisions(nn.Module):
 
         Without lower bounds none could be reached, nor any bound of the confidence.
         """
-        backbone, gate, network = self.backbone, self.gate, self._network
+        backbone, gate = self.backbone, self.gate
         size = gate.feature_sizes[layer]
+        network = self._network if size else None
         mean = backbone.feature_mean[layer, :size].double()
         std = backbone.feature_std[layer, :size].double()
         slope = std.clamp(min=MIN_STD).reciprocal()

@@ -13,7 +13,6 @@ from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.runtime.torch_parts import part_files, programs
 from dfs_rl.utils.io import read_json, replaced_folder, write_bytes_atomic, write_json
@@ -50,8 +49,9 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     The graph of the file has an input ``images``, float32 in [0, 1] ``[1, c, h, w]``, and for a
     gate for all budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are
     ``logits``, ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between
-    branches, which hold their own weights; exits and the second pass of a cascade are branches too.
-    Quantized layers have our scales. A static bit table needs no branches and takes any batch.
+    branches, which hold their own weights; exits and the further passes of a rule are branches too.
+    Of rules for all budgets the one at the present preference is written. Quantized layers have our
+    scales. A static bit table needs no branches and takes any batch.
 
     Args:
         model: The network, see ``load``.
@@ -76,9 +76,19 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     if not isinstance(gate, LearnedGate | TableGate | RuleGate):
         raise ConfigError(
             f"gate {gate.name!r} is a {type(gate).__name__}; only learned gates, static bit tables "
-            "and cascades can be exported."
+            "and rules over passes can be exported."
         )
-    _check_passes(gate)
+    if isinstance(gate, LearnedGate) and gate.passes.limit > 1:
+        raise ConfigError(
+            f"gate {gate.name!r} is a network that decides in up to {gate.passes.limit} passes; an "
+            "ONNX graph would hold all weights of the backbone once for each. Allowed are rules of "
+            "several passes, and gates that train_agent --passes 1 trains."
+        )
+    if isinstance(gate, RuleGate) and model.budget is not None:
+        raise ConfigError(
+            f"the budget per input is {model.budget:g} %, but an ONNX graph runs the passes of a "
+            "rule whatever they cost; set the budget of the model to None."
+        )
     if format == "onnx-static" and not isinstance(gate, TableGate):
         raise ConfigError(
             f"format is onnx-static, which has no branches, but gate {gate.name!r} decides for "
@@ -177,15 +187,3 @@ def _metadata(model: GatedModel) -> dict[str, object]:
         "full_precision_ms": None if backbone.costs.profile is None else backbone.costs.total_cost,
         "preference": getattr(model.gate, "preference", None),
     }
-
-
-def _check_passes(gate: LearnedGate | TableGate | RuleGate) -> None:
-    """Check that a graph can run the passes of a gate."""
-    settings = passes_of(gate)
-    cascade = isinstance(gate, RuleGate) and len(gate.rule.passes) <= 2  # noqa: PLR2004
-    if settings.limit == 1 or (cascade and settings.answer == "last" and not settings.mirrored):
-        return
-    raise ConfigError(
-        f"gate {gate.name!r} runs up to {settings.limit} passes; an ONNX graph holds one, or two "
-        "of a rule without mirror images whose last pass answers. Use format torch."
-    )

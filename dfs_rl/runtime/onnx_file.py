@@ -10,14 +10,14 @@ from onnx import TensorProto, helper
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.passes import passes_of
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.runtime.assembly import (
     Parts,
     Scope,
-    cascade_graph,
     gated_graph,
     options_graph,
-    plain_graph,
+    rule_graph,
 )
 from dfs_rl.runtime.lowering import lower
 from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
@@ -52,14 +52,14 @@ def onnx_model(
     if isinstance(gate, LearnedGate):
         traced = trace(GatedParts(backbone, gate, model.budget))
         scope = gated_graph(Parts(*lower(traced)), costs, _reachable(gate))
-    elif isinstance(gate, RuleGate) and len(gate.rule.passes) > 1:
-        tables = [each.options for each in gate.rule.passes]
-        traced = trace(FixedPasses(backbone, tables, gate.rule.thresholds[0]))
-        scope = cascade_graph(Parts(*lower(traced)))
     else:
-        batch = "batch"
-        traced = trace(FixedPasses(backbone, [_table(model, backbone)]))
-        scope = plain_graph(Parts(*lower(traced)))
+        if isinstance(gate, RuleGate):
+            rule = gate.rule  # that of the present preference
+        else:
+            rule = Rule(passes=(RulePass(options=_table(model, backbone)),))
+        traced = trace(FixedPasses(backbone, rule, passes_of(gate).answer))
+        scope = rule_graph(Parts(*lower(traced)), len(rule.passes))
+        batch = 1 if rule.thresholds else "batch"
     shape = [batch, *backbone.image_shape]
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
     if isinstance(gate, LearnedGate) and gate.budget_conditioning is not None:
@@ -111,8 +111,7 @@ def _reachable(gate: LearnedGate) -> list[int]:
     return sorted(options if gate.exits is None else options | {0})
 
 
-def _table(model: GatedModel, backbone: GatedBackbone) -> list[int]:
+def _table(model: GatedModel, backbone: GatedBackbone) -> tuple[int, ...]:
     """Return the options that a static bit table runs, within the budget."""
     image = torch.zeros(1, *backbone.image_shape, device=backbone.feature_mean.device)
-    options: list[int] = model(image)[1].options[0].tolist()
-    return options
+    return tuple(model(image)[1].options[0].tolist())

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.passes import confidence
+from dfs_rl.gating.passes import AnswerRule
+from dfs_rl.gating.rules import Rule
 from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
 from dfs_rl.runtime.decisions import Decisions
@@ -197,25 +198,24 @@ class GatedParts(nn.Module):
 
 
 class FixedPasses(nn.Module):
-    """A network that runs one static bit table, or the two of a cascade with a threshold.
+    """A network that runs the passes of a rule, which may be one alone.
 
-    ``forward`` maps images to ``logits``, ``options`` and ``computation``, of a cascade
-    ``logits_0`` ... of the first pass, ``logits_1`` ... of the second one, and ``again``.
+    ``forward`` maps images to ``logits_I``, ``options_I`` and ``computation_I``, which count if
+    pass I is the last one, and of every pass but the last of the rule ``again_I``.
+
+    Args:
+        backbone: The network, in inference form.
+        rule: The rule.
+        answer: How several passes answer, see ``PassSettings``.
     """
 
-    def __init__(
-        self,
-        backbone: GatedBackbone,
-        tables: Sequence[Sequence[int]],
-        threshold: float | None = None,
-    ) -> None:
+    def __init__(self, backbone: GatedBackbone, rule: Rule, answer: AnswerRule) -> None:
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
-        self.threshold = threshold
-        self.tables = torch.tensor(tables)
-        self.computations = self.backbone.costs.computation(self.tables).cumsum(0)
-        if threshold is None:
-            self.computations = backbone.costs.computation(self.tables)
+        self.rule, self.answer = rule, answer
+        costs = self.backbone.costs
+        self.tables = costs.canonicalize(torch.tensor([each.options for each in rule.passes]))
+        self.computations = costs.computation(self.tables).cumsum(0)
 
     def example(self) -> tuple[tuple[Tensor], list[str]]:
         """Return arguments of ``forward`` and their names."""
@@ -224,15 +224,33 @@ class FixedPasses(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs of all passes."""
         outputs: dict[str, Tensor] = {}
-        for i, table in enumerate(self.tables.tolist()):
-            suffix = "" if self.threshold is None else f"_{i}"
-            n = images.shape[0]  # len() would fix it
-            outputs[f"logits{suffix}"] = self._run(images, table)
-            outputs[f"options{suffix}"] = self.tables[i : i + 1].expand(n, -1)
-            outputs[f"computation{suffix}"] = self.computations[i : i + 1].expand(n)
-        if self.threshold is not None:
-            outputs["again"] = torch.lt(confidence(outputs["logits_0"]), self.threshold)
+        n, tables = images.shape[0], self.tables.tolist()  # len() would fix it
+        logits: Tensor | None = None
+        shares: Tensor | None = None  # probabilities of the answer so far
+        for i, each in enumerate(self.rule.passes):
+            view = images.flip(-1) if each.mirrored else images
+            own = self._run(view, tables[i])
+            logits, shares = self._combine(own, logits, shares, i)
+            outputs[f"logits_{i}"] = logits
+            outputs[f"options_{i}"] = self.tables[i : i + 1].expand(n, -1)
+            outputs[f"computation_{i}"] = self.computations[i : i + 1].expand(n)
+            if i < len(self.rule.thresholds):
+                sure = shares.amax(dim=1).float()
+                outputs[f"again_{i}"] = torch.lt(sure, self.rule.thresholds[i])
         return outputs
+
+    def _combine(
+        self, own: Tensor, logits: Tensor | None, shares: Tensor | None, finished: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities of the answer after another pass, see ``combine``."""
+        latest = own.double().softmax(dim=1)
+        if logits is None or shares is None or self.answer == "last":
+            return own, latest
+        if self.answer == "surest":
+            surer = latest.amax(dim=1, keepdim=True) > shares.amax(dim=1, keepdim=True)
+            return torch.where(surer, own, logits), torch.where(surer, latest, shares)
+        mean = (shares * finished + latest) / (finished + 1)
+        return mean.log().float(), mean
 
     def _run(self, images: Tensor, table: Sequence[int]) -> Tensor:
         hidden = self.backbone.stem(images)

@@ -27,7 +27,8 @@ from dfs_rl.gating.base import RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
-from dfs_rl.gating.rules import cascade
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass, cascade
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
@@ -37,7 +38,8 @@ from tests.helpers.networks import network, pictures_for
 
 def random_gate(kind, backbone, **settings):
     torch.manual_seed(3)
-    gate = kind(backbone.feature_sizes, backbone.options, **settings)
+    sizes = settings.pop("feature_sizes", backbone.feature_sizes)
+    gate = kind(sizes, backbone.options, **settings)
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(2.0)
@@ -158,6 +160,7 @@ def test_budget_per_input(tmp_path):
     [
         (OneShotGate, 1.0, {}),
         (MLPGate, 1.0, {"choices": (1, 3)}),
+        (MLPGate, 1.0, {"feature_sizes": (0, 0, 0)}),
         (MLPGate, 0.1, {}),  # features far out, which are clipped
     ],
 )
@@ -166,7 +169,7 @@ def test_gates_choose_the_same(kind, std_factor, settings, tmp_path):
     net = fitted_network(images, std_factor)
     model = GatedModel(net.to_inference(), random_gate(kind, net, **settings))
     _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
-    assert len(trace.options.unique(dim=0)) > 2
+    assert len(trace.options.unique(dim=0)) > 2 * ("feature_sizes" not in settings)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 8, 16, 32])
@@ -214,19 +217,29 @@ def check_table(net, table, images, folder, tolerance):
     return path
 
 
-def test_cascade(tmp_path):
+@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
+def test_rules_of_several_passes(answer, tmp_path):
     net = network(ResNet, bits=(0, 4, 32))
-    images = pictures_for(ResNet, 64)
-    tables = [1, 0, 1], [2, 2, 2]
-    sure = cascade(*tables, threshold=0.0, options=net.options)
-    confidence = GatedModel(net.to_inference(), sure)(images)[0].softmax(dim=1).amax(dim=1)
-    threshold = float(confidence.sort().values[31:33].mean())
-    gate = cascade(*tables, threshold=threshold, options=net.options)
-    model = GatedModel(net.to_inference(), gate)
-    path = dfs_rl.export(model, tmp_path / "cascade.onnx")
+    net.set_exits((1,))
+    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    backbone, images = net.to_inference(), varied_pictures(64)
+    passes = [RulePass(options=(1, 0, 3)), RulePass(options=(2, 3, 3), mirrored=True)]
+    passes.append(RulePass(options=(2, 2, 2)))
+    thresholds = []
+    for n in (1, 2, 3):
+        rule = Rule(passes=tuple(passes[:n]), thresholds=tuple(thresholds))
+        gate = RuleGate([rule], answer=answer, options=net.options, exits=(1,))
+        logits, trace = GatedModel(backbone, gate)(images)
+        sure = logits[trace.n_passes == n].softmax(dim=1).amax(dim=1).sort().values
+        thresholds.append(float(sure[len(sure) // 2 - 1 :][:2].mean()))
+    model = GatedModel(backbone, gate)
+    path = dfs_rl.export(model, tmp_path / "rule.onnx")
     difference, trace = agreement(model, path, images)
     assert difference.max() < 1e-4
-    assert 0 < trace.n_passes.gt(1).sum() < len(images)
+    assert len(trace.n_passes.unique()) == 3
+    model.budget = 80.0
+    with pytest.raises(ConfigError, match="budget per input is 80 %"):
+        dfs_rl.export(model, path)
 
 
 def test_programs_of_all_parts(tmp_path):
@@ -280,6 +293,9 @@ def test_bad_exports(tmp_path, monkeypatch):
     strange.network.blocks[0] = Strange(strange.network.blocks[0])
     with pytest.raises(ConfigError, match="onnx-static"):
         dfs_rl.export(learned, path, format="onnx-static")
+    several = random_gate(MLPGate, net, passes=PassSettings(limit=2))
+    with pytest.raises(ConfigError, match="a network that decides in up to 2 passes"):
+        dfs_rl.export(GatedModel(net.to_inference(), several), path)
     with pytest.raises(ConfigError, match="tflite"):
         dfs_rl.export(learned, path, format="tflite")
     with pytest.raises(ConfigError, match="RandomGate"):
