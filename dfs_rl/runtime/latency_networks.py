@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from dfs_rl.backbones.interfaces import activations
 from dfs_rl.costs.latency_profile import Runtime
+from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, MLPGate
 from dfs_rl.gating.observation import observation_width
+from dfs_rl.gating.passes import ANSWER
 from dfs_rl.runtime.export import export, export_options_graph
 
 if TYPE_CHECKING:
@@ -101,8 +104,10 @@ class TorchNetwork:
         gate.reset(n)
         for i, layer in enumerate(backbone.layers):
             parts.append(self._time(layer, hidden[i], least))
-            seconds = self._time(backbone.feature, hidden[i], i)
-            decisions.append(seconds + self._time(gate.decide, features, i, context))
+            seconds = self._time(gate.decide, features, i, context)
+            if gate.feature_sizes[i]:
+                seconds += self._time(backbone.feature, hidden[i], i)
+            decisions.append(seconds)
         parts.append(self._time(backbone.head, hidden[-1]))
         return TimesAlone(np.array(parts), np.array(decisions))
 
@@ -178,13 +183,31 @@ class OnnxNetwork:
         """Return ``None``: the parts lie in one graph."""
 
 
+def _answer_at_once(gate: LearnedGate) -> None:
+    """Make a gate answer at the end of the first pass."""
+    if not isinstance(gate, MLPGate):
+        raise ConfigError(
+            f"gate {gate.name!r} is a {type(gate).__name__} of {gate.passes.limit} passes; profile "
+            "measures gates of a single pass, and of several those that are an MLPGate."
+        )
+    *_, last = gate.networks[-1].modules()
+    assert isinstance(last, nn.Linear)
+    last.weight.data.zero_()
+    last.bias.data.copy_(torch.arange(len(last.bias)) == ANSWER)
+
+
 def timed_networks(
     model: GatedModel, runtime: Runtime, *, batch_sizes: Sequence[int], threads: int
 ) -> list[TimedNetwork]:
     """Return a network in the form that a runtime runs, with gates of the shape of its own.
 
     A decision takes longer after a layer that ran. The gates have random weights, so that each
-    chooses options of its own.
+    chooses options of its own. Those of several passes answer after the first one, whose time that
+    of the gate is.
+
+    Raises:
+        ConfigError: If several passes are those of a kind of gate that is not built in, or the gate
+            cannot be exported for ``runtime``.
     """
     generator = torch.Generator().manual_seed(0)
     models = []
@@ -193,6 +216,8 @@ def timed_networks(
         assert isinstance(gate, LearnedGate)
         for parameter in gate.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if gate.passes.limit > 1:
+            _answer_at_once(gate)
         models.append(GatedModel(model.backbone, gate, budget=model.budget).eval())
     if runtime == "torch":
         return [TorchNetwork(models, batch_size=batch_size) for batch_size in batch_sizes]

@@ -24,11 +24,12 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, exit_info
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.profile import main
 from dfs_rl.runtime import export as export_module
 from dfs_rl.runtime.latency import PartTimes
-from dfs_rl.runtime.latency_networks import TimesAlone
+from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import time_runs
 from tests.helpers.models import BasicResNet, converted
 from tests.helpers.networks import network
@@ -70,6 +71,18 @@ class MadeUpNetwork:
     def times_alone(self):
         parts = [STEM, *LAYERS[:, 0], HEAD]
         return TimesAlone(np.array(parts), 10 * np.array(GATE))
+
+
+def test_gates_of_several_passes_run_one(monkeypatch):
+    backbone, seen = network(ResNet, bits=(0, 4)).to_inference(), []
+    gate = MLPGate(backbone.feature_sizes, backbone.options, passes=PassSettings(limit=3))
+    model, stem = GatedModel(backbone, gate), backbone.stem
+    networks = timed_networks(model, "torch", batch_sizes=(1, 2), threads=1)
+    monkeypatch.setattr(backbone, "stem", lambda images: seen.append(len(images)) or stem(images))
+    for timed in networks:
+        for _ in range(16):
+            timed.gated()()
+    assert seen == [1] * 16 + [2] * 16
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
