@@ -18,6 +18,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, macs_taken
+from dfs_rl.gating.passes import NOT_RUN, passes_of
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.single_image import SingleImageForm
@@ -42,6 +43,8 @@ class Trace(NamedTuple):
         n_layers_run: Number of gated layers each image passed before its exit, int64 ``[batch]``.
         n_passes: Number of passes of each image, int64 ``[batch]``; ``options``, ``bits`` and
             ``n_layers_run`` are those of the last one.
+        pass_options: Option indices of every pass, int64 ``[batch, passes, layers]``, where
+            ``passes`` is the largest number that the gate may run; -1 for those that did not run.
     """
 
     options: Tensor
@@ -49,6 +52,7 @@ class Trace(NamedTuple):
     computation: Tensor
     n_layers_run: Tensor
     n_passes: Tensor
+    pass_options: Tensor
 
 
 class GatedModel(nn.Module):
@@ -158,9 +162,10 @@ class GatedModel(nn.Module):
         costs = self.backbone.costs
         n_layers_run = costs.n_layers_run(result.options)
         computation = self._computation(result.options)
-        n_passes = torch.ones_like(n_layers_run)
+        n_passes, pass_options = torch.ones_like(n_layers_run), result.options[:, None]
         if result.earlier is not None:
             n_passes = result.earlier.n_passes
+            pass_options = result.earlier.with_last(result.options)
             computation = computation + result.earlier.total(self._computation)
         return result.logits, Trace(
             options=result.options,
@@ -168,6 +173,7 @@ class GatedModel(nn.Module):
             computation=computation,
             n_layers_run=n_layers_run,
             n_passes=n_passes,
+            pass_options=pass_options,
         )
 
     def _computation(self, options: Tensor) -> Tensor:
@@ -222,7 +228,11 @@ def _run_single(form: SingleImageForm, image: Tensor) -> tuple[Tensor, Trace]:
     logits, passes, computation = form.run(image)
     actions = passes[-1]
     n_layers_run = form.n_layers_run(actions)
-    values = ([actions], [form.bits(actions)], [computation], [n_layers_run], [len(passes)])
+    missing = [[NOT_RUN] * len(actions)] * (passes_of(form.gate).limit - len(passes))
+    values = (
+        *([actions], [form.bits(actions)], [computation], [n_layers_run], [len(passes)]),
+        [passes + missing],
+    )
     # Through NumPy, which reads lists several times as fast.
     tensors = [torch.from_numpy(np.array(value)).to(logits.device) for value in values]
     return logits, Trace(*tensors)

@@ -25,6 +25,8 @@ ANSWER, AGAIN, AGAIN_MIRRORED = range(3)
 """Actions at the end of a pass; all others answer too."""
 N_END_ACTIONS = 3
 
+NOT_RUN = -1
+"""Stands for the options of a pass that did not run."""
 CONFIDENCE = 0
 """Column of the evidence with the largest probability of the answer so far."""
 _TOP = 3  # probabilities of the answer so far, the largest first
@@ -93,6 +95,13 @@ class EarlierPasses:
     def n_passes(self) -> Tensor:
         """Number of passes of each image, int64 ``[n]``."""
         return 1 + self.ran.sum(dim=1)
+
+    def with_last(self, options: Tensor) -> Tensor:
+        """Return the options of all passes, int64 ``[n, limit, layers]``, given the last ones."""
+        earlier = self.options.masked_fill(~self.ran[:, :, None], NOT_RUN)
+        passes = torch.cat([earlier, torch.full_like(options, NOT_RUN)[:, None]], dim=1)
+        passes[torch.arange(len(options), device=options.device), self.n_passes - 1] = options
+        return passes
 
     def total(self, cost_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the sum over the earlier passes, ``[n]``; ``cost_of`` maps options to costs."""

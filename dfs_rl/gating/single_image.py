@@ -163,11 +163,12 @@ class SingleImageForm:
         budget: As in ``rollout``.
 
     Attributes:
+        gate: The gate.
         usable: Whether the gate has a form; otherwise ``run`` must not be called.
     """
 
     def __init__(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> None:
-        self._backbone, self._gate, self._budget = backbone, gate, budget
+        self._backbone, self.gate = backbone, gate
         self._made_for = backbone, gate, backbone.costs, budget
         self._costs: list[list[float]] = backbone.costs.action_costs().tolist()
         self._bits = (*backbone.options, SKIP)
@@ -207,7 +208,7 @@ class SingleImageForm:
         return len(actions) - actions.count(self._backbone.costs.exit_action)
 
     def _run(self, image: Tensor) -> SingleRollout:
-        gate = self._gate
+        gate = self.gate
         decisions: _Decisions | None = self._learned or self._table
         if decisions is None:
             assert isinstance(gate, RuleGate), "usable forms are those of the known gates"
@@ -271,6 +272,6 @@ class SingleImageForm:
     def _macs_taken(self, n_layers_run: int) -> float:
         """Return the MACs of the gate for an image that runs a number of layers."""
         if n_layers_run not in self._gate_macs:
-            macs = macs_taken(self._gate, torch.tensor([n_layers_run]), self._backbone.costs)
+            macs = macs_taken(self.gate, torch.tensor([n_layers_run]), self._backbone.costs)
             self._gate_macs[n_layers_run] = float(macs)
         return self._gate_macs[n_layers_run]

@@ -15,6 +15,7 @@ from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.gating.storage import load_gate, save_gate
+from tests.helpers.latencies import made_up_profile
 from tests.helpers.toy_backbone import BITS, CHANNELS, ToyBackbone
 from tests.helpers.toy_env import toy_image_set, toy_kwargs
 
@@ -137,6 +138,29 @@ def test_gate_macs_count_in_every_pass():
     without = replace(records, gate_macs=0.0, gate_macs_taken=None, excess_macs=None)
     extra = records.computation(costs) - without.computation(costs)
     torch.testing.assert_close(extra, 100.0 * records.gate_macs_taken / costs.total_macs)
+
+
+@pytest.mark.parametrize("after", [(), (1, 3)], ids=["no exits", "exits"])
+def test_measured_times_of_all_passes(after):
+    backbone, gate, image_set = ToyBackbone(exits=after), learned(after, seed=2), toy_image_set()
+    profile = made_up_profile(backbone.costs, gate_macs=gate.macs)
+    costs = backbone.costs = backbone.costs.with_cost_model("latency", profile)
+    _, trace = GatedModel(backbone, gate)(image_set.images)
+    assert trace.n_passes.max() > 1
+    expected = []
+    for passes, n in zip(trace.pass_options.tolist(), trace.n_passes.tolist(), strict=True):
+        assert all(options == [-1] * 4 for options in passes[n:])
+        layers = [[o for o in options if o != costs.exit_action] for options in passes[:n]]
+        times = [
+            [0.5, 0.25 if len(ran) == len(BITS) else 0.125, 0.0625 * min(len(ran) + 1, 4)]
+            + [0.1 * layer * (1 + BITS[o]) for layer, o in enumerate(ran, start=1)]
+            for ran in layers
+        ]
+        expected.append(sum(map(sum, times)))
+    measured = trace.computation * costs.total_cost / 100.0
+    torch.testing.assert_close(measured, torch.tensor(expected, dtype=torch.float64))
+    records = evaluate_gate(backbone, gate, image_set)
+    torch.testing.assert_close(records.computation(costs), trace.computation)
 
 
 def test_errors():

@@ -66,7 +66,7 @@ def check(backbone, gate, budget=None, n=N):
         logits, trace = model(pictures[i : i + 1])
         torch.testing.assert_close(logits[0], result.logits[i], rtol=1e-5, atol=1e-5)
         assert trace.computation.item() == pytest.approx(whole.computation[i].item(), rel=1e-12)
-        for name in ("options", "bits", "n_layers_run", "n_passes"):
+        for name in ("options", "bits", "n_layers_run", "n_passes", "pass_options"):
             assert torch.equal(getattr(trace, name)[0], getattr(whole, name)[i]), name
     return whole
 
