@@ -1,7 +1,7 @@
 """Training of a gate by reinforcement learning: environment, algorithm and callbacks."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -37,22 +37,20 @@ from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
-from dfs_rl.experiments.rule_start import TunedRules
+from dfs_rl.experiments.rule_start import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
-from dfs_rl.gating.storage import load_gate, save_gate
+from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils import precision
-from dfs_rl.utils.config import NonNegativeInt, config_to_dict
+from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
-LEARNED_FOLDER = "learned"
-"""Sub-folder of a run with the learned gate, also where the tuned rules ship."""
 _INITIAL = "initial"
 """Sub-folder of a run with the gate used for initialization."""
 
@@ -256,7 +254,8 @@ def train(
         gate_images=env.episodes + _images_before(config, backbone.costs, rules),
         backbone_images=cotrainer.images_seen if cotrainer else 0,
     )
-    return _keep_better(record, rules, task, run, config)
+    label = config.algorithm.label
+    return keep_better(record, rules, task, run, name=label) if rules is not None else record
 
 
 def _tune_rules(
@@ -287,32 +286,6 @@ def _images_before(config: TrainAgentConfig, costs: CostTable, rules: TunedRules
         return rules.images_seen + EPISODES
     uniform = config.init_gate is None and config.resolved_start == "uniform"
     return pretraining_images(costs) if uniform else 0
-
-
-def _keep_better(
-    record: TrainingRecord,
-    rules: TunedRules | None,
-    task: Task,
-    run: RunFolder,
-    config: TrainAgentConfig,
-) -> TrainingRecord:
-    """Replace the run's gate by the tuned rules unless it is at least as good on val."""
-    if rules is None:
-        return record
-    learned = load_gate(run.path / GATE_FOLDER)
-    assert isinstance(learned, LearnedGate), "the session keeps the best gate"
-    save_gate(learned, run.path / LEARNED_FOLDER)
-    print_status("Comparing the gate with the tuned rules on the val split ...")
-    compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
-    verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
-    if compared.kept == "gate":
-        print_status(f"The gate replaces the tuned rules: {verdict}.")
-    else:
-        print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
-        rules.set_cost_weight(task)
-        rules.gate.name = f"{config.algorithm.label}, rules kept"
-        save_gate(rules.gate, run.path / GATE_FOLDER)
-    return replace(record, best_on_val=record.best_on_val | {"rules": config_to_dict(compared)})
 
 
 def _save(

@@ -16,12 +16,20 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tuned_rules import tuned_gate
+from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
+from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.storage import load_gate, save_gate
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import AnswerRule
+from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import RunFolder
 
+LEARNED_FOLDER = "learned"
+"""Sub-folder of a run with the learned gate, also where the tuned rules ship."""
 _N_PREFERENCES = 33
 """Number of preferences that a rule is chosen for."""
 _N_COMPARED = 9
@@ -172,6 +180,42 @@ class TunedRules:
         if preference is not None:
             preferences = torch.full((len(images),), preference, device=images.labels.device)
         return evaluate_gate(backbone, gate, images, preferences=preferences)
+
+
+def keep_better(
+    record: TrainingRecord,
+    rules: TunedRules,
+    task: Task,
+    run: RunFolder,
+    *,
+    name: str,
+) -> TrainingRecord:
+    """Replace the run's gate by the tuned rules unless it is at least as good on val.
+
+    Args:
+        record: Record of the training.
+        rules: The tuned rules.
+        task: Task of the training.
+        run: Run folder, whose gate is the best of the training.
+        name: Name of the learner in tables.
+
+    Returns:
+        The record with the comparison, see ``RuleComparison``.
+    """
+    learned = load_gate(run.path / GATE_FOLDER)
+    assert isinstance(learned, LearnedGate), "the session keeps the best gate"
+    save_gate(learned, run.path / LEARNED_FOLDER)
+    print_status("Comparing the gate with the tuned rules on the val split ...")
+    compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
+    verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
+    if compared.kept == "gate":
+        print_status(f"The gate replaces the tuned rules: {verdict}.")
+    else:
+        print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
+        rules.set_cost_weight(task)
+        rules.gate.name = f"{name}, rules kept"
+        save_gate(rules.gate, run.path / GATE_FOLDER)
+    return replace(record, best_on_val=record.best_on_val | {"rules": config_to_dict(compared)})
 
 
 def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:
