@@ -112,8 +112,13 @@ class GateRecords:
         if self.first_exit is not None:  # each exit has a time of its own
             macs = passed_exits_macs(costs, self.options, first=self.first_exit)
         elif self.gate_macs_taken is not None and self.excess_macs is not None:
-            # So has each decision of a learned gate.
-            macs = costs.decided_macs(self.gate_macs, costs.n_layers_run(self.options))
+            # So has each decision of a learned gate, in every pass.
+            def decided(options: Tensor) -> Tensor:
+                return costs.decided_macs(self.gate_macs, costs.n_layers_run(options))
+
+            macs = decided(self.options)
+            if self.earlier is not None:
+                macs = macs + self.earlier.total(decided)
         return self._total(costs.computation, macs) * (costs.total_cost / 100.0)
 
     @property

@@ -161,6 +161,7 @@ def test_measured_times_of_all_passes(after):
     torch.testing.assert_close(measured, torch.tensor(expected, dtype=torch.float64))
     records = evaluate_gate(backbone, gate, image_set)
     torch.testing.assert_close(records.computation(costs), trace.computation)
+    torch.testing.assert_close(records.milliseconds(costs), measured)
 
 
 def test_errors():
