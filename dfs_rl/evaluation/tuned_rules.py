@@ -1,5 +1,6 @@
 """Gates of the best threshold rules: for one budget, or for all."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -14,6 +15,8 @@ _N_RULES, _N_BUDGETS = 64, 100
 """Largest number of rules of a gate for all budgets, and of budgets that show their range."""
 _TOLERANCE = 0.001
 """Loss in the criterion for few sequences of settings: half as many, and as good on new images."""
+_LEAST_GAIN = 0.001
+"""Gain in the criterion for which a rule may cost twice as much."""
 
 
 def tuned_gate(
@@ -26,8 +29,8 @@ def tuned_gate(
 ) -> RuleGate | None:
     """Return the gate of the best rules for all budgets, or of the best one within a budget.
 
-    The rules for all budgets lie between the cheapest setting and the cheapest rule that is as good
-    as the best, up to a tenth of a point. Each is better than those that cost less.
+    The rules for all budgets begin with the cheapest setting, and end where twice the cost gains
+    less than a tenth of a point. Each is better than those that cost less.
 
     Args:
         agent: Outputs on the agent split.
@@ -60,9 +63,8 @@ def tuned_gate(
     fronts = [_found(search(budgets, passes)) for passes in candidates]
     front = max(fronts, key=lambda front: sum(found.score for found in front))
     passes = candidates[fronts.index(front)]
-    enough = max(found.score for found in front) - _TOLERANCE
-    most = next(found.computation for found in front if found.score >= enough)
-    found = _found(search(_budgets(least, most, _N_RULES), passes))
+    dearest = max(front, key=lambda one: one.score - _LEAST_GAIN * math.log2(one.computation))
+    found = _found(search(_budgets(least, dearest.computation, _N_RULES), passes))
     rules = {one.computation: one.rule for one in found}  # each once
     return _gate(list(rules.values()), val, costs, passes)
 
