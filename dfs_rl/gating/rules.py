@@ -72,7 +72,9 @@ class Rule:
             bits = [str(options[o]) if o <= options.full else "exit" for o in each.options]
             text = f"{bits[0]} bit" if len(set(bits)) == 1 else f"{'-'.join(bits)} bit"
             text += " mirrored" if each.mirrored else ""
-            if i:
+            if i and self.thresholds[i - 1] > 1.0:  # no confidence is larger
+                text = f"then {text} for all"
+            elif i:
                 text = f"then {text} below a confidence of {self.thresholds[i - 1]:.3g}"
             parts.append(text)
         return ", ".join(parts) if len(parts) > 1 else f"{parts[0]} for all"

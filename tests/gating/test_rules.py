@@ -73,6 +73,7 @@ def test_records_equal_those_of_whole_passes():
 
 def test_description():
     assert make(0.7).description == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
+    assert make(2.0, (1,) * 4, (3,) * 4).description == "2 bit, then 8 bit for all"
     assert make(0.0, (1,) * 4, (1,) * 4).rule.passes[0].options == (1,) * 4
 
 
