@@ -18,7 +18,14 @@ from tests.helpers.quick import quick_runs
 
 __all__ = ["quick_runs"]
 
-SETTINGS = {"timesteps": 600, "num_envs": 32, "eval_every": 200, "fixed_budget": True, "seed": 3}
+SETTINGS = {
+    "timesteps": 600,
+    "num_envs": 32,
+    "eval_every": 200,
+    "fixed_budget": True,
+    "seed": 3,
+    "passes": 1,
+}
 
 
 def validations(path):

@@ -148,8 +148,7 @@ class GateRun:
         points = self._calibrate_budgets(stored) or record.points_on_val
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
         write_json(path / TRAINING_FILE, config_to_dict(record))
-        rules = record.best_on_val.get("rules", {"kept": "gate"})
-        if "timesteps" in record.best_on_val and rules["kept"] == "gate":
+        if "timesteps" in record.best_on_val:
             print_status(
                 f"Kept the gate of step {record.best_on_val['timesteps']:,}: the latest within one "
                 "standard error of the highest mean reward on the val split."

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -105,6 +105,17 @@ class TunedRules:
         weights = torch.tensor([task.reward.cost], dtype=torch.float64)
         last = max(1, len(self.gate.rules) - 1)
         self.gate.preference = self._best_rules(weights, task)[0] / last
+
+    def figures_on_val(self) -> dict[str, Any]:
+        """Return the figures of the rule that the gate is set to, on the val split."""
+        rule, answer = self.gate.rule, self.gate.passes.answer
+        records = self._val.records(rule, answer, name="rule")
+        return {
+            "accuracy": records.accuracy,
+            "computation": records.computation(self.costs).mean().item(),
+            "patterns": records.patterns,
+            "choice": rule.description(self.gate.options),
+        }
 
     def for_task(self, task: Task) -> RuleGate:
         """Return the rules with the highest reward at each preference, or at the cost weight."""
@@ -208,6 +219,7 @@ def keep_better(
     print_status("Comparing the gate with the tuned rules on the val split ...")
     compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
     verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
+    best = record.best_on_val
     if compared.kept == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
@@ -215,7 +227,8 @@ def keep_better(
         rules.set_cost_weight(task)
         rules.gate.name = f"{name}, rules kept"
         save_gate(rules.gate, run.path / GATE_FOLDER)
-    return replace(record, best_on_val=record.best_on_val | {"rules": config_to_dict(compared)})
+        best = rules.figures_on_val() | {"learned": best}
+    return replace(record, best_on_val=best | {"rules": config_to_dict(compared)})
 
 
 def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:

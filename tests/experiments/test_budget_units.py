@@ -27,6 +27,7 @@ from tests.helpers.latencies import made_up_profile
 
 FULL_MS = 69.3
 AGENT = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
+AGENT += ["--passes", "1"]
 GUMBEL = ["--timesteps", "400", "--training.batch-size", "32", "--device", "cpu"]
 
 

@@ -122,6 +122,7 @@ def test_what_ships_is_never_worse(tmp_path):
     assert (compared["kept"] == "gate") == isinstance(model.gate, LearnedGate)
     assert (compared["difference"] >= 0) == (compared["kept"] == "gate")
     assert compared["difference"] == pytest.approx(np.mean(compared["differences"]))
+    assert ("timesteps" in training["best_on_val"]) == (compared["kept"] == "gate")
     _, trace = model(load_dataset("digits").val.images)
     assert trace.computation.mean() <= 0.9 + 1e-6
     summary = json.loads((run / "summary.json").read_text())

@@ -51,7 +51,7 @@ def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
     )
     assert state_of(resume_if_started(command, other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)
-    assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "uniform", 1)
+    assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "rule", 1)
 
 
 def test_budgets_in_milliseconds_are_converted_once(tmp_path, monkeypatch):
