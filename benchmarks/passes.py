@@ -125,17 +125,17 @@ class Contest:
         return evaluate_gate(self.backbone, gate, images)
 
 
-def _cell(records: list[GateRecords], rivals: list[GateRecords] | None, contest: Contest) -> str:
-    """Return accuracy and cost, and the difference to the same images of the rivals."""
+def _cell(records: list[GateRecords], baseline: list[GateRecords] | None, contest: Contest) -> str:
+    """Return accuracy and cost, and the difference to a baseline on the same images."""
     accuracy = torch.tensor([each.accuracy for each in records])
     costs = [each.computation(contest.costs).mean().item() for each in records]
     text = f"{accuracy.mean():.2f} at {sum(costs) / len(costs):.3f} %"
     if len(records) > 1:
         text += f", s {accuracy.std():.2f}"
-    if rivals is None:
+    if baseline is None:
         return text
     gains: Tensor = torch.stack(
-        [a.correct.double() - b.correct.double() for a, b in zip(records, rivals, strict=True)]
+        [a.correct.double() - b.correct.double() for a, b in zip(records, baseline, strict=True)]
     )
     mean = 100.0 * gains.mean(dim=0)  # over seeds, [n]
     return f"{text}: {mean.mean():+.2f} ± {mean.std() / len(mean) ** 0.5:.2f}"
@@ -163,12 +163,12 @@ def main(settings: Settings) -> None:
         for fixed in (cascade, tuned):
             own = fixed[i]
             row.append("none" if own is None else _cell([own], None, contest))
-        rival = cascade[i]
+        own_cascade = cascade[i]
         for each in gates.values():
             own_seeds = [records[i] for records in each]
             there = [one for one in own_seeds if one is not None]
-            rivals = None if rival is None else [rival] * len(there)
-            row.append(_cell(there, rivals, contest) if len(there) == len(seeds) else "none")
+            baseline = None if own_cascade is None else [own_cascade] * len(there)
+            row.append(_cell(there, baseline, contest) if len(there) == len(seeds) else "none")
         rows.append(row)
     header = ("budget", "cascade of two passes", "tuned rule", *gates)
     print(aligned_table(header, [rows]))

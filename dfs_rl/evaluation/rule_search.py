@@ -88,12 +88,12 @@ def useful_settings(outputs: PassOutputs, costs: CostTable) -> PassOutputs:
     accuracy, spent = outputs.accuracies.tolist(), outputs.computations(costs).tolist()
 
     def is_useful(i: int) -> bool:
-        rivals = [
+        others = [
             accuracy[j]
             for j, each in enumerate(outputs.settings)
             if spent[j] <= spent[i] and each.mirrored == outputs.settings[i].mirrored
         ]
-        enough = max(max(accuracy) / 2, max(rivals) - _LARGEST_DEFICIT)
+        enough = max(max(accuracy) / 2, max(others) - _LARGEST_DEFICIT)
         return bool(accuracy[i] >= enough)
 
     return outputs.select([i for i in range(len(accuracy)) if is_useful(i)])

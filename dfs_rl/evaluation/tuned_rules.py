@@ -63,8 +63,8 @@ def tuned_gate(
     fronts = [_found(search(budgets, passes)) for passes in candidates]
     front = max(fronts, key=lambda front: sum(found.score for found in front))
     passes = candidates[fronts.index(front)]
-    dearest = max(front, key=lambda one: one.score - _LEAST_GAIN * math.log2(one.computation))
-    found = _found(search(_budgets(least, dearest.computation, _N_RULES), passes))
+    last = max(front, key=lambda one: one.score - _LEAST_GAIN * math.log2(one.computation))
+    found = _found(search(_budgets(least, last.computation, _N_RULES), passes))
     rules = {one.computation: one.rule for one in found}  # each once
     return _gate(list(rules.values()), val, costs, passes)
 

@@ -196,7 +196,7 @@ class RuleGate:
         return torch.where(again, view, ANSWER).to(context.device)
 
     def _index(self, preferences: Tensor) -> Tensor:
-        """Return the index of each preference's rule: the dearest one that it pays for."""
+        """Return the index of each preference's rule: the most expensive one that it pays for."""
         last = len(self.rules) - 1
         return (preferences.double() * last + _ROUNDING).long().clamp(0, last)
 
