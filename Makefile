@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed-dev ## Check style, format, types and import contracts
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target build/lint .
 	cd build/lint && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
 	cd build/lint && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml
+
+docs: $(VENV)/.installed-dev ## Build the documentation into build/docs; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.installed-dev ## Format the code
 	$(BIN)/ruff format .

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.timeout(300)
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "extending.md"
 PLUGIN = Path(__file__).parent / "helpers" / "plugin"
 AGENT = (
     *("--algo", "toy_ppo", "--algorithm.target-kl", "0.3", "--dataset", "toy_lights"),

@@ -15,7 +15,7 @@ from tests.helpers.quick import quick_runs
 
 __all__ = ["quick_runs"]
 
-PAGE = Path(__file__).parent.parent / "docs" / "your_own_model.md"
+PAGE = Path(__file__).parent.parent / "docs" / "tutorials" / "your-own-model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 MAINS = {
     "train_agent": train_agent.main,

@@ -17,7 +17,7 @@ class SweepConfig:
 
     Attributes:
         file: YAML file of the sweep: the command and the settings to search; tune_configs/ has
-            examples, docs/sweeps.md explains them. Omit it with --resume.
+            examples, docs/tutorials/sweeps.md explains them. Omit it with --resume.
         set: Setting of the command for all trials, as NAME=VALUE with the dotted name; can be
             repeated, and overrides the file.
         dataset: Data set, instead of the one in the file; with --resume, its current path.

@@ -22,7 +22,7 @@ from dfs_rl.backbones.registry import network_of
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "extending.md"
 RGB = ChannelStatistics(mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
 
 

@@ -1,0 +1,54 @@
+"""Hooks of mkdocs: the package as it installs, and a page of the commands' help."""
+
+import io
+import os
+import shutil
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = (
+    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
+    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
+)
+COMMANDS_PAGE = """\
+# Commands
+
+This page is the help of every command, as `python -m dfs_rl.NAME --help` prints it.
+"""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Write the package for mkdocstrings, and add the page of the commands."""
+    copy_package(ROOT / "build" / "source" / "dfs_rl")
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    return files
+
+
+def copy_package(target: Path) -> None:
+    """Copy the package as it installs: mkdocstrings knows no package-dir of setuptools."""
+    shutil.rmtree(target, ignore_errors=True)
+    for source, place in (("dfs_rl", "."), ("agents", "agents"), ("envs", "envs")):
+        shutil.copytree(
+            ROOT / source,
+            target / place,
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+
+
+def commands_page() -> str:
+    """Return a page with the help of every command."""
+    os.environ["COLUMNS"] = "100"
+    page = io.StringIO()
+    page.write(COMMANDS_PAGE)
+    for name in COMMANDS:
+        page.write(f"\n## {name}\n\n```text\n")
+        with redirect_stdout(page):
+            import_module(f"dfs_rl.{name}").main(["--help"])
+        page.write("```\n")
+    return page.getvalue()
