@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Space, flatten_space
 from numpy.typing import NDArray
 
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
@@ -12,11 +13,12 @@ from dfs_rl.envs.spaces import (
     RenderMode,
     action_space,
     check_options,
+    flatten_observations,
     observation_space,
 )
 from dfs_rl.envs.task import check_types, make_task
 
-Observation = dict[str, Any]
+Observation = dict[str, Any] | NDArray[np.float64]
 
 
 class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
@@ -48,7 +50,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     every valid budget. `action_masks()` allows `n` only at an exit.
 
     ## Observation space
-    A `Dict`; `gymnasium.wrappers.FlattenObservation` makes it a vector.
+    A `Dict`, or with `flat=True` a vector, see below.
 
     | Key | Space | Content | Unit |
     |---|---|---|---|
@@ -75,6 +77,10 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     and the entropy. Before an exit they come from the exit's classifier, normalised by the mean and
     the deviation of the probe that it replaces. After the last layer `features` is zero and `layer`
     stays at the last one; after an exit, `layer` is the one that would have been next.
+
+    With `flat=True` the space is what `gymnasium.spaces.flatten_space` makes of the `Dict`: a
+    float64 `Box` with `context`, `features`, and `layer` as a one-hot vector, in this order.
+    Rewards, infos and random streams stay the same.
 
     ## Reward
     At every step, minus `reward.cost` times the cost of the chosen option as a fraction of the cost
@@ -142,6 +148,7 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
             `LatencySettings`, such as `{"profile": "profile.json"}`, or a `LatencySettings`.
         passes: Largest number of passes, or a mapping of some fields of `PassSettings`, such as
             `{"limit": 3, "mirrored": True, "answer": "mean"}`; `None` for a single pass.
+        flat: Return observations as vectors.
         render_mode: `None` or `"rgb_array"`.
         device: Device of the backbone.
 
@@ -154,14 +161,23 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     metadata = METADATA
 
     @check_types
-    def __init__(self, *, render_mode: RenderMode | None = None, **keywords: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        flat: bool = False,
+        render_mode: RenderMode | None = None,
+        **keywords: Any,  # noqa: ANN401
+    ) -> None:
         self.render_mode = render_mode
         self.task = make_task(**keywords)
-        self.observation_space = observation_space(
+        self._dict_space = observation_space(
             self.task.backbone,
             budget_conditioning=self.task.cost_weight_range is not None,
             passes=self.task.passes,
         )
+        self._flat = flat
+        space: Space[Any] = flatten_space(self._dict_space) if flat else self._dict_space
+        self.observation_space = space
         self.action_space = action_space(self.task.backbone, self.task.passes)
         self._episodes = BatchedEpisodes(self.task, 1)
 
@@ -202,4 +218,8 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
         return None if self.render_mode is None else self._episodes.render(0)
 
     def _observation(self) -> Observation:
-        return {key: value[0] for key, value in self._episodes.observation.items()}
+        batch = self._episodes.observation
+        if self._flat:
+            flat: NDArray[np.float64] = flatten_observations(self._dict_space, batch)[0]
+            return flat
+        return {key: value[0] for key, value in batch.items()}

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from dfs_rl.envs.spaces import (
     RenderMode,
     action_space,
     check_options,
+    flatten_observations,
     observation_space,
 )
 from dfs_rl.envs.task import check_types, make_task
@@ -26,12 +28,13 @@ from dfs_rl.utils.config import PositiveInt
 
 # JSON has the values of the enumeration.
 _Autoreset = Annotated[AutoresetMode, Field(strict=False)]
+Observations = ObservationBatch | NDArray[np.float64]
 StepReturn = tuple[
-    ObservationBatch, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
 ]
 
 
-class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64], NDArray[Any]]):
+class FractionalSkippingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
     """Batched version of `num_envs` `FractionalSkippingEnv`, with the results of `SyncVectorEnv`.
 
     Without exits all episodes have the same length, so all environments are at the same layer, end
@@ -46,6 +49,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
             no limit.
         autoreset_mode: Reset of ended environments: at the next step, in the same step, or only by
             `reset`.
+        flat: Return observations as vectors, `[num_envs, size]`.
         render_mode: `None` or `"rgb_array"`; `render` returns one picture per environment.
         keywords: Keywords of `FractionalSkippingEnv`.
 
@@ -62,6 +66,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         *,
         max_episode_steps: PositiveInt | None = None,
         autoreset_mode: _Autoreset = AutoresetMode.NEXT_STEP,
+        flat: bool = False,
         render_mode: RenderMode | None = None,
         **keywords: Any,  # noqa: ANN401
     ) -> None:
@@ -72,10 +77,14 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         self.render_mode = render_mode
         self.task = make_task(**keywords)
         self.num_envs = num_envs
-        self.single_observation_space = observation_space(
+        self._dict_space = observation_space(
             self.task.backbone,
             budget_conditioning=self.task.cost_weight_range is not None,
             passes=self.task.passes,
+        )
+        self._flat = flat
+        self.single_observation_space = (
+            flatten_space(self._dict_space) if flat else self._dict_space
         )
         self.single_action_space = action_space(self.task.backbone, self.task.passes)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -87,7 +96,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[ObservationBatch, dict[str, Any]]:
+    ) -> tuple[Observations, dict[str, Any]]:
         """Start episodes on the next images.
 
         Args:
@@ -107,7 +116,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         self._episodes.sampler.seed(seeds)
         infos: dict[str, Any] = {}
         self._start(infos, which, **chosen)
-        return self._episodes.observation, infos
+        return self._observations(), infos
 
     def step(self, actions: NDArray[np.int64]) -> StepReturn:
         """Apply `actions[i]` to environment `i`: run its next layer, or take the exit."""
@@ -132,7 +141,7 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         due = episodes.ended if same_step and not waiting.any() else waiting
         if due.any():
             self._start(infos, np.flatnonzero(due))
-        return episodes.observation, rewards, terminations, truncations, infos
+        return self._observations(), rewards, terminations, truncations, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return the masks of `FractionalSkippingEnv.action_masks`, bool `[num_envs, n]`."""
@@ -143,6 +152,10 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         if self.render_mode is None:
             return None
         return tuple(self._episodes.render(i) for i in range(self.num_envs))
+
+    def _observations(self) -> Observations:
+        batch = self._episodes.observation
+        return flatten_observations(self._dict_space, batch) if self._flat else batch
 
     def _start(
         self, infos: dict[str, Any], which: NDArray[np.int64] | None, **options: object
@@ -160,9 +173,12 @@ class FractionalSkippingVectorEnv(VectorEnv[ObservationBatch, NDArray[np.int64],
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._merge_infos(infos, last, which)
             return
-        final = np.empty(len(which), dtype=object)
+        final, last_seen = np.empty(len(which), dtype=object), self._observations()
         for place, i in enumerate(which):
-            final[place] = {key: value[i] for key, value in self._episodes.observation.items()}
+            if isinstance(last_seen, np.ndarray):
+                final[place] = last_seen[i]
+            else:
+                final[place] = {key: value[i] for key, value in last_seen.items()}
         self._merge_infos(infos, {"final_obs": final}, which)
         self._merge_infos(infos.setdefault("final_info", {}), last, which)
         infos.setdefault("_final_info", np.zeros(self.num_envs, dtype=np.bool_))[which] = True

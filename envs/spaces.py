@@ -103,6 +103,20 @@ def observation_space(
     )
 
 
+def flatten_observations(space: spaces.Dict, observations: ObservationBatch) -> NDArray[Any]:
+    """Return a batch flattened as ``gymnasium.spaces.flatten`` does one observation, ``[n, size]``.
+
+    ``Discrete`` entries are one-hot, which makes the data type float64, as in ``flatten_space``.
+    """
+    columns = [
+        np.eye(part.n, dtype=np.int64)[observations[key]]
+        if isinstance(part, spaces.Discrete)
+        else observations[key]
+        for key, part in space.items()
+    ]
+    return np.concatenate(columns, axis=1)
+
+
 def observation_bytes(space: spaces.Dict) -> int:
     """Return the memory size of one observation in bytes."""
     parts = space.spaces.values()
