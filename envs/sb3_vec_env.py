@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import SkipValidation
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -279,11 +280,11 @@ class SB3GatingVecEnv(VecEnv):
 
     def env_is_wrapped(
         self,
-        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],  # noqa: ARG002
+        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],
         indices: VecEnvIndices = None,
     ) -> list[bool]:
-        """Return false for every environment: none is wrapped."""
-        return [False for _ in self._get_indices(indices)]
+        """Return true only for ``Monitor``, whose entries ``info`` has; none is wrapped."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
     def _start(
         self, which: NDArray[np.int64] | None = None, *, index: object = None
