@@ -22,7 +22,7 @@ from dfs_rl.backbones import PRETRAINED_DIGITS, load_backbone
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
+from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.rule_search import best_rule
 from dfs_rl.experiments.rule_start import LEARNED_FOLDER
@@ -70,9 +70,9 @@ class Contest:
         self.backbone = load_backbone(stored).to_inference()
         self.costs = self.backbone.costs
         self.out = Path(mkdtemp()) if settings.out is None else settings.out
-        views = (False, True) if self.data.flip else (False,)
+        settings = rule_settings(self.backbone, self.data.val, mirrored=self.data.flip)
         self.agent, self.val, self.test = (
-            run_uniform(self.backbone, images, views=views)
+            run_settings(self.backbone, images, settings)
             for images in (self.data.agent, self.data.val, self.data.test)
         )
 

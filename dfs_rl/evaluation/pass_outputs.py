@@ -13,6 +13,8 @@ from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.evaluator import BATCH_SIZE, run_options
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.evaluation.static_tables.scoring import StaticTable
+from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from dfs_rl.gating.passes import AnswerRule, EarlierPasses
 from dfs_rl.gating.rules import Rule, RulePass
 
@@ -132,20 +134,33 @@ def run_settings(
 
 
 def run_uniform(
-    backbone: GatedBackbone,
-    image_set: ImageSet,
-    *,
-    views: Sequence[bool] = (False,),
-    batch_size: int = BATCH_SIZE,
+    backbone: GatedBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
 ) -> PassOutputs:
-    """Run every image at each bit option at all layers; a view of ``True`` is the mirror image."""
-    n_layers = backbone.costs.n_layers
-    settings = [
-        RulePass(options=(option,) * n_layers, mirrored=mirrored)
-        for mirrored in views
-        for option in range(len(backbone.options))
-    ]
+    """Run every image at each bit option at all layers."""
+    settings = [RulePass(options=table) for table in _uniform_tables(backbone.costs)]
     return run_settings(backbone, image_set, settings, batch_size=batch_size)
+
+
+def rule_settings(
+    backbone: GatedBackbone, image_set: ImageSet, *, mirrored: bool
+) -> list[RulePass]:
+    """Return the settings that a pass of a rule may have.
+
+    Args:
+        backbone: The network, on the device of the images.
+        image_set: Images to choose the tables of skips and exits on, see ``shortened_tables``.
+        mirrored: True to add each setting on the mirror image.
+
+    Returns:
+        Each bit option at all layers first, then tables that cost less than these.
+    """
+    tables = _uniform_tables(backbone.costs) + shortened_tables(backbone, image_set)
+    views = (False, True) if mirrored else (False,)
+    return [RulePass(options=table, mirrored=view) for view in views for table in tables]
+
+
+def _uniform_tables(costs: CostTable) -> list[StaticTable]:
+    return [(option,) * costs.n_layers for option in range(len(costs.options))]
 
 
 def next_answer(answers: Tensor, latest: Tensor, finished: int, rule: AnswerRule) -> Tensor:

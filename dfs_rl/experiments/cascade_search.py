@@ -8,7 +8,7 @@ from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.pass_outputs import run_uniform
+from dfs_rl.evaluation.pass_outputs import rule_settings, run_settings
 from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
@@ -42,18 +42,17 @@ def validate(config: TrainCascadeConfig, dataset: Dataset, backbone: Backbone) -
 def train(
     config: TrainCascadeConfig, dataset: Dataset, run: RunFolder, stored: StoredBackbone
 ) -> TrainingRecord:
-    """Choose the passes and their thresholds from all uniform options."""
+    """Choose the passes and their thresholds."""
     backbone = stored.backbone.to_inference().to(resolve_device(config.device))
     costs, device = backbone.costs, backbone.feature_mean.device
     mirrored = dataset.flip if config.mirrored is None else config.mirrored
     mirrored = mirrored and config.passes > 1
     both = " and its mirror image" if mirrored else ""
     print_status(f"Running each bit option on every image of agent and val{both} ...")
-    views = (False, True) if mirrored else (False,)
-    agent, val = (
-        run_uniform(backbone, images.to(device), views=views)
-        for images in (dataset.agent, dataset.val)
-    )
+    images = dataset.val.to(device)
+    settings = rule_settings(backbone, images, mirrored=mirrored)
+    val = run_settings(backbone, images, settings)
+    agent = run_settings(backbone, dataset.agent.to(device), settings)
     answers = get_args(AnswerRule) if config.answer is None else (config.answer,)
     candidates = [
         PassSettings(limit=config.passes, mirrored=mirrored, answer=answer) for answer in answers

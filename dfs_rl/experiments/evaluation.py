@@ -82,7 +82,7 @@ class SharedResults:
     """Results that evaluations of gates over one backbone and data set share, to save time.
 
     Attributes:
-        outputs: Outputs of the uniform options, as in ``EvaluationSetup``.
+        outputs: Outputs of the settings of rules, as in ``EvaluationSetup``.
         scores: Scores of static bit tables, by the number of val images.
     """
 

@@ -13,7 +13,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import Dataset
 from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
+from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.session import TrainingRecord
@@ -81,9 +81,9 @@ class TunedRules:
         device = backbone.feature_mean.device
         self.costs = backbone.costs
         self._val_images = dataset.val.to(device)
-        views = (False, True) if mirrored else (False,)
-        agent = run_uniform(backbone, dataset.agent.to(device), views=views)
-        self._val = run_uniform(backbone, self._val_images, views=views)
+        settings = rule_settings(backbone, self._val_images, mirrored=mirrored)
+        agent = run_settings(backbone, dataset.agent.to(device), settings)
+        self._val = run_settings(backbone, self._val_images, settings)
         self._searched = self._val.with_images(agent)
         candidates = [
             PassSettings(limit=limit, mirrored=mirrored, answer=each)

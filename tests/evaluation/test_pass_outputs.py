@@ -1,8 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.evaluation.pass_outputs import next_answer, run_settings, run_uniform
+from dfs_rl.evaluation.pass_outputs import (
+    next_answer,
+    rule_settings,
+    run_settings,
+    run_uniform,
+)
+from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from dfs_rl.gating.passes import PassHistory, PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from tests.evaluation.conftest import MixBackbone, make_images
@@ -59,12 +67,19 @@ def test_records_equal_those_of_the_gate(answer):
     assert torch.equal(records.computation(costs), expected.computation(costs))
 
 
-def test_uniform_settings_in_both_views():
-    outputs = run_uniform(NETWORK, IMAGES, views=(False, True))
-    assert [each.options[0] for each in outputs.settings] == [0, 1, 2, 0, 1, 2]
-    assert [each.mirrored for each in outputs.settings] == [False] * 3 + [True] * 3
-    apart = [run_uniform(NETWORK, IMAGES, views=[view]) for view in (False, True)]
-    assert torch.equal(apart[0].with_settings(apart[1]).logits, outputs.logits)
+def test_settings_of_rules_begin_with_uniform_ones():
+    settings = rule_settings(NETWORK, IMAGES, mirrored=True)
+    plain, mirrored = settings[: len(settings) // 2], settings[len(settings) // 2 :]
+    assert [each.options for each in plain[:3]] == [(o,) * 4 for o in range(3)]
+    assert [each.options for each in plain[3:]] == shortened_tables(NETWORK, IMAGES) != []
+    assert mirrored == [replace(each, mirrored=True) for each in plain]
+    assert rule_settings(NETWORK, IMAGES, mirrored=False) == plain
+
+
+def test_uniform_settings_run_each_option():
+    outputs = run_uniform(NETWORK, IMAGES)
+    assert [each.options for each in outputs.settings] == [(o,) * 4 for o in range(3)]
+    assert not any(each.mirrored for each in outputs.settings)
     both = outputs.with_images(outputs)
     assert len(both) == 2 * len(IMAGES)
     assert torch.equal(both.accuracies, outputs.accuracies)

@@ -87,7 +87,7 @@ def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
 def _threshold_rule(
     setup: EvaluationSetup, passes: PassSettings, *, key: str, label: str
 ) -> Iterator[MethodResult]:
-    """Choose the best rule over passes at uniform options; none if none is within the budget."""
+    """Choose the best rule over passes; none if none is within the budget."""
     selection = setup.outputs("selection", mirrored=passes.mirrored)
     found = best_rule(selection, setup.backbone.costs, setup.budget, passes)
     if found is not None:

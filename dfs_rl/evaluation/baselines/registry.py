@@ -7,30 +7,31 @@ A module of your own adds one::
         yield replace(setup.uniform[0], key="cheapest", label="cheapest option")
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import FULL, SKIP, BitOptions
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
-from dfs_rl.evaluation.pass_outputs import PassOutputs, run_uniform
+from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import StaticTable
 from dfs_rl.evaluation.static_tables.search import CachedScores, SearchSummary
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
-from dfs_rl.gating.rules import Rule
+from dfs_rl.gating.rules import Rule, RulePass
 from dfs_rl.utils.registry import Registry
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
 """``fixed`` has its own cost, ``matched`` that of the gate; ``oracle`` needs the labels."""
+_SPLITS: Final = ("reported", "selection")
 OutputCache = dict[tuple[str, bool], PassOutputs]
-"""Outputs of ``run_uniform`` by the name of the split and whether the images are mirrored."""
+"""Outputs of ``rule_settings`` by the name of the split and whether the images are mirrored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,22 +74,32 @@ class EvaluationSetup:
     @cached_property
     def uniform(self) -> list[MethodResult]:
         """Results of each bit option at all layers, on both splits."""
-        return uniform_baselines(self.backbone.options, self.outputs(), self.outputs("selection"))
+        options = self.backbone.options
+        outputs = (self.outputs(split).select(range(len(options))) for split in _SPLITS)
+        return uniform_baselines(options, *outputs)
+
+    @cached_property
+    def _settings(self) -> Sequence[RulePass]:
+        known = self.cached_outputs.get((self.selection_name, False))
+        if known is not None:
+            return known.settings
+        return rule_settings(self.backbone, self.selection, mirrored=False)
 
     def outputs(
         self, on: Literal["reported", "selection"] = "reported", *, mirrored: bool = False
     ) -> PassOutputs:
-        """Return the outputs of each bit option at all layers on a split, each run once.
+        """Return the outputs of all settings of rules on a split, each run once.
 
-        ``mirrored`` adds those on the mirror images.
+        The first are each bit option at all layers. ``mirrored`` adds those on the mirror images.
         """
         images = self.reported if on == "reported" else self.selection
         name = self.reported_name if on == "reported" else self.selection_name
         views = [False, True] if mirrored else [False]
         for view in views:
             if (name, view) not in self.cached_outputs:
-                self.cached_outputs[name, view] = run_uniform(
-                    self.backbone, images, views=[view], batch_size=self.batch_size
+                settings = [replace(each, mirrored=view) for each in self._settings]
+                self.cached_outputs[name, view] = run_settings(
+                    self.backbone, images, settings, batch_size=self.batch_size
                 )
         plain, *others = (self.cached_outputs[name, view] for view in views)
         return plain.with_settings(others[0]) if others else plain
