@@ -92,7 +92,10 @@ class PassOutputs:
         earlier, last = None, torch.zeros_like(self.labels)
         if followed:
             ran = torch.stack(followed, dim=1)  # [n, passes - 1]
-            earlier = EarlierPasses(options=options[:-1] * ran[:, :, None], ran=ran)
+            views = torch.tensor([each.mirrored for each in rule.passes[1:]])
+            earlier = EarlierPasses(
+                options=options[:-1] * ran[:, :, None], ran=ran, mirrored=ran & views
+            )
             last = ran.sum(dim=1)
         return GateRecords(
             name=name,

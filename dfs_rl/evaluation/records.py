@@ -42,7 +42,7 @@ class GateRecords:
         if self.earlier is not None:
             values |= {f"earlier.{name}": v for name, v in vars(self.earlier).items()}
         shapes = {"options": "[n, layers]", "earlier.options": "[n, passes, layers]"}
-        shapes["earlier.ran"] = "[n, passes]"
+        shapes["earlier.ran"] = shapes["earlier.mirrored"] = "[n, passes]"
         for field, value in values.items():
             shape = shapes.get(field, "[n]")
             if isinstance(value, Tensor) and (

@@ -86,10 +86,12 @@ class EarlierPasses:
     Attributes:
         options: Options of those passes, int64 ``[n, limit - 1, layers]``.
         ran: True for passes of an image that were followed by another, bool ``[n, limit - 1]``.
+        mirrored: True where the pass that followed ran on the mirror image, likewise.
     """
 
     options: Tensor
     ran: Tensor
+    mirrored: Tensor
 
     @property
     def n_passes(self) -> Tensor:
@@ -110,7 +112,9 @@ class EarlierPasses:
 
     def cpu(self) -> "EarlierPasses":
         """Return a copy on the CPU."""
-        return EarlierPasses(options=self.options.cpu(), ran=self.ran.cpu())
+        return EarlierPasses(
+            options=self.options.cpu(), ran=self.ran.cpu(), mirrored=self.mirrored.cpu()
+        )
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -235,17 +239,20 @@ class PassHistory:
         self.spent = torch.zeros(n, dtype=torch.float64, device=device)
         self.evidence = torch.zeros(n, settings.evidence_size, device=device)
         self._logits = torch.zeros(n, settings.limit, n_classes, device=device)
+        self._mirrored = torch.zeros(n, settings.limit, dtype=torch.bool, device=device)
         self._full = costs.options.full
 
     def reset(self, rows: Tensor) -> None:
         """Forget the passes of episodes, int64 ``rows``."""
-        for values in (self.finished, self.options, self.spent, self.evidence, self._logits):
+        seen = self.finished, self.options, self.spent, self.evidence, self._logits, self._mirrored
+        for values in seen:
             values[rows] = 0
 
     def start(self, rows: Tensor, mirrored: Tensor) -> Tensor:
         """Start another pass of episodes, and return the cost so far, float64 ``[rows]``."""
         self.spent[rows] += self.restart_cost
         self.evidence[rows, MIRRORED] = mirrored.float()
+        self._mirrored[rows, self.finished[rows]] = mirrored
         return self.spent[rows]
 
     def finish(self, rows: Tensor, logits: Tensor, options: Tensor, spent: Tensor) -> None:
@@ -279,4 +286,4 @@ class PassHistory:
         passes = torch.arange(self.settings.limit - 1, device=rows.device)
         ran = passes < self.finished[rows][:, None] - 1
         options = self.options[rows, :-1] * ran[:, :, None]
-        return EarlierPasses(options=options, ran=ran)
+        return EarlierPasses(options=options, ran=ran, mirrored=self._mirrored[rows, 1:] & ran)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -59,8 +61,15 @@ def test_computation_and_bitops_by_hand():
     assert made.bitops(COSTS).tolist() == pytest.approx(bitops)
 
 
+def first_passes(ran):
+    """Return first passes at option 1, of which some are followed by another."""
+    after = torch.tensor(ran)[:, None]
+    options = torch.ones(len(ran), 1, 2).long()
+    return EarlierPasses(options=options, ran=after, mirrored=torch.zeros_like(after))
+
+
 def test_two_passes_pay_for_both():
-    first = EarlierPasses(options=torch.ones(2, 1, 2).long(), ran=torch.tensor([[True], [False]]))
+    first = first_passes([True, False])
     made = records([[2, 2], [1, 1]], earlier=first)
     one_pass = 6.25 + 0.625  # gated layers and stem
     assert made.computation(COSTS).tolist() == pytest.approx([100 + 0.625 + one_pass, one_pass])
@@ -109,7 +118,7 @@ def test_milliseconds_by_hand(fields, expected):
 
 
 def test_milliseconds_of_two_passes():
-    first = EarlierPasses(options=torch.ones(2, 1, 2).long(), ran=torch.tensor([[True], [False]]))
+    first = first_passes([True, False])
     made = records([[2, 2], [1, 1]], earlier=first)
     assert made.milliseconds(MEASURED).tolist() == pytest.approx([12.75 + 6.75, 6.75])
 
@@ -120,7 +129,7 @@ def test_batches_concatenate_in_order():
             [[option, 1]],
             gate_macs=4.0,
             gate_macs_taken=torch.tensor([float(option)]),
-            earlier=EarlierPasses(options=torch.ones(1, 1, 2).long(), ran=torch.tensor([[True]])),
+            earlier=first_passes([True]),
         )
         for option in (0, 2)
     ]
@@ -138,7 +147,7 @@ def test_batches_concatenate_in_order():
         ({"confidence": torch.zeros(3, 1)}, "confidence"),
         ({"options": torch.zeros(3, dtype=torch.int64)}, "options"),
         (
-            {"earlier": EarlierPasses(options=torch.zeros(3, 1, 2), ran=torch.zeros(2, 1))},
+            {"earlier": replace(first_passes([True] * 3), ran=torch.zeros(2, 1))},
             "earlier.ran",
         ),
     ],

@@ -79,8 +79,9 @@ def fixed_methods() -> list[MethodResult]:
 
 
 def matched_methods() -> list[MethodResult]:
+    ran = (torch.arange(N) % 5 < 2)[:, None]
     first = EarlierPasses(
-        options=table(*[1] * LAYERS)[:, None], ran=(torch.arange(N) % 5 < 2)[:, None]
+        options=table(*[1] * LAYERS)[:, None], ran=ran, mirrored=torch.zeros_like(ran)
     )
     static = (2, 3, 2, 3, 3, 3, 2, 0, 2)
     return [

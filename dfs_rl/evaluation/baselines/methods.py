@@ -1,6 +1,6 @@
 """Baselines of every gate, registered in the order of tables and files."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,8 +20,15 @@ from dfs_rl.evaluation.baselines.registry import (
     MethodResult,
     register_baseline,
 )
+from dfs_rl.evaluation.baselines.shuffles import (
+    Decisions,
+    ReplayGate,
+    Shuffle,
+    shuffle_decisions,
+    shuffle_patterns,
+)
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_static_table
+from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.records import choose_records
 from dfs_rl.evaluation.rule_search import best_rule
 from dfs_rl.evaluation.static_tables.scoring import StaticTable, canonicalize, static_table_text
@@ -144,7 +151,7 @@ register_baseline("tuned_rule_before")(partial(_before_cotraining, _tuned_rule))
 @register_baseline("mode_table")
 def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run the most frequent option of the gate at each layer."""
-    if setup.gate.earlier is not None:  # a draw has the options of one pass
+    if setup.gate.earlier is not None:  # one table cannot stand for several passes
         return
     table, label = mode_table(setup.gate.options, setup.backbone.costs), "mode table"
     records = evaluate_static_table(
@@ -161,23 +168,32 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 
 
 def _shuffled(
-    key: str,
-    label: str,
-    shuffle: Callable[[Tensor, torch.Generator, int | None], Tensor],
-    setup: EvaluationSetup,
+    key: str, label: str, shuffle: Shuffle, setup: EvaluationSetup
 ) -> Iterator[MethodResult]:
-    """Shuffle the options of the gate across images."""
-    if setup.gate.earlier is not None:  # a draw has the options of one pass
-        return
+    """Shuffle the decisions of the gate across images."""
     costs = setup.backbone.costs
-    exit_action = costs.exit_action if costs.exits else None
     draws = [
-        shuffle(setup.gate.options, torch_generator(f"{key} baseline", draw), exit_action)
+        shuffle(Decisions.of(setup.gate), torch_generator(f"{key} baseline", draw), costs)
         for draw in range(RANDOM_DRAWS)
     ]
-    records = evaluate_draws(
-        setup.backbone, setup.reported, draws, name=key, batch_size=setup.batch_size
-    )
+    if setup.gate.earlier is None:
+        records = evaluate_draws(
+            setup.backbone,
+            setup.reported,
+            [draw.options[:, 0] for draw in draws],
+            name=key,
+            batch_size=setup.batch_size,
+        )
+    else:
+        records = tuple(
+            evaluate_gate(
+                setup.backbone,
+                ReplayGate(draw, answer=setup.passes.answer, name=key),
+                setup.reported,
+                batch_size=setup.batch_size,
+            )
+            for draw in draws
+        )
     yield MethodResult(
         key=key,
         label=label,
@@ -187,37 +203,11 @@ def _shuffled(
     )
 
 
-def shuffled_options(
-    options: Tensor, generator: torch.Generator, exit_action: int | None
-) -> Tensor:
-    """Shuffle each layer's actions, int64 ``[n, layers]``, independently of the other layers.
-
-    Marginals and mean cost stay the same; only the relation of options to images is lost. With
-    exits, the images that reach a layer receive the actions of those that reached it before.
-    """
-    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
-    if exit_action is None:
-        return options.gather(0, rank)
-    shuffled = torch.full_like(options, exit_action)
-    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
-    for layer in range(options.shape[1]):
-        order = rank[:, layer]
-        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
-        arrived = shuffled[:, layer] != exit_action
-        arrived_before = options[:, layer] != exit_action
-    return shuffled
-
-
-def _shuffled_patterns(options: Tensor, generator: torch.Generator, _: int | None) -> Tensor:
-    """Shuffle rows of options: a gate that does not use the image keeps its accuracy."""
-    return options[torch.randperm(len(options), generator=generator).to(options.device)]
-
-
 register_baseline("random")(
-    partial(_shuffled, "random", "random, same marginals", shuffled_options)
+    partial(_shuffled, "random", "random, same marginals", shuffle_decisions)
 )
 register_baseline("patterns")(
-    partial(_shuffled, "patterns", "own patterns, shuffled", _shuffled_patterns)
+    partial(_shuffled, "patterns", "own patterns, shuffled", shuffle_patterns)
 )
 
 

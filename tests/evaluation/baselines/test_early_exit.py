@@ -14,8 +14,9 @@ from dfs_rl.evaluation.baselines.early_exit import (
     choose_exit_rule,
     run_exit_outputs,
 )
-from dfs_rl.evaluation.baselines.methods import mode_table, shuffled_options
+from dfs_rl.evaluation.baselines.methods import mode_table
 from dfs_rl.evaluation.baselines.registry import MethodResult
+from dfs_rl.evaluation.baselines.shuffles import shuffle_options
 from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import score_static_tables
@@ -145,7 +146,7 @@ def test_shuffling_keeps_exits_and_cost(seed, n):
     costs = MixBackbone((0, 2, 32), exits=AFTER).costs
     generator = torch.Generator().manual_seed(seed)
     options = costs.canonicalize(torch.randint(0, 4, (n, 4), generator=generator))
-    shuffled = shuffled_options(options, generator, EXIT)
+    shuffled = shuffle_options(options, generator, EXIT)
     assert torch.equal(shuffled.sort(dim=0).values, options.sort(dim=0).values)
     assert torch.equal(costs.canonicalize(shuffled), shuffled)
     means = [float(costs.fractions(o).mean()) for o in (options, shuffled)]

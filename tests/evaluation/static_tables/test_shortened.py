@@ -1,4 +1,3 @@
-
 from dfs_rl.costs import BitOptions
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables

@@ -1,0 +1,145 @@
+"""Decisions of a gate, given to other images: its marginals, without the relation to the image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dfs_rl.costs import CostTable
+from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.observation import CONTEXT_SIZE
+from dfs_rl.gating.passes import (
+    AGAIN,
+    AGAIN_MIRRORED,
+    ANSWER,
+    FINISHED,
+    NOT_RUN,
+    AnswerRule,
+    PassSettings,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decisions:
+    """Decisions of a gate on ``n`` images.
+
+    Attributes:
+        options: Options of every pass, int64 ``[n, limit, layers]``; ``NOT_RUN`` for those that an
+            image does not have.
+        mirrored: Views of the passes, bool ``[n, limit]``; the first pass sees the image itself.
+    """
+
+    options: Tensor
+    mirrored: Tensor
+
+    @classmethod
+    def of(cls, records: GateRecords) -> Self:
+        """Return the decisions of a gate on the images of its records."""
+        n, earlier = len(records), records.earlier
+        if earlier is None:
+            none = torch.zeros(n, 1, dtype=torch.bool)
+            return cls(options=records.options[:, None], mirrored=none)
+        first = torch.zeros(n, 1, dtype=torch.bool)
+        return cls(
+            options=earlier.with_last(records.options),
+            mirrored=torch.cat([first, earlier.mirrored], dim=1),
+        )
+
+    @property
+    def ran(self) -> Tensor:
+        """True for the passes of each image, bool ``[n, limit]``."""
+        return self.options[:, :, 0] != NOT_RUN
+
+    def select(self, rows: Tensor) -> "Decisions":
+        """Return the decisions of images, int64 ``rows``."""
+        return Decisions(options=self.options[rows], mirrored=self.mirrored[rows])
+
+
+Shuffle = Callable[[Decisions, torch.Generator, CostTable], Decisions]
+"""Function that returns the decisions of a gate with other images."""
+
+
+def shuffle_patterns(
+    decisions: Decisions, generator: torch.Generator, _costs: CostTable
+) -> Decisions:
+    """Return all decisions of an image together for another image.
+
+    A gate that does not use the image keeps its accuracy.
+    """
+    return decisions.select(torch.randperm(len(decisions.options), generator=generator))
+
+
+def shuffle_decisions(
+    decisions: Decisions, generator: torch.Generator, costs: CostTable
+) -> Decisions:
+    """Return decisions with the same marginals, each layer shuffled independently of the others.
+
+    The number of passes and their views stay together. The options of a pass go to the images that
+    have as many passes now, so the marginals of each layer and pass and the mean cost stay the
+    same.
+    """
+    exit_action = costs.exit_action if costs.exits else None
+    several = decisions.options.shape[1] > 1
+    moved = shuffle_patterns(decisions, generator, costs) if several else decisions
+    options = moved.options.clone()
+    for i in range(options.shape[1]):
+        before, after = decisions.ran[:, i], moved.ran[:, i]
+        options[after, i] = shuffle_options(decisions.options[before, i], generator, exit_action)
+    return Decisions(options=options, mirrored=moved.mirrored)
+
+
+def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: int | None) -> Tensor:
+    """Shuffle each layer's actions, int64 ``[n, layers]``, independently of the other layers.
+
+    Marginals and mean cost stay the same; only the relation of options to images is lost. With
+    exits, the images that reach a layer receive the actions of those that reached it before.
+    """
+    rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
+    if exit_action is None:
+        return options.gather(0, rank)
+    shuffled = torch.full_like(options, exit_action)
+    arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
+    for layer in range(options.shape[1]):
+        order = rank[:, layer]
+        shuffled[arrived, layer] = options[order[arrived_before[order]], layer]
+        arrived = shuffled[:, layer] != exit_action
+        arrived_before = options[:, layer] != exit_action
+    return shuffled
+
+
+class ReplayGate:
+    """Gate that takes given decisions for consecutive batches of images.
+
+    Args:
+        decisions: Decisions for all images, in their order.
+        answer: How the passes answer, see ``PassSettings``.
+        name: Name in tables and plots.
+    """
+
+    macs = 0.0
+
+    def __init__(self, decisions: Decisions, *, answer: AnswerRule, name: str) -> None:
+        self.name = name
+        limit = decisions.options.shape[1]
+        self.passes = PassSettings(limit=limit, mirrored=limit > 1, answer=answer)
+        self._decisions = decisions
+        self._seen = 0
+        self._batch = decisions
+
+    def reset(self, batch_size: int) -> None:
+        """Take the decisions for the next images."""
+        first, self._seen = self._seen, self._seen + batch_size
+        self._batch = self._decisions.select(torch.arange(first, self._seen))
+
+    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the option of each image in its present pass, or its step at the end of one."""
+        options, mirrored, ran = self._batch.options, self._batch.mirrored, self._batch.ran
+        images, limit = torch.arange(len(options)), options.shape[1]
+        finished = context[:, CONTEXT_SIZE:][:, FINISHED:].cpu().sum(dim=1).long()
+        present = finished.clamp(max=limit - 1)  # after as many passes, the next one
+        if layer < options.shape[2]:
+            return options[images, present, layer].clamp(min=0).to(context.device)
+        view = torch.where(mirrored[images, present], AGAIN_MIRRORED, AGAIN)
+        return torch.where(ran[images, present], view, ANSWER).to(context.device)

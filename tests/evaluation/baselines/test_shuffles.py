@@ -1,0 +1,113 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_rl.evaluation.baselines import BASELINES
+from dfs_rl.evaluation.baselines.shuffles import (
+    Decisions,
+    ReplayGate,
+    shuffle_decisions,
+    shuffle_options,
+    shuffle_patterns,
+)
+from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
+from tests.evaluation.conftest import MixBackbone, make_images, make_setup
+
+NETWORK = MixBackbone((0, 2, 32), exits=(2,))
+IMAGES = make_images(NETWORK, 83, seed=5)
+PASSES = (
+    RulePass(options=(1, 1, 3, 3)),
+    RulePass(options=(0, 1, 2, 1), mirrored=True),
+    RulePass(options=(2, 2, 2, 2)),
+)
+GATE = RuleGate(
+    [Rule(passes=PASSES, thresholds=(0.9, 0.75))],
+    answer="mean",
+    options=NETWORK.options,
+    exits=(2,),
+)
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Records of a gate whose images have one, two or three passes."""
+    records = evaluate_gate(NETWORK, GATE, IMAGES)
+    assert set(records.earlier.n_passes.tolist()) == {1, 2, 3}
+    return records
+
+
+def rows(decisions):
+    """Return the decisions of each image, sorted."""
+    views = decisions.mirrored.long()[:, :, None]
+    return sorted(torch.cat([decisions.options, views], dim=2).flatten(1).tolist())
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40))
+def test_shuffling_keeps_marginals(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    options = torch.randint(0, 4, (n, 3), generator=generator)
+    shuffled = shuffle_options(options, generator, None)
+    assert torch.equal(shuffled.sort(dim=0).values, options.sort(dim=0).values)
+
+
+def test_shuffling_makes_options_independent():
+    # Each layer agrees with the image's half; afterwards neither holds.
+    options = torch.arange(2).repeat_interleave(2000)[:, None].expand(-1, 2).contiguous()
+    shuffled = shuffle_options(options, torch.Generator().manual_seed(0), None).double()
+    for other in (options[:, 0].double(), shuffled[:, 1]):
+        # Agreement of independent halves is one half, with a standard error of 0.8 %.
+        agreement = (shuffled[:, 0] == other).double().mean().item()
+        assert agreement == pytest.approx(0.5, abs=0.03)
+
+
+def test_replay_equals_the_gate(several):
+    decisions = Decisions.of(several)
+    assert torch.equal(decisions.ran.sum(dim=1), several.earlier.n_passes)
+    gate = ReplayGate(decisions, answer="mean", name="replay")
+    again = evaluate_gate(NETWORK, gate, IMAGES, batch_size=20)
+    for field in ("predictions", "options", "log_likelihood", "confidence"):
+        assert torch.equal(getattr(again, field), getattr(several, field))
+    for field in ("options", "ran", "mirrored"):
+        assert torch.equal(getattr(again.earlier, field), getattr(several.earlier, field))
+
+
+def test_shuffled_patterns_stay_whole(several):
+    decisions = Decisions.of(several)
+    shuffled = shuffle_patterns(decisions, torch.Generator().manual_seed(1), NETWORK.costs)
+    assert rows(shuffled) == rows(decisions)
+    assert not torch.equal(shuffled.options, decisions.options)
+
+
+def test_shuffled_decisions_keep_marginals_of_every_pass():
+    generator = torch.Generator().manual_seed(2)
+    ran = torch.rand(200, 3, generator=generator).argsort(dim=1).cummax(dim=1).values < 2
+    ran[:, 0] = True
+    options = torch.randint(0, 3, (200, 3, 4), generator=generator)
+    decisions = Decisions(
+        options=options.masked_fill(~ran[:, :, None], -1),
+        mirrored=(torch.rand(200, 3, generator=generator) < 0.5) & ran,
+    )
+    assert torch.equal(decisions.ran, ran)
+    shuffled = shuffle_decisions(decisions, generator, MixBackbone((0, 2, 32)).costs)
+    assert not torch.equal(shuffled.ran, ran)
+    assert torch.equal(
+        shuffled.options.flatten(1).sort(dim=0).values,
+        decisions.options.flatten(1).sort(dim=0).values,
+    )
+    for i in range(3):
+        assert shuffled.mirrored[:, i].sum() == decisions.mirrored[:, i].sum()
+
+
+@pytest.mark.parametrize("key", ["random", "patterns"])
+def test_draws_of_gates_with_passes(several, key):
+    setup = replace(make_setup(NETWORK, IMAGES, IMAGES, several, several), passes=GATE.passes)
+    (found,) = BASELINES[key](setup)
+    spent = several.computation(NETWORK.costs).mean().item()
+    for draw in found.records:
+        assert draw.computation(NETWORK.costs).mean().item() == pytest.approx(spent)
+        assert draw.mean_passes == several.mean_passes
+        assert not torch.equal(draw.predictions, several.predictions)
