@@ -107,3 +107,12 @@ class StaticGreedy(StaticMethod):
         """Return the number of steps from the highest options to the lowest."""
         del episodes
         return n_layers * (n_options - 1)
+
+
+@register_method("search")
+class StaticLocalSearch(StaticMethod):
+    """Local search over bits, skips and exits, from uniform tables; draws nothing at random."""
+
+    label = "static search"
+    find = "dfs_rl.agents.static.climbing:climb"
+    is_seeded = False

@@ -286,13 +286,14 @@ class TrainStaticConfig(GateRunConfig):
     """Settings of ``train_static``.
 
     Attributes:
-        method: Learner that chooses the bits layer by layer, as in HAQ, or greedy search by
-            sensitivity.
+        method: Learner that chooses the bits layer by layer, as in HAQ, "greedy" search by
+            sensitivity, or local "search", which also tries skips and exits.
         budget: Upper bound on the computation, stem and head included; a static bit table has no
             gate that costs anything.
-        episodes: Number of tables that a learner tries; a greedy search ends by itself.
+        episodes: Number of tables that a learner or a local search tries; a greedy search ends by
+            itself.
         images: Images of the agent split that each table is tried on.
-        seed: Seed of all random draws; same seed, machine and threads give the same table. A greedy
+        seed: Seed of all random draws; same seed, machine and threads give the same table. A
             search draws nothing.
     """
 

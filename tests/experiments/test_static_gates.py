@@ -76,9 +76,12 @@ def test_cascade_is_within_the_budget(cascade_run):
     own = methods["gate"]["computation"]
     assert methods["cascade"]["computation"] <= 1.1 * own  # about the same on test as on val
     assert methods["gate"]["detail"] == gate.description
-    # The marginals of a cascade are those of one pass, so these baselines do not apply.
-    assert not {"mode_table", "random", "patterns"} & set(methods)
-    assert summary["beyond_marginals"] is None
+    # A table has one pass. Without their relation to images, the same passes are worse.
+    assert {"mode_table", "random", "patterns"} & set(methods) == {"random", "patterns"}
+    assert summary["beyond_marginals"] in (True, False)  # it is compared with them
+    for key in ("random", "patterns"):
+        assert methods[key]["computation"] == pytest.approx(own)
+        assert methods[key]["accuracy"] < methods["gate"]["accuracy"] - 0.5
     shares = {share["name"]: share["macs"] for share in summary["shares"]}
     _, trace = dfs_rl.load(cascade_run)(digits.test.images)
     head = next(part for part in default_digits().costs.fixed if part.name == "head")
@@ -130,7 +133,7 @@ def test_finished_runs_are_compared(static_run, cascade_run, tmp_path, capsys):
     assert len(gates) == 2
     assert any("static" in label for label in gates)
     gate = gates["cascade"]
-    assert set(gate.gains) == {"static_table", "cascade"}
+    assert set(gate.gains) == {"static_table", "cascade", "random", "patterns"}
     cascades = [point for point in comparison.points if point.kind == "cascade"]
     gains = [gate.accuracy.mean - cascade.accuracy.mean for cascade in cascades]
     assert any(gate.gains["cascade"].mean == pytest.approx(gain) for gain in gains)

@@ -11,6 +11,7 @@ on part of it. Order and draws are fixed, so the same inputs lead to the same ta
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
@@ -36,6 +37,17 @@ _FRUITLESS_KICKS = 20
 
 CachedScores = Callable[[int], dict[StaticTable, StaticTableScore]]
 """Returns the mutable scores of tables on that many evenly spaced images of a split."""
+
+
+class TableScorer(Protocol):
+    """Scorer of static bit tables, such as ``StaticTableScorer``."""
+
+    scores: dict[StaticTable, StaticTableScore]
+
+    def score(self, tables: Iterable[StaticTable]) -> list[StaticTableScore]:
+        """Return the score of each table, which ``scores`` has from then on."""
+        ...
+
 
 _Moves = Callable[[StaticTable, int, CostTable], Iterator[StaticTable]]
 _Key = Callable[[StaticTableScore], tuple[float, float]]
@@ -74,29 +86,19 @@ def search_static_table(
         ConfigError: If no table is within the budget.
     """
     search = search or SearchConfig()
-    costs = backbone.costs
+    costs, n = backbone.costs, len(image_set)
     check_table_budget(costs, budget)
-    n_layers, n_options, n = costs.n_layers, costs.n_actions, len(image_set)
     part = evenly_spaced_subset(image_set, search.images)
     images = len(part)
     cached_scores = cached_scores or (lambda _: {})
     scorer = StaticTableScorer(
         backbone, part, cached_scores=cached_scores(images), batch_size=batch_size
     )
-    climber = _Climber(scorer, costs, budget, search.tables)
-    enumerable = n_options**n_layers <= search.tables
-    uniform = climber.best([(option,) * n_layers for option in range(n_options)], _by_accuracy)
-    start_tables = [] if uniform is None else [uniform]
-    start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
-    if enumerable:
-        climber.score(itertools.product(range(n_options), repeat=n_layers))
-    else:
-        for key in (_by_accuracy, _by_likelihood):
-            for table in dict.fromkeys(start_tables):
-                climber.climb(table, key)
-        climber.kick()
+    start_tables, exhaustive = climb_tables(
+        scorer, costs, budget, initial_tables=initial_tables, limit=search.tables
+    )
     # Start tables are always finalists: the best of many tables on few images is partly luck.
-    best_tables = climber.ranking()[: search.finalists]
+    best_tables = ranking(scorer)[: search.finalists]
     ranked = list(dict.fromkeys([*best_tables, *(t for t in start_tables if t in scorer.scores)]))
     best, best_score = ranked[0], scorer.scores[ranked[0]]
     if images < n:
@@ -112,8 +114,49 @@ def search_static_table(
         tables=len(scorer.scores),
         images=images,
         finalists=len(ranked) if images < n else 0,
-        exhaustive=enumerable and images == n,
+        exhaustive=exhaustive and images == n,
     )
+
+
+def climb_tables(
+    scorer: TableScorer,
+    costs: CostTable,
+    budget: float,
+    *,
+    initial_tables: Sequence[StaticTable] = (),
+    limit: int,
+) -> tuple[list[StaticTable], bool]:
+    """Score every table within a budget, or if there are more than ``limit``, climb to the best.
+
+    Args:
+        scorer: It keeps the scores.
+        costs: Cost table of the backbone.
+        budget: Budget in percent, fixed parts included.
+        initial_tables: Tables to start from besides the best uniform one; fitted to the budget.
+        limit: Largest number of tables to score.
+
+    Returns:
+        The tables that the search started from, and whether it scored all that are within the
+        budget.
+    """
+    n_layers, n_options = costs.n_layers, costs.n_actions
+    climber = _Climber(scorer, costs, budget, limit)
+    uniform = climber.best([(option,) * n_layers for option in range(n_options)], _by_accuracy)
+    start_tables = [] if uniform is None else [uniform]
+    start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
+    if n_options**n_layers <= limit:
+        climber.score(itertools.product(range(n_options), repeat=n_layers))
+        return start_tables, True
+    for key in (_by_accuracy, _by_likelihood):
+        for table in dict.fromkeys(start_tables):
+            climber.climb(table, key)
+    climber.kick()
+    return start_tables, False
+
+
+def ranking(scorer: TableScorer) -> list[StaticTable]:
+    """Return all scored tables, best first."""
+    return sorted(scorer.scores, key=scorer.scores.__getitem__, reverse=True)
 
 
 def greedy_path(
@@ -153,7 +196,7 @@ class _Climber:
     """Local search among the tables within a budget, up to a number of scored tables."""
 
     def __init__(
-        self, scorer: StaticTableScorer, costs: CostTable, budget: float, max_tables: int
+        self, scorer: TableScorer, costs: CostTable, budget: float, max_tables: int
     ) -> None:
         self._scorer, self._scores = scorer, scorer.scores
         self._costs = costs
@@ -177,10 +220,6 @@ class _Climber:
         """Return the first best table within the budget, None if there is none."""
         return max(self.score(tables), key=lambda table: key(self._scores[table]), default=None)
 
-    def ranking(self) -> list[StaticTable]:
-        """Return all scored tables, best first."""
-        return sorted(self._scores, key=self._scores.__getitem__, reverse=True)
-
     def climb(self, table: StaticTable, key: _Key) -> None:
         """Improve a table by ``key`` until no neighbor is better."""
         if not self.score([table]):
@@ -198,13 +237,13 @@ class _Climber:
         draw = numpy_generator("static table search")
         n_layers, n_options = self._costs.n_layers, self._costs.n_actions
         changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
-        best, fruitless = self.ranking()[0], 0
+        best, fruitless = ranking(self._scorer)[0], 0
         while fruitless < _FRUITLESS_KICKS and not self._exhausted:
             kicked = list(best)
             for layer in draw.choice(n_layers, size=changes, replace=False):
                 kicked[layer] = int(draw.integers(n_options))
             self.climb(fit_to_budget(tuple(kicked), self._costs, self._budget), _by_accuracy)
-            leader = self.ranking()[0]
+            leader = ranking(self._scorer)[0]
             fruitless = fruitless + 1 if leader == best else 0
             best = leader
 

@@ -19,6 +19,7 @@ from tests.helpers.planted_table import (
     table_images,
 )
 
+SEARCHES = ("greedy", "search")  # without episodes
 ALGORITHMS = {"ddpg": (DDPG, 120), "td3": (TD3, 120), "sac": (SAC, 60), "ppo": (PPO, 240)}
 
 
@@ -68,13 +69,23 @@ def test_tables_are_reported_until_stopped(method):
     assert len(found) == 3
     for one in found:
         assert one.accuracy == env.scorer.accuracy(one.table)
-        if method == "greedy":
+        if method in SEARCHES:
             assert one.reward is None
         else:
             assert one.reward == pytest.approx((one.accuracy - 100.0) / 10.0)
+        if method != "greedy":
             assert one.computation <= BUDGET + 1e-9
     each = 1 if method == "greedy" else 3
     assert [b.timesteps - a.timesteps for a, b in pairwise(found)] == [each] * 2
+
+
+@pytest.mark.parametrize("tables", [30, 64])  # of 64 in all
+def test_local_search_finds_the_best_table(tables):
+    found, env = [], make_env("search")
+    find("search")(env, tables, 0, lambda one: found.append(one) or True)
+    assert max(found, key=lambda one: one.accuracy)[1:3] == (BEST_TABLE, BEST_ACCURACY)
+    assert len(found) == len({one.table for one in found}) <= tables
+    assert (0, 0, 1) in env.scorer.scores  # it skips what no image needs at 8 bit
 
 
 @pytest.mark.parametrize("method", ["td3", "sac", "ppo"])

@@ -51,11 +51,14 @@ def outcome(run):
     return read_json(run.path / "gate" / "gate.json"), run.read_metrics()
 
 
+METHODS = ("ddpg", "ppo", "greedy", "search")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Uninterrupted runs and their results, by method."""
     runs = {}
-    for method in ("ddpg", "ppo", "greedy"):
+    for method in METHODS:
         run = new_run(tmp_path_factory.mktemp("whole") / method)
         runs[method] = SimpleNamespace(run=run, result=search(run, method))
     return runs
@@ -86,7 +89,7 @@ def test_val_selects_among_the_best_tables(whole):
     assert result.images_seen["gate"] % len(dataset.agent) == 0
 
 
-@pytest.mark.parametrize("method", ["ddpg", "ppo", "greedy"])
+@pytest.mark.parametrize("method", METHODS)
 def test_interrupted_search_resumes_exactly(tmp_path, whole, method):
     stopped = new_run(tmp_path / "stopped")
     at = 4 if method == "greedy" else 24 * LAYERS
