@@ -118,7 +118,8 @@ class BackboneSettings(DataSettings):
     Attributes:
         backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function
             that makes your own network. By default the included digits network; other data sets
-            train one first and keep it for later runs. Only train_agent uses a backbone's exits.
+            train one first and keep it for later runs. Exits serve
+            train_agent, train_cascade and train_static --method search alone.
     """
 
     backbone: Path | None = None
@@ -307,6 +308,11 @@ class TrainStaticConfig(GateRunConfig):
     images: PositiveInt = 1000
     seed: Seed = 0
 
+    @property
+    def uses_exits(self) -> bool:
+        """True if the table may take a backbone's exits."""
+        return self.method == "search"
+
 
 @configuration
 class TrainCascadeConfig(GateRunConfig):
@@ -351,6 +357,11 @@ class TrainCascadeConfig(GateRunConfig):
                 f"budget is {self.budget:g} and max_accuracy_drop is {self.max_accuracy_drop:g}; "
                 "give one of them."
             )
+
+    @property
+    def uses_exits(self) -> bool:
+        """True: a pass may take a backbone's exits."""
+        return True
 
 
 @configuration

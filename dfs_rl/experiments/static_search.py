@@ -128,7 +128,10 @@ class StaticSearch:
         ranked = zip(self._val.score(finalists), finalists, strict=True)
         _, best = max(ranked, key=lambda pair: pair[0])
         gate = TableGate(
-            best, options=self.backbone.options, name=STATIC_METHODS[self.config.method].label
+            best,
+            options=costs.options,
+            exits=costs.exits_after,
+            name=STATIC_METHODS[self.config.method].label,
         )
         self.session.validate(gate, self._timesteps)
 

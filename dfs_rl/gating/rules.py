@@ -69,8 +69,10 @@ class Rule:
         """Return a short description for tables."""
         parts = []
         for i, each in enumerate(self.passes):
-            bits = [str(options[o]) if o <= options.full else "exit" for o in each.options]
-            text = f"{bits[0]} bit" if len(set(bits)) == 1 else f"{'-'.join(bits)} bit"
+            bits = [str(options[o]) for o in each.options if o <= options.full]
+            exits = ["exit"] * (len(bits) < len(each.options))
+            one = len(set(bits)) == 1 and not exits
+            text = f"{bits[0]} bit" if one else f"{'-'.join(bits + exits)} bit"
             text += " mirrored" if each.mirrored else ""
             if i and self.thresholds[i - 1] > 1.0:  # no confidence is larger
                 text = f"then {text} for all"

@@ -23,6 +23,7 @@ from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments import gate_run
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import backbone_of_run
+from dfs_rl.experiments.config import TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.train_exits import main as train_exits
 from dfs_rl.utils.io import read_json
@@ -213,14 +214,21 @@ def test_a_run_learns_to_exit_and_its_gate_ships(backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [TrainAgentConfig(exits=False), TrainGumbelConfig(), TrainAgentConfig()]
+    ("config", "exits"),
+    [
+        (TrainAgentConfig(exits=False), False),
+        (TrainGumbelConfig(), False),
+        (TrainStaticConfig(), False),
+        (TrainStaticConfig(method="search"), True),
+        (TrainCascadeConfig(), True),
+        (TrainAgentConfig(), True),
+    ],
 )
-def test_only_agents_keep_the_exits(config, backbone, tmp_path, capsys):
+def test_some_gates_keep_the_exits(config, exits, backbone, tmp_path, capsys):
     dataset = load_dataset("digits")
     run = RunFolder.create(
         tmp_path / "run", kind="train", name="run", config=config, command=(), fingerprint="0"
     )
-    exits = config == TrainAgentConfig()
     config = replace(config, backbone=backbone)
     _, _, preview = gate_run.validate(config, dataset)
     costs = backbone_of_run(run, config, dataset).backbone.costs

@@ -14,7 +14,7 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.passes import confidence
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.rules import cascade
+from dfs_rl.gating.rules import Rule, RulePass, cascade
 from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone_with_exits, toy_images
 
 OPTIONS = BitOptions(BITS)
@@ -95,3 +95,11 @@ def test_errors():
         GatedModel(ToyBackbone(bits=(0, 2, 4)), make(0.7))
     with pytest.raises(CheckpointError, match=r"is the table \[1, 0, 2\]"):
         GatedModel(ToyBackbone(), make(0.7, FIRST[:3], SECOND[:3]))
+
+
+def test_descriptions_end_with_the_exit():
+    options = BitOptions((0, 2, 32))
+    passes = (RulePass(options=(1, 1, 3, 3)), RulePass(options=(2, 2, 2, 2), mirrored=True))
+    rule = Rule(passes=passes, thresholds=(0.5,))
+    expected = "2-2-exit bit, then 32 bit mirrored below a confidence of 0.5"
+    assert rule.description(options) == expected
