@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--patch", type=int)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--feature-weight", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--device", default="cpu")
@@ -107,7 +107,9 @@ def main() -> None:
             device=flags.device,
             patch=flags.patch,
             training=SupernetConfig(
-                batch_size=flags.batch_size, lr=flags.lr, feature_weight=flags.feature_weight
+                batch_size=flags.batch_size,
+                learning_rate=flags.learning_rate,
+                feature_weight=flags.feature_weight,
             ),
         )
         trainer = train(config, dataset)
@@ -150,7 +152,7 @@ def main() -> None:
         "patch": flags.patch,
         "epochs": flags.epochs,
         "batch_size": flags.batch_size,
-        "lr": flags.lr,
+        "learning_rate": flags.learning_rate,
         "feature_weight": flags.feature_weight,
         "seeds": flags.seeds,
         "one_network": {str(s): v for s, v in shared.items()},

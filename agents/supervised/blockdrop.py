@@ -102,7 +102,7 @@ class BlockDropTrainer(GateTrainer):
         advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
         self._descend(reinforce_loss(probabilities, drawn, advantages))
         self._multipliers.update(
-            where.expand(len(logits)), relative[1].cpu(), rate=self._config.multiplier_lr
+            where.expand(len(logits)), relative[1].cpu(), rate=self._config.multiplier_learning_rate
         )
         return StepLosses(
             labels=float(functional.cross_entropy(answers[1], batch.labels)),

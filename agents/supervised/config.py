@@ -39,8 +39,8 @@ class SupervisedConfig(Method):
             samples, with noisier gradients. For gumbel alone.
         multiplier: Weight of computation relative to the budget: constant with dfs, the initial
             Lagrange multiplier with the other methods.
-        multiplier_lr: Learning rate of the Lagrange multiplier: the change of its logarithm per
-            step at twice the budget.
+        multiplier_learning_rate: Learning rate of the Lagrange multiplier: the change of its
+            logarithm per step at twice the budget.
         distillation: Weight of the divergence from the full-precision backbone, added to the loss
             with labels; for gumbel and dfs.
         max_grad_norm: Maximum norm of the gradient, for clipping.
@@ -70,7 +70,7 @@ class SupervisedConfig(Method):
     temperature: PositiveFloat = 2.0
     final_temperature: PositiveFloat = 0.5
     multiplier: PositiveFloat = 0.1
-    multiplier_lr: UnitInterval = 0.02
+    multiplier_learning_rate: UnitInterval = 0.02
     distillation: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
 

@@ -69,7 +69,7 @@ class GumbelTrainer(GateTrainer):
 
     def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
         """Update the cost weights after a step with relative costs ``relative``, ``[batch]``."""
-        self._multipliers.update(preferences, relative, rate=self._config.multiplier_lr)
+        self._multipliers.update(preferences, relative, rate=self._config.multiplier_learning_rate)
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         config, task, n = self._config, self._task, len(batch.images)

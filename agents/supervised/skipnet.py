@@ -99,7 +99,9 @@ class SkipNetTrainer(GateTrainer):
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:
             self._multipliers.update(
-                where.expand(len(relative)), relative.cpu(), rate=self._config.multiplier_lr
+                where.expand(len(relative)),
+                relative.cpu(),
+                rate=self._config.multiplier_learning_rate,
             )
         return StepLosses(
             labels=float(labels.detach()),

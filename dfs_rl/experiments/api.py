@@ -119,7 +119,7 @@ def train_backbone(
         callback: Receives the record of each epoch.
         run_dir: New run folder; default ``runs/DATE-TIME-NAME``.
         settings: Settings of ``train_backbone``, for example ``bits``, ``epochs``, ``seed`` or
-            ``training={"lr": 0.1}``.
+            ``training={"learning_rate": 0.1}``.
 
     Raises:
         ConfigError: If a setting is unknown or not allowed.

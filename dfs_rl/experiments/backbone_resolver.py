@@ -168,7 +168,7 @@ def supernet_config(config: RunConfig, dataset: Dataset) -> TrainBackboneConfig:
     if config.dataset == MNIST5K:
         # It learns in a minute, and at 1 and 2 bit errs more than at 4, so that a gate can pay.
         network = {"backbone": "resnet14", "width": 12, "bits": (0, 1, 2, 4, 8, 32)}
-        training = replace(usual, batch_size=32, lr=0.05)
+        training = replace(usual, batch_size=32, learning_rate=0.05)
     return TrainBackboneConfig(
         dataset=config.dataset,
         image_size=config.image_size,

@@ -174,7 +174,7 @@ class SupernetTrainer:
         self.has_low_mixes = has_low_bits or recipe == "elastic"
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
         usual = USUAL[name]
-        self.lr = usual.lr if config.lr is None else config.lr
+        self.lr = usual.lr if config.learning_rate is None else config.learning_rate
         self.max_norm = usual.max_norm
         self.optimizer = make_optimizer(
             name,

@@ -25,8 +25,8 @@ class SupernetConfig:
         batch_size: Images per step, at least 2.
         optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1;
             "auto" selects the network's default, AdamW for transformers.
-        lr: Peak learning rate; it rises over the first 5 % of all steps and falls along a cosine to
-            zero. By default 0.1 with SGD and 0.001 with AdamW.
+        learning_rate: Peak learning rate; it rises over the first 5 % of all steps and falls along
+            a cosine to zero. By default 0.1 with SGD and 0.001 with AdamW.
         momentum: Momentum of SGD, in [0, 1).
         weight_decay: Weight decay of convolution and linear weights; quantizer scales, norms and
             biases have none. By default 0.0005 with SGD and 0.05 with AdamW.
@@ -50,7 +50,7 @@ class SupernetConfig:
     warmup: UnitInterval = 0.3
     batch_size: Annotated[PositiveInt, Field(ge=2)] = 128
     optimizer: OptimizerName | Literal["auto"] = "auto"
-    lr: PositiveFloat | None = None
+    learning_rate: PositiveFloat | None = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat | None = None
     pad: NonNegativeInt | None = None

@@ -89,7 +89,7 @@ def test_minibatches_must_divide_an_update():
         (CoTrainConfig, "distillation", -1.0, ""),
         (SupervisedConfig, "learning_rate", 0.0, "it must be above 0"),
         (SupervisedConfig, "temperature", math.inf, "it must be finite"),
-        (SupervisedConfig, "multiplier_lr", -1.0, "it must be at least 0"),
+        (SupervisedConfig, "multiplier_learning_rate", -1.0, "it must be at least 0"),
         (SupervisedConfig, "batch_size", 0, "it must be at least 1"),
         (SkipNetConfig, "pretraining", -0.1, "it must be at least 0"),
         (SkipNetConfig, "pretraining", 1.0, "it must be below 1"),

@@ -102,7 +102,7 @@ BAD = {
         ("--after 3 1", "after [3, 1] gated layers"),
         ("--threads 0", "threads is 0"),
         ("--seed -1", "seed is -1; it must be at least 0"),
-        ("--weights w.pt", "weights go with a constructor"),
+        ("--weights .", "weights go with a constructor"),
     ],
     "evaluate": [
         ("--batch-size 0", "batch_size is 0"),
@@ -122,7 +122,7 @@ BAD = {
         ("--bits 0 x", "bits has 'x'"),
         ("--dataset no/such/folder", "no/such/folder"),
         ("--device quantum", "device is 'quantum'"),
-        ("--training.lr -1", "lr is -1.0"),
+        ("--training.learning-rate -1", "learning_rate is -1.0"),
         ("--training.pad 1000", "training.pad is 1000, but the images are 8 x 8 pixels"),
         ("--training.pad 9", "allowed are 0 to 8 pixels"),
         ("--image-size 3", "image_size is 3; allowed are whole numbers of pixels from 4"),

@@ -63,7 +63,7 @@ def test_shared_norms_are_the_norms_of_the_whole_batch(together):
 
 # 15 images make shares of 7 and 8.
 SHARED = {"batch_size": 15, "pad": 1, "warmup": 0.5}
-RESNET = {"depth": 8, "width": 4, "training": SHARED | {"lr": 0.05}}
+RESNET = {"depth": 8, "width": 4, "training": SHARED | {"learning_rate": 0.05}}
 NETWORKS = {
     "resnet": (ResNet, RESNET | {"bits": (32,), "stem_bits": 32}),
     "quantized": (ResNet, RESNET | {"bits": (0, 2, 8, 32)}),

@@ -39,33 +39,40 @@ ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "affine_skips": True}
 }
 # A network, its shape, epochs, and training.
 NETWORKS = {
-    "resnet": (ResNet, RESNET, 6, {"lr": 0.05}),
-    "elastic": (ResNet, ELASTIC, 8, {"lr": 0.05}),
-    "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"lr": 0.05}),
-    "adaptive blocks": (AdaptiveResNet, ADAPTIVE | ADN | {"granularity": "block"}, 8, {"lr": 0.05}),
+    "resnet": (ResNet, RESNET, 6, {"learning_rate": 0.05}),
+    "elastic": (ResNet, ELASTIC, 8, {"learning_rate": 0.05}),
+    "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"learning_rate": 0.05}),
+    "adaptive blocks": (
+        AdaptiveResNet,
+        ADAPTIVE | ADN | {"granularity": "block"},
+        8,
+        {"learning_rate": 0.05},
+    ),
     "adaptive low bits": (
         AdaptiveResNet,
         ADAPTIVE | ADN | {"bits": (0, 2, 8, 32), "stem_bits": 8},
         12,
-        {"lr": 0.05},
+        {"learning_rate": 0.05},
     ),
     "vit": (
         VisionTransformer,
         {"width": 12, "heads": 2, "patch": 2, "depth": 2, "bits": (2, 8, 32)},
         10,
-        {"lr": 0.005},
+        {"learning_rate": 0.005},
     ),
     "swin": (
         AdaptiveSwin,
         ADN | {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 2, "bits": (0, 4, 32)},
         16,
-        {"lr": 0.003, "calibration_rounds": 1},
+        {"learning_rate": 0.003, "calibration_rounds": 1},
     ),
 }
 
 
 def trainer(halves: Dataset, *, epochs: int = 6, **training: object) -> SupernetTrainer:
-    return trainer_of(ResNet, halves, epochs=epochs, training={"lr": 0.05, **training}, **RESNET)
+    return trainer_of(
+        ResNet, halves, epochs=epochs, training={"learning_rate": 0.05, **training}, **RESNET
+    )
 
 
 def named(
@@ -138,7 +145,7 @@ def test_without_full_precision_scales_fit_at_once(halves):
 
 
 def test_without_a_warm_up_scales_fit_at_the_start(halves):
-    shape = {"width": 8, "bits": (0, 4, 32), "recipe": "adn", "training": {"lr": 1e-9}}
+    shape = {"width": 8, "bits": (0, 4, 32), "recipe": "adn", "training": {"learning_rate": 1e-9}}
     training = trainer_of(AdaptiveMobileNet, halves, epochs=3, **shape)
     backbone = training.backbone
     next(training.train_epoch())
@@ -174,7 +181,7 @@ RECIPES = {
 def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_weight, soft_weight):
     # A batch that is the whole split, not augmented, has the same loss in any order.
     still = replace(halves, flip=False)
-    usual = {"batch_size": 96, "warmup": 0.0, "lr": 0.05}
+    usual = {"batch_size": 96, "warmup": 0.0, "learning_rate": 0.05}
     # A stage of four blocks has a path of two, each a layer of its own.
     changes = {"blocks": (4, 2)} if name == "adaptive blocks" else {}
     training = named(name, still, training=usual | training, **changes)
@@ -217,11 +224,15 @@ def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_we
 
 
 def adn_trainer(halves: Dataset, **training: object) -> SupernetTrainer:
-    return named("adaptive low bits", halves, epochs=2, training={"lr": 0.05, **training})
+    return named(
+        "adaptive low bits", halves, epochs=2, training={"learning_rate": 0.05, **training}
+    )
 
 
 def test_the_base_net_teaches_the_path_nothing(halves):
-    training = named("adaptive", halves, training={"lr": 0.05, "alpha": 1e-12})  # no labels
+    training = named(
+        "adaptive", halves, training={"learning_rate": 0.05, "alpha": 1e-12}
+    )  # no labels
     next(training.train_epoch())
     gradients = dict(training.backbone.named_parameters())
     assert gradients["blocks.0.path.0.conv1.weight"].grad.abs().max() < 1e-9
@@ -283,7 +294,7 @@ def test_scales_beyond_float32_stop_with_a_sentence(halves):
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_a_wild_learning_rate_ends_in_a_sentence(halves, lr):
-    training = trainer(halves, lr=lr, epochs=3)
+    training = trainer(halves, learning_rate=lr, epochs=3)
 
     def train_and_look() -> None:
         train_all(training)
@@ -305,7 +316,7 @@ def test_the_schedule_rises_and_falls_to_zero(progress, rate):
     [
         ({"warmup": 1.5}, "warmup is 1.5; it must be at most 1"),
         ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
-        ({"lr": 0.0}, "lr is 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pad": -1}, "pad is -1"),
         ({"calibration_rounds": 0}, "calibration_rounds is 0"),

@@ -62,7 +62,10 @@ def test_best_table_is_as_stated():
 
 
 def test_multiplier_follows_the_cost():
-    trainer, expected = make_trainer(make_gate(), multiplier=0.1, multiplier_lr=0.02), 0.1
+    trainer, expected = (
+        make_trainer(make_gate(), multiplier=0.1, multiplier_learning_rate=0.02),
+        0.1,
+    )
     for _ in range(5):
         losses = trainer.step()
         assert losses.multiplier == pytest.approx(expected)
@@ -70,7 +73,7 @@ def test_multiplier_follows_the_cost():
 
 
 def test_multiplier_stays_within_its_bounds():
-    trainer = make_trainer(make_gate(), multiplier=1e-6, multiplier_lr=1.0)
+    trainer = make_trainer(make_gate(), multiplier=1e-6, multiplier_learning_rate=1.0)
     with torch.no_grad():
         for network in trainer.gate.networks:
             network[2].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
