@@ -112,7 +112,7 @@ def test_a_run_stores_the_extensions(place, agent):
 
 
 def test_a_comparison_trains_the_extensions(place, backbone):
-    gates = ("--gates", "gumbel-linear", "toy-argmax-linear", "static-toy-uniform")
+    gates = ("--gates", "gumbel_linear", "toy_argmax_linear", "static_toy_uniform")
     flags = ("--dataset", "toy_lights", "--backbone", backbone, *gates)
     small = ("--seeds", "1", "--timesteps", "64", "--budgets", "50", "--cost", "traffic")
     python(place, "-m", "dfs_rl.compare", *flags, *small, "--run-dir", "compared")
@@ -122,11 +122,11 @@ def test_a_comparison_trains_the_extensions(place, backbone):
     for run in (place / "compared" / "gates").glob("*/gate"):
         gates[run.parent.name] = json.loads((run / "gate.json").read_text())
     assert {name: (gate["kind"], gate["name"]) for name, gate in gates.items()} == {
-        "gumbel-linear-seed0": ("linear", "Gumbel LINEAR"),
-        "toy-argmax-linear-seed0-at-50": ("linear", "toy argmax LINEAR"),
-        "static-toy-uniform-seed0-at-50": ("table", "toy uniform"),
+        "gumbel_linear-seed0": ("linear", "Gumbel LINEAR"),
+        "toy_argmax_linear-seed0-at-50": ("linear", "toy argmax LINEAR"),
+        "static_toy_uniform-seed0-at-50": ("table", "toy uniform"),
     }
-    (run,) = (place / "compared" / "gates").glob("gumbel-linear-*/")
+    (run,) = (place / "compared" / "gates").glob("gumbel_linear-*/")
     code = f"import dfs_rl; print(type(dfs_rl.load({str(run)!r}).gate).__name__)"
     assert python(place, "-c", code).strip() == "LinearGate"
 

@@ -37,7 +37,7 @@ class CompareConfig(StreamSettings, BackboneSettings):
             trained, none with the cost latency; finished runs keep their own.
         budget_unit: Unit of the budgets: percent of the gated layers in full precision, or ms per
             image with the cost latency. A comparison stores percent.
-        gates: Kinds of gates to train. The budget of maskable-ppo bounds every single image, that
+        gates: Kinds of gates to train. The budget of maskable_ppo bounds every single image, that
             of the others the mean.
         cost: Cost model of gates that are trained, see train_agent.
         latency: Measured times for the cost latency.
@@ -53,17 +53,25 @@ class CompareConfig(StreamSettings, BackboneSettings):
     """
 
     KIND: ClassVar = "compare"
-    DESCRIPTION: ClassVar = (
-        "Compare gates of several kinds, newly trained or from finished runs, with each other and "
-        "with their baselines, and recommend one."
-    )
+    DESCRIPTION: ClassVar = """\
+Compare gates of several kinds, newly trained or from finished runs, with each other and with
+their baselines, and recommend one.
+
+Examples:
+  python -m dfs_rl.compare runs/ppo runs/gumbel --budgets 0.5 1
+  python -m dfs_rl.compare --dataset digits --gates ppo gumbel_ff --timesteps 1e5
+  python -m dfs_rl.compare runs/ppo runs/cascade --profile profile.json"""
     RUN: ClassVar = "dfs_rl.experiments.comparison:run"
+    FIRST: ClassVar = (
+        *("runs", "dataset", "backbone", "budgets", "budget_unit", "gates", "seeds"),
+        *("timesteps", "run_dir"),
+    )
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()
     budget_unit: BudgetUnit = "percent"
-    gates: tuple[GateName, ...] = ("ppo", "gumbel-ff", "gumbel-lstm", "dfs-ff", "dfs-lstm")
+    gates: tuple[GateName, ...] = ("ppo", "gumbel_ff", "gumbel_lstm", "dfs_ff", "dfs_lstm")
     cost: CostModelName = COMPUTATION
     latency: LatencySettings = field(default=LatencySettings())
     seeds: PositiveInt = 3

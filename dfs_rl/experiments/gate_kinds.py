@@ -46,27 +46,24 @@ def gate_specs() -> dict[str, GateSpec]:
         if algorithm.needs_budget:
             # The budget limits the computation; a small cost weight breaks ties.
             settings |= {"fixed_budget": True, "cost_weight": 0.1}
-        specs[name.replace("_", "-")] = GateSpec(
+        specs[name] = GateSpec(
             config_type=TrainAgentConfig,
             settings=settings,
             budget="per_input_budget" if algorithm.needs_budget else None,
         )
         if not algorithm.needs_budget and TrainAgentConfig(algo=name).resolved_passes > 1:
             single = {"algo": name, "passes": 1}
-            specs[f"{name.replace('_', '-')}-single-pass"] = GateSpec(
-                config_type=TrainAgentConfig, settings=single
-            )
+            specs[f"{name}_single_pass"] = GateSpec(config_type=TrainAgentConfig, settings=single)
     layerwise = [name for name in GATES if name != ONE_SHOT]
     for name, method in SUPERVISED_METHODS.items():
-        shown = name.replace("_", "-")
         for gate in layerwise if method.gate is None else ["ff"]:
-            specs[shown if method.gate else f"{shown}-{gate}"] = GateSpec(
+            specs[name if method.gate else f"{name}_{gate}"] = GateSpec(
                 config_type=TrainGumbelConfig,
                 settings={"method": name, "gate": gate},
                 budget=None if method.all_budgets else "budget",
             )
     for name, static in STATIC_METHODS.items():
-        specs[f"static-{name.replace('_', '-')}"] = GateSpec(
+        specs[f"static_{name}"] = GateSpec(
             config_type=TrainStaticConfig,
             settings={"method": name},
             budget="budget",

@@ -80,23 +80,23 @@ def test_each_gate_is_what_its_name_says(tmp_path):
     by_name = jobs(tmp_path, seeds=1)
     assert isinstance(by_name["a2c-seed0"], TrainAgentConfig)
     assert by_name["a2c-seed0"].algo == "a2c"
-    gumbel = by_name["gumbel-lstm-seed0"]
+    gumbel = by_name["gumbel_lstm-seed0"]
     assert isinstance(gumbel, TrainGumbelConfig)
     assert (gumbel.method, gumbel.gate, gumbel.budgets) == ("gumbel", "lstm", (0.75, 3.0))
-    assert {name for name in by_name if name.startswith("dfs-ff")} == {
-        "dfs-ff-seed0-at-1.5",
-        "dfs-ff-seed0-at-0.75",
-        "dfs-ff-seed0-at-3",
+    assert {name for name in by_name if name.startswith("dfs_ff")} == {
+        "dfs_ff-seed0-at-1.5",
+        "dfs_ff-seed0-at-0.75",
+        "dfs_ff-seed0-at-3",
     }
-    masked = by_name["maskable-ppo-seed0-at-3"]
+    masked = by_name["maskable_ppo-seed0-at-3"]
     assert (masked.algo, masked.per_input_budget, masked.budget) == ("maskable_ppo", 3.0, None)
-    table = by_name["static-greedy-seed0-at-0.75"]
+    table = by_name["static_greedy-seed0-at-0.75"]
     assert isinstance(table, TrainStaticConfig)
     assert (table.method, table.budget) == ("greedy", 0.75)
-    skipnet, blockdrop = by_name["skipnet-lstm-seed0-at-3"], by_name["blockdrop-seed0-at-0.75"]
+    skipnet, blockdrop = by_name["skipnet_lstm-seed0-at-3"], by_name["blockdrop-seed0-at-0.75"]
     assert (skipnet.method, skipnet.gate, skipnet.budget) == ("skipnet", "lstm", 3.0)
     assert (blockdrop.method, blockdrop.budget, blockdrop.budgets) == ("blockdrop", 0.75, None)
-    dfs = by_name["dfs-ff-seed0-at-1.5"]
+    dfs = by_name["dfs_ff-seed0-at-1.5"]
     assert (dfs.method, dfs.gate, dfs.budget, dfs.budgets) == ("dfs", "ff", 1.5, None)
 
 
@@ -106,9 +106,9 @@ def test_all_gates_have_one_seed_before_any_has_two(tmp_path):
 
 
 def test_a_search_that_draws_nothing_is_made_once(tmp_path):
-    assert list(jobs(tmp_path, "static-greedy", "static-ddpg", seeds=3, budgets=(1.0,))) == [
-        "static-greedy-seed0-at-1",
-        *(f"static-ddpg-seed{seed}-at-1" for seed in range(3)),
+    assert list(jobs(tmp_path, "static_greedy", "static_ddpg", seeds=3, budgets=(1.0,))) == [
+        "static_greedy-seed0-at-1",
+        *(f"static_ddpg-seed{seed}-at-1" for seed in range(3)),
     ]
 
 
@@ -116,7 +116,7 @@ def test_a_block_serves_several_methods(tmp_path):
     file = tmp_path / "gumbel.yaml"
     file.write_text("training: {batch_size: 32}\n")
     given = {"train_gumbel": load_extra_settings(file, TrainGumbelConfig)}
-    found = jobs(tmp_path, "gumbel-ff", "dfs-ff", seeds=1, extra=given).values()
+    found = jobs(tmp_path, "gumbel_ff", "dfs_ff", seeds=1, extra=given).values()
     assert {type(job.training) for job in found} == {GumbelConfig, DFSConfig}
     assert {job.training.batch_size for job in found} == {32}
 
@@ -125,7 +125,7 @@ def test_extra_settings_reach_only_their_gates(tmp_path):
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")
     given = {"train_agent": load_extra_settings(file, TrainAgentConfig)}
-    agent, gumbel = jobs(tmp_path, "ppo", "gumbel-ff", seeds=1, extra=given).values()
+    agent, gumbel = jobs(tmp_path, "ppo", "gumbel_ff", seeds=1, extra=given).values()
     assert agent.algorithm.n_epochs == 2
     assert gumbel == TrainGumbelConfig(
         seed=0,
@@ -133,7 +133,7 @@ def test_extra_settings_reach_only_their_gates(tmp_path):
         timesteps=3000,
         budget=0.75,
         budgets=(0.75, 3.0),
-        run_dir=tmp_path / "gumbel-ff-seed0",
+        run_dir=tmp_path / "gumbel_ff-seed0",
     )
 
 
@@ -161,7 +161,7 @@ def contest(tmp_path_factory):
     # From no preference at all, nothing is learned in 200 steps, least of all to spend little.
     (folder / "gumbel.yaml").write_text(GUMBEL + "start: indifferent\n")
     flags = ["--dataset", "digits", "--budgets", "1.5", "90", "--seeds", "1", "--timesteps", "200"]
-    flags += ["--gates", "ppo", "gumbel-ff", "dfs-lstm", "--device", "cpu"]
+    flags += ["--gates", "ppo", "gumbel_ff", "dfs_lstm", "--device", "cpu"]
     flags += ["--agent", str(folder / "agent.yaml"), "--gumbel", str(folder / "gumbel.yaml")]
     with redirect_stdout(StringIO()) as shown:
         assert compare_main([*flags, *SHORT, "--run-dir", str(folder / "run")]) == 0
@@ -187,18 +187,18 @@ def budget_range_of(run: Path) -> tuple[float, float]:
 
 def test_comparison_trains_and_reports_failures(contest):
     # The LSTM costs more than 1.5 % of this small network.
-    assert "Failed: dfs-lstm-seed0-at-1.5: budget 1.5 % is not enough" in contest.shown
+    assert "Failed: dfs_lstm-seed0-at-1.5: budget 1.5 % is not enough" in contest.shown
     runs = {path.name for path in (contest.folder / "gates").iterdir() if path.is_dir()}
-    assert runs == {"ppo-seed0", "gumbel-ff-seed0", "dfs-lstm-seed0-at-90"}
+    assert runs == {"ppo-seed0", "gumbel_ff-seed0", "dfs_lstm-seed0-at-90"}
     assert len({gate.label for gate in gates_of(contest.folder) if gate.budget == 90.0}) == 3
     assert len(list((contest.folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
-    assert "dfs-lstm-seed0-at-1.5" in (contest.folder / "report.html").read_text()
+    assert "dfs_lstm-seed0-at-1.5" in (contest.folder / "report.html").read_text()
 
 
 def test_comparison_resumes_after_moves_and_lost_files(contest, tmp_path, capsys):
     folder = shutil.copytree(contest.folder, tmp_path / "moved")
     # Nothing that is finished is done again; what is missing is.
-    finished = folder / "gates" / "gumbel-ff-seed0"
+    finished = folder / "gates" / "gumbel_ff-seed0"
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
     (folder / "gates" / "ppo-seed0" / "training.json").unlink()
     (folder / "report.html").unlink()
@@ -216,12 +216,12 @@ def test_gate_above_its_budget_is_marked(contest):
     points = gates_of(contest.folder)
     low = next(p for p in points if p.label.startswith("Gumbel FF") and p.budget == 1.5)
     assert exceeds_budget(low)
-    least, _ = budget_range_of(contest.folder / "gates" / "gumbel-ff-seed0")
+    least, _ = budget_range_of(contest.folder / "gates" / "gumbel_ff-seed0")
     assert low.selection_computation == pytest.approx(least, rel=0.01)
 
 
 def test_gate_is_evaluated_once_for_high_budgets(contest, tmp_path):
-    run = contest.folder / "gates" / "gumbel-ff-seed0"
+    run = contest.folder / "gates" / "gumbel_ff-seed0"
     evaluations = sorted(run.glob("summary-at-*.json"))
     assert len(evaluations) == 2
     flags = [str(run), "--budgets", "90", "95", "--device", "cpu", *SHORT]
@@ -235,7 +235,7 @@ def test_gate_is_evaluated_once_for_high_budgets(contest, tmp_path):
 
 def test_gates_of_other_settings_are_refused(contest, tmp_path, capsys):
     folder = shutil.copytree(contest.folder, tmp_path / "contest")
-    run = RunFolder.open(folder / "gates" / "gumbel-ff-seed0")
+    run = RunFolder.open(folder / "gates" / "gumbel_ff-seed0")
     run.replace_config(replace(run.config(TrainGumbelConfig), timesteps=48))
     assert compare_main(["--resume", str(folder)]) == 0
     said = capsys.readouterr().err
@@ -243,7 +243,7 @@ def test_gates_of_other_settings_are_refused(contest, tmp_path, capsys):
 
 
 def test_recorded_command_makes_the_gate_again(contest, tmp_path):
-    run = RunFolder.open(contest.folder / "gates" / "gumbel-ff-seed0")
+    run = RunFolder.open(contest.folder / "gates" / "gumbel_ff-seed0")
     words = list(run.record().command)
     assert words[:3] == ["python", "-m", "dfs_rl.train_gumbel"]
     assert train_gumbel.main([*words[3:], "--run-dir", str(tmp_path / "again")]) == 0
@@ -271,7 +271,7 @@ def test_locked_jobs_come_last():
 
 def test_two_processes_share_a_comparison(tmp_path, capsys):
     folder = tmp_path / "contest"
-    flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static-greedy"]
+    flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static_greedy"]
     flags += ["--device", "cpu", *SHORT, "--run-dir", str(folder)]
     command = [sys.executable, "-m", "dfs_rl.compare", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -291,7 +291,7 @@ def test_gates_of_dfs_are_compared_at_its_budgets(tmp_path, capsys):
     assert train_backbone_main([*flags, "--device", "cpu", "--run-dir", str(supernet)]) == 0
     (tmp_path / "gumbel.yaml").write_text(GUMBEL)
     flags = ["--dataset", "digits", "--backbone", str(supernet), "--budgets", "20", "50"]
-    flags += ["--gates", "dfs-ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
+    flags += ["--gates", "dfs_ff", "--gumbel", str(tmp_path / "gumbel.yaml")]
     flags += ["--seeds", "1", "--timesteps", "4000", "--device", "cpu", *SHORT]
     assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
@@ -315,9 +315,9 @@ def test_custom_weights_reach_every_gate():
     learned = torch.arange(10.0)
     torch.save(network.state_dict() | {"5.bias": learned}, "net.pt")
     flags = ["--dataset", "digits", "--backbone", "ownnets:make", "--weights", "net.pt"]
-    flags += ["--gates", "static-greedy", "--budgets", "90", "--device", "cpu"]
+    flags += ["--gates", "static_greedy", "--budgets", "90", "--device", "cpu"]
     assert compare_main([*flags, *SHORT, "--run-dir", "contest"]) == 0
-    run = Path("contest/gates/static-greedy-seed0-at-90")
+    run = Path("contest/gates/static_greedy-seed0-at-90")
     shutil.rmtree(run)  # as if the contest had been stopped before
     assert compare_main(["--resume", "contest", "--trust-code"]) == 0
     words = list(RunFolder.open(run).record().command)

@@ -135,13 +135,13 @@ def test_gates_without_training_take_milliseconds(in_ms, tmp_path, main, flags):
 
 def test_a_comparison_trains_for_milliseconds(in_ms, tmp_path):
     folder = tmp_path / "contest"
-    chosen = ["--gates", "static-greedy", "--budgets", "20.79", "--search.tables", "5"]
+    chosen = ["--gates", "static_greedy", "--budgets", "20.79", "--search.tables", "5"]
     flags = ["--dataset", "digits", *chosen, "--run-dir", str(folder)]
     assert compare_main([*flags, *in_ms]) == 0
     assert compare_main(["--resume", str(folder)]) == 0
     config = load_config(folder / "config.yaml", CompareConfig)
     assert (config.budgets, config.budget_unit) == (pytest.approx((30.0,)), "percent")
-    assert stored_config(folder / "gates" / "static-greedy-seed0-at-30").budget == config.budgets[0]
+    assert stored_config(folder / "gates" / "static_greedy-seed0-at-30").budget == config.budgets[0]
 
 
 def test_finished_runs_are_compared_at_milliseconds(agent, plain, tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_compare_measures_finished_runs(runs, profile, tmp_path):
 
 def test_compare_measures_the_gates_it_trains(profile, tmp_path):
     report = tmp_path / "report"
-    flags = ["--gates", "gumbel-ff", "--seeds", "1", "--timesteps", "64", "--budgets", "60"]
+    flags = ["--gates", "gumbel_ff", "--seeds", "1", "--timesteps", "64", "--budgets", "60"]
     flags += ["--device", "cpu", *SHORT, "--run-dir", str(report)]
     assert compare_main(["--dataset", "digits", "--profile", str(profile), *flags]) == 0
     assert read_json(report / "comparison.json")["timing"]["calls"] == 10
