@@ -1,10 +1,8 @@
 """Loading of data sets by name, folder or hub id into four splits in memory."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,21 +17,12 @@ from dfs_rl.data.layout import few
 from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
-from dfs_rl.utils.registry import Registry
+from dfs_rl.utils.constants import DIGITS, Corruptions
+from dfs_rl.utils.dataset_names import DATASETS, dataset_folder
 
 LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
 
-DATASETS: Registry[Callable[[], Dataset]] = Registry(
-    "data set", {MNIST5K: "dfs_rl.data.mnist:load_mnist5k"}
-)
-"""Loaders of registered data sets."""
 DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
-_FORMS = (
-    f"{DIGITS!r}, {MNIST5K!r}, a folder with train*.parquet, a folder of class folders with "
-    "images, or a hub id such as 'uoft-cs/cifar10'"
-)
 
 
 def register_dataset(name: str) -> Callable[[LoaderT], LoaderT]:
@@ -186,20 +175,10 @@ def _find_sources(spec: str) -> Sources:
         return _digits_sources()
     check_text(spec)
     try:
-        folder = Path(spec).expanduser()
-        if spec and folder.is_dir():  # Path("") is the current folder
-            return folder_sources(folder)
-        exists = spec and folder.exists()
+        folder = dataset_folder(spec)
+        return hub_sources(spec) if folder is None else folder_sources(folder)
     except OSError as error:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
-    except RuntimeError as error:  # ``~name`` of an unknown user
-        raise DataError(
-            f"data set {spec!r} has no such home folder; allowed are {_FORMS}."
-        ) from error
-    if not exists and _HUB_ID.fullmatch(spec):
-        return hub_sources(spec)
-    fault = "is a file" if exists else "does not exist"
-    raise DataError(f"data set {spec!r} {fault}; allowed are {_FORMS}.")
 
 
 def _agree_on_classes(sources: Sources) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ names the settings on its first screen; the others follow the blocks.
 import argparse
 import dataclasses
 import io
+import math
 import os
 import re
 import sys
@@ -20,9 +21,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import docstring_parser
 import tyro
+from docstring_parser.common import DocstringStyle
 
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.utils.config import chosen_blocks, fields_from_dict
+from dfs_rl.utils.dataset_names import dataset_folder
+from dfs_rl.utils.flag_hints import ADVANCED, error_summary
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
 from dfs_rl.utils.run_folder import RunFolder
@@ -41,6 +45,8 @@ _TRUST_HELP = (
     "Import the module:function that made the network in a folder or file that is read; it may be "
     "anyone's code."
 )
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+"""Parsers of flags that replace those of tyro."""
 _SHARED_FLAGS = {
     "config": Annotated[
         Path | None,
@@ -55,12 +61,38 @@ _SHARED_FLAGS = {
         ),
     ],
 }
-_ADVANCED = "advanced"
 _Field = tuple[str, Any, Any]
 _FLAGS_WITH_RESUME = {"dataset", "address"}
 """Flags allowed with --resume: the current location of the data or of a cluster."""
 
-_BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
+_CREATED = {"run_dir", "out"}
+"""Settings with a path that a command creates; the paths of others must exist."""
+
+
+@_REGISTRY.primitive_rule
+def _parse_int(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Parse whole numbers, also in the form ``1e5``."""
+
+    def parse(words: list[str]) -> int:
+        try:
+            return int(words[0])
+        except ValueError:
+            number = float(words[0]) if "e" in words[0].lower() else math.nan
+            if not number.is_integer():
+                raise ValueError(f"{words[0]!r} is no whole number") from None
+            return int(number)
+
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +112,7 @@ def run_command(
     description: str,
     kind: str | None = None,
     argv: Sequence[str] | None = None,
+    commands: Mapping[str, str] | None = None,
 ) -> int:
     """Parse the command line, run ``main`` and return the exit code.
 
@@ -95,6 +128,8 @@ def run_command(
         description: One or two sentences for the help page.
         kind: Kind of the command's run folders, which enables ``--resume``; ``None`` without them.
         argv: Arguments after the program's name; ``None`` uses those of the process.
+        commands: Configurations of all commands, as ``"module:class"``, by the commands' names, to
+            name the command that an unknown flag belongs to.
     """
     # OpenMP reads this variable once, when torch loads it. Threads that spin while another process
     # needs their core slow torch down by an order of magnitude. An existing value stays.
@@ -104,7 +139,7 @@ def run_command(
     threading.excepthook = _leave_to_main_thread
     try:
         with sigterm_as_interrupt() as terminated, trusting(_TRUST in arguments):
-            main(_parse(arguments, config_type, prog, description, kind))
+            main(_parse(arguments, config_type, prog, description, kind, commands or {}))
     except DfsRlError as error:
         print_status(f"error: {error}")
         return EXIT_BAD_INPUT
@@ -125,6 +160,7 @@ def _parse(
     prog: str,
     description: str,
     kind: str | None,
+    commands: Mapping[str, str],
 ) -> Invocation[ConfigT]:
     command = (*prog.split(), *arguments)
     _check_once(arguments, config_type)
@@ -153,7 +189,18 @@ def _parse(
     values = fields_from_dict(data, config_type, str(file))
     values = {name: kind() for name, kind in chosen_blocks(config_type, values).items()} | values
     shared = {name: _SHARED_FLAGS[name] for name in _SHARED_FLAGS if name != "resume" or kind}
-    parsed = _parse_flags(arguments, _flags_of(config_type, values, shared), prog, description)
+    flags, complaint = _flags_of(config_type, values, shared), io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed = tyro.cli(
+                flags, prog=prog, description=description, args=arguments, registry=_REGISTRY
+            )
+    except SystemExit as request:
+        if not request.code:
+            raise
+        what = error_summary(complaint.getvalue(), flags, config_type, commands)
+        raise ConfigError(f"{what}; see {prog} --help.") from request
+    _check_paths(parsed)
     config = _build(config_type, parsed)
     if is_constructor(backbone := given.get("backbone")):
         trust_constructor(str(backbone))
@@ -171,6 +218,19 @@ def _peek(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[s
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error.argument_name} needs a value after it.") from error
     return vars(found), others
+
+
+def _check_paths(parsed: object, prefix: str = "") -> None:
+    """Check that the paths among the flags exist, before slow imports."""
+    for name, value in vars(parsed).items():
+        if dataclasses.is_dataclass(value):
+            _check_paths(value, "" if name == ADVANCED else f"{prefix}{name}.")
+        elif name == "dataset" and value is not None:
+            dataset_folder(value)
+        elif name not in _CREATED:
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path) and not (path.exists() or is_constructor(path)):
+                    raise ConfigError(f"{prefix}{name}: {path} does not exist.")
 
 
 def _check_trust(config: object) -> None:
@@ -233,7 +293,7 @@ def _flags_of(cls: type, values: Mapping[str, object], extra: Mapping[str, objec
     if later:
         advanced = dataclasses.make_dataclass("Advanced", later, frozen=True, kw_only=True)
         hint = Annotated[advanced, tyro.conf.arg(help="")]
-        blocks.append((_ADVANCED, hint, dataclasses.field(default_factory=advanced)))
+        blocks.append((ADVANCED, hint, dataclasses.field(default_factory=advanced)))
     return dataclasses.make_dataclass(cls.__name__, first + blocks, frozen=True, kw_only=True)
 
 
@@ -252,7 +312,7 @@ def _help_texts(cls: type) -> dict[str, str]:
     """Return the help text of every field from the docstrings of a class and its bases."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        for item in docstring_parser.parse(base.__doc__ or "").params:
+        for item in docstring_parser.parse(base.__doc__ or "", DocstringStyle.GOOGLE).params:
             texts[item.arg_name] = " ".join((item.description or "").split())
     return texts
 
@@ -261,7 +321,7 @@ def _build(cls: type[ConfigT], parsed: object) -> ConfigT:
     """Build a configuration from the flags that tyro parsed."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        inside = parsed if hasattr(parsed, field.name) else getattr(parsed, _ADVANCED, None)
+        inside = parsed if hasattr(parsed, field.name) else getattr(parsed, ADVANCED, None)
         if field.init:
             values[field.name] = getattr(inside, field.name)
     types = get_type_hints(cls) | chosen_blocks(cls, values)
@@ -272,36 +332,6 @@ def _build(cls: type[ConfigT], parsed: object) -> ConfigT:
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from error
     return cls(**values)
-
-
-def _parse_flags(arguments: Sequence[str], flags: type, prog: str, description: str) -> object:
-    complaint = io.StringIO()
-    try:
-        with redirect_stderr(complaint):
-            return tyro.cli(flags, prog=prog, description=description, args=arguments)
-    except SystemExit as request:
-        if not request.code:
-            raise
-        raise ConfigError(
-            f"{_error_summary(complaint.getvalue())}; see {prog} --help."
-        ) from request
-
-
-def _error_summary(complaint: str) -> str:
-    """Extract the error and the suggested flag from the box that tyro prints."""
-    paragraphs: list[list[str]] = [[]]
-    for line in complaint.splitlines():
-        if _BOX_LINE.match(line):
-            paragraphs.append([])
-        else:
-            paragraphs[-1].append(line.strip(" │"))
-    texts = [" ".join(words) for lines in paragraphs if (words := " ".join(lines).split())]
-    if "╭" not in complaint and len(texts) > 1:
-        texts = texts[1:]  # without box characters, the first text is the title
-    what = texts[0] if texts else "the flags cannot be read"
-    what = what.removeprefix("Error parsing ").partition(". Got errors: ")[0].rstrip(".")
-    meant = [flag for text in texts if "you meant" in text for flag in re.findall(r"--\S+", text)]
-    return f"{what}; the closest one is {meant[0]}" if meant else what
 
 
 def _error_path(error: OSError) -> str:

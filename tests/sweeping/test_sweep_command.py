@@ -208,7 +208,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["missing.yaml"], "missing.yaml does not exist"),
+        (["missing.yaml"], "file: missing.yaml does not exist"),
         (["{file}", "--set", "timesteps"], "--set timesteps is no setting; write NAME=VALUE"),
         (["{file}", "--set", "timestep=3"], "timestep is not a setting; the closest one is times"),
         (["{file}", "--set", "timesteps=x"], "the given flags: timesteps is 'x'; allowed is a who"),

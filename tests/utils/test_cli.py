@@ -50,6 +50,7 @@ class Train:
         verbose: Say more.
         seed: The seed.
         dataset: The images.
+        weights: Weights to start from.
         run_dir: Where to write.
     """
 
@@ -60,6 +61,7 @@ class Train:
     verbose: bool = False
     seed: int = 0
     dataset: str = "digits"
+    weights: Path | None = None
     run_dir: Path | None = None
 
     def __post_init__(self):
@@ -97,7 +99,8 @@ def refuse(capsys, *argv: str) -> str:
     def main(_):
         pytest.fail("the command ran")
 
-    assert command(main, Train, argv, kind="train") == 2
+    commands = {"train": f"{__name__}:Train", "evaluate": f"{__name__}:Evaluate"}
+    assert command(main, Train, argv, kind="train", commands=commands) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -129,6 +132,9 @@ def test_flags_of_every_type():
         seed=3,
         run_dir=Path("x"),
     )
+    assert invoke("--seed", "1e5", "--bits", "1_0", "2.5E1").config == Train(
+        seed=100_000, bits=(10, 25)
+    )
     assert invoke("--no-verbose", "--bits=4", "--budget", "None").config == Train(bits=(4,))
 
 
@@ -151,12 +157,24 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
     ("argv", "sentence"),
     [
         ("--algo x", "invalid choice 'x' for argument '--algo'. Expected one of ('ppo', 'a2c'); "),
-        ("--sed 1", "Unrecognized options: --sed, 1"),
+        ("--sed=1", "--sed is no flag of this command; the closest one is --seed; see "),
         (
             "--ppo.clip-rang 1",
-            "Unrecognized options: --ppo.clip-rang, 1; the closest one is --ppo.clip-range",
+            "--ppo.clip-rang is no flag of this command; the closest one is --pp",
         ),
-        ("--seed x", "--seed: invalid literal for int() with base 10: 'x'; "),
+        (
+            "--n_epochs 1",
+            "--n_epochs is no flag of this command; the closest one is --ppo.n-epochs",
+        ),
+        ("--split val", "--split is no flag of this command; it belongs to evaluate; see "),
+        ("--run x", "--run is no flag of this command; the closest one is --run-dir; see "),
+        ("--zzz 1", "--zzz is no flag of this command; see "),
+        ("zzz", "Unrecognized options: zzz; see "),
+        ("--seed x", "--seed: 'x' is no whole number; "),
+        ("--seed 1e-1", "--seed: '1e-1' is no whole number; "),
+        ("--seed 1.0", "--seed: '1.0' is no whole number; "),
+        ("--weights x/net.pt", "weights: x/net.pt does not exist."),
+        ("--dataset ./no", "data set './no' does not exist; allowed are "),
         ("--seed", "Missing value for argument '--seed'"),
         ("--bits 0 x", "--bits: "),
         ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative."),
@@ -231,6 +249,8 @@ def test_help_lists_fields_in_order_and_blocks_last(capsys):
 )
 def test_positional_and_repeated_arguments(tmp_path, monkeypatch, argv, expected):
     monkeypatch.chdir(tmp_path)
+    for run in ("runs/a", "runs/b"):
+        Path(run).mkdir(parents=True)
     write(Path("split.yaml"), "split: val")
     write(Path("run.yaml"), "run: runs/b")
     seen = []
@@ -297,7 +317,7 @@ def test_as_a_process_in_an_ascii_locale():
     assert (done.returncode, json.loads(done.stdout)) == (0, [4, False, "PASSIVE"])
     refused = run("--seed", "x")
     assert refused.returncode == 2
-    said = "error: --seed: invalid literal for int() with base 10: 'x'; see p --help.\n"
+    said = "error: --seed: 'x' is no whole number; see p --help.\n"
     assert refused.stderr == said
     assert "--seed INT" in run("--help").stdout
 

@@ -1,0 +1,90 @@
+"""Error sentences for flags that a command cannot parse, with the flag that may be meant."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
+from typing import get_args, get_type_hints
+
+import tyro
+
+from dfs_rl.utils.config import chosen_blocks
+
+ADVANCED = "advanced"
+"""Block of the flags that have no prefix, but come last on the help page."""
+_BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
+_SYNONYMS = {"lr": "learning-rate"}
+
+
+def error_summary(
+    complaint: str, flags: type, config_type: type, commands: Mapping[str, str]
+) -> str:
+    """Extract the error from the box that tyro prints; for an unknown flag, suggest another one.
+
+    Args:
+        complaint: Output of tyro.
+        flags: Dataclass that tyro parsed.
+        config_type: Configuration of the command.
+        commands: Configurations of all commands, as ``"module:class"``, by the commands' names.
+    """
+    paragraphs: list[list[str]] = [[]]
+    for line in complaint.splitlines():
+        if _BOX_LINE.match(line):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(line.strip(" │"))
+    texts = [" ".join(words) for lines in paragraphs if (words := " ".join(lines).split())]
+    if "╭" not in complaint and len(texts) > 1:
+        texts = texts[1:]  # without box characters, the first text is the title
+    what = texts[0] if texts else "the flags cannot be read"
+    what = what.removeprefix("Error parsing ").partition(". Got errors: ")[0].rstrip(".")
+    unknown = re.match(r"Unrecognized options: --([^\s,=]+)", what)
+    if unknown is None:
+        return what
+    hint = _hint(unknown[1], flags, config_type, commands)
+    return f"--{unknown[1]} is no flag of this command{hint}"
+
+
+def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]) -> str:
+    """Return the end of the sentence about an unknown flag; empty if none is close."""
+    block, _, name = flag.replace("_", "-").rpartition(".")
+    name = _SYNONYMS.get(name, name)
+    full = f"{block}.{name}" if block else name
+    own: dict[str, list[str]] = {}  # flags by the part after their block
+    for each in flag_names(flags):
+        own.setdefault(each.rpartition(".")[2], []).append(f"--{each}")
+    if name in own:
+        return f"; the closest one is {_listed(own[name])}"
+    owners = [
+        f"--{setting} {choice}"
+        for part, (setting, types) in getattr(config_type, "CHOICES", {}).items()
+        for choice in types
+        if part == block and name in flag_names(types[choice])
+    ]
+    owners = owners or [
+        command for command, config in commands.items() if full in flag_names(resolve_name(config))
+    ]
+    if owners:
+        return f"; it belongs to {_listed(owners)}"
+    close = difflib.get_close_matches(name, own, n=1)
+    return f"; the closest one is {_listed(own[close[0]])}" if close else ""
+
+
+def flag_names(cls: type) -> list[str]:
+    """Return the names of the flags of a dataclass, without dashes before them."""
+    names = []
+    hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, {})
+    for field in dataclasses.fields(cls):
+        hint, name = hints[field.name], field.name.replace("_", "-")
+        kind = next(iter(get_args(hint)), hint)  # Annotated has the type first
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            prefix = "" if field.name == ADVANCED else f"{name}."
+            names += [f"{prefix}{inner}" for inner in flag_names(kind)]
+        elif field.init and tyro.conf.Positional not in get_args(hint):
+            names.append(name)
+    return names
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
