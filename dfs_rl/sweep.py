@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
+from dfs_rl.experiments.command import COMMANDS
+from dfs_rl.sweeping.config import DESCRIPTION, KIND, PROG, SweepConfig
 from dfs_rl.utils.cli import Invocation, run_command
 from dfs_rl.utils.ray import restrict_ray_to_localhost
 
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep,
         SweepConfig,
         prog=PROG,
-        description="Search settings of train_agent, train_gumbel, train_static or train_backbone "
-        "as a YAML file says, retrain the best on fresh seeds, and compare them with the defaults.",
+        description=DESCRIPTION,
         kind=KIND,
         argv=argv,
+        commands=COMMANDS,
     )
 
 

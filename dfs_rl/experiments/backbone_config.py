@@ -70,9 +70,13 @@ class TrainBackboneConfig(DataSettings):
     """
 
     KIND: ClassVar = "train_backbone"
-    DESCRIPTION: ClassVar = (
-        "Train a supernet: one network in which every layer works at every bit option."
-    )
+    DESCRIPTION: ClassVar = """\
+Train a supernet: one network in which every layer works at every bit option.
+
+Examples:
+  python -m dfs_rl.train_backbone --dataset uoft-cs/cifar10 --epochs 60 --run-dir runs/net
+  python -m dfs_rl.train_backbone --dataset photos --image-size 64 --bits 0 2 4 8 32
+  python -m dfs_rl.train_backbone --backbone mynets:make --weights net.pt --epochs 15"""
     RUN: ClassVar = "dfs_rl.experiments.supernet_training:run"
     FIRST: ClassVar = ("dataset", "backbone", "bits", "epochs", "recipe", "seed", "run_dir")
 

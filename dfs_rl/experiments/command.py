@@ -7,6 +7,21 @@ from typing import Any
 from dfs_rl.experiments.config import program
 from dfs_rl.utils.cli import Invocation, run_command
 
+COMMANDS = {
+    "train_backbone": "dfs_rl.experiments.backbone_config:TrainBackboneConfig",
+    "train_exits": "dfs_rl.experiments.config:TrainExitsConfig",
+    "train_agent": "dfs_rl.experiments.agent_training:TrainAgentConfig",
+    "train_gumbel": "dfs_rl.experiments.supervised_training:TrainGumbelConfig",
+    "train_static": "dfs_rl.experiments.config:TrainStaticConfig",
+    "train_cascade": "dfs_rl.experiments.config:TrainCascadeConfig",
+    "evaluate": "dfs_rl.experiments.config:EvaluateConfig",
+    "compare": "dfs_rl.experiments.comparison_config:CompareConfig",
+    "sweep": "dfs_rl.sweeping.config:SweepConfig",
+    "export": "dfs_rl.experiments.export_config:ExportConfig",
+    "profile": "dfs_rl.experiments.profile_config:ProfileConfig",
+}
+"""Configurations of all commands."""
+
 
 def main_of(config_type: Any, *, makes_run: bool = True) -> Callable[..., int]:  # noqa: ANN401
     """Return the ``main`` of a command: it parses arguments, runs and returns the exit code.
@@ -27,6 +42,7 @@ def main_of(config_type: Any, *, makes_run: bool = True) -> Callable[..., int]: 
             description=config_type.DESCRIPTION,
             kind=config_type.KIND if makes_run else None,
             argv=argv,
+            commands=COMMANDS,
         )
 
     return main

@@ -192,7 +192,13 @@ class EvaluateConfig(StreamSettings, GateSettings):
     """
 
     KIND: ClassVar = "evaluate"
-    DESCRIPTION: ClassVar = "Evaluate a run on its test split, with every baseline."
+    DESCRIPTION: ClassVar = """\
+Evaluate a run on its test split, with every baseline.
+
+Examples:
+  python -m dfs_rl.evaluate runs/gate
+  python -m dfs_rl.evaluate runs/gate --budget 0.8
+  python -m dfs_rl.evaluate runs/gate --split val --profile profile.json"""
     RUN: ClassVar = "dfs_rl.experiments.evaluation:run"
 
     run: tyro.conf.Positional[Path]
@@ -217,10 +223,14 @@ class TrainExitsConfig(RunConfig):
     """
 
     KIND: ClassVar = "train_exits"
-    DESCRIPTION: ClassVar = (
-        "Fit exits to a trained backbone: classifiers behind gated layers, where an image may "
-        "leave the network. The result is a backbone of its own."
-    )
+    DESCRIPTION: ClassVar = """\
+Fit exits to a trained backbone: classifiers behind gated layers, where an image may leave the
+network. The result is a backbone of its own.
+
+Examples:
+  python -m dfs_rl.train_exits --after 2 4
+  python -m dfs_rl.train_exits --after 3 6 --dataset uoft-cs/cifar10 --backbone runs/net
+  python -m dfs_rl.train_exits --after 1 3 --run-dir runs/exits"""
     RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
 
     after: tuple[int, ...]
@@ -299,8 +309,18 @@ class TrainStaticConfig(GateRunConfig):
     """
 
     KIND: ClassVar = "train_static"
-    DESCRIPTION: ClassVar = "Search a static bit table by reinforcement learning or greedily."
+    DESCRIPTION: ClassVar = """\
+Search a static bit table by reinforcement learning or greedily.
+
+Examples:
+  python -m dfs_rl.train_static --budget 0.8
+  python -m dfs_rl.train_static --method greedy --budget 0.8
+  python -m dfs_rl.train_static --method sac --dataset uoft-cs/cifar10 --backbone runs/net"""
     MODULE: ClassVar = "dfs_rl.experiments.static_search"
+    FIRST: ClassVar = (
+        *("method", "dataset", "backbone", "budget", "budget_unit"),
+        *("episodes", "images", "seed", "run_dir"),
+    )
 
     method: StaticMethodName = "ddpg"
     budget: PositiveFloat = DEFAULT_BUDGET
@@ -333,11 +353,18 @@ class TrainCascadeConfig(GateRunConfig):
     """
 
     KIND: ClassVar = "train_cascade"
-    DESCRIPTION: ClassVar = (
-        "Choose a confidence cascade: a cheap pass for every image, and more passes for unsure "
-        "answers."
-    )
+    DESCRIPTION: ClassVar = """\
+Choose a confidence cascade: a cheap pass for every image, and more passes for unsure answers.
+
+Examples:
+  python -m dfs_rl.train_cascade --budget 0.8
+  python -m dfs_rl.train_cascade --max-accuracy-drop 1
+  python -m dfs_rl.train_cascade --passes 2 --dataset uoft-cs/cifar10 --backbone runs/net"""
     MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
+    FIRST: ClassVar = (
+        *("dataset", "backbone", "budget", "budget_unit", "max_accuracy_drop"),
+        *("passes", "mirrored", "answer", "run_dir"),
+    )
 
     max_accuracy_drop: NonNegativeFloat | None = None
     passes: PositiveInt = 3

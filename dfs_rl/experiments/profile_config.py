@@ -28,11 +28,14 @@ class ProfileConfig:
     """
 
     KIND: ClassVar = "profile"
-    DESCRIPTION: ClassVar = (
-        "Measure the time of each part of a network on this machine: stem, gated layers at every "
-        "bit option, exits, head and gate. Training takes the file by --cost latency "
-        "--latency.profile FILE."
-    )
+    DESCRIPTION: ClassVar = """\
+Measure the time of each part of a network on this machine: stem, gated layers at every bit
+option, exits, head and gate. Training takes the file by --cost latency --latency.profile FILE.
+
+Examples:
+  python -m dfs_rl.profile
+  python -m dfs_rl.profile runs/net --runtime onnx --out onnx.json
+  python -m dfs_rl.profile runs/gate --batch-sizes 1 32 --threads 2"""
     RUN: ClassVar = "dfs_rl.experiments.profiling:run"
 
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.DisallowNone] = None

@@ -47,9 +47,13 @@ class TrainGumbelConfig(GateTrainingConfig):
     """
 
     KIND: ClassVar = "train_gumbel"
-    DESCRIPTION: ClassVar = (
-        "Learn by supervision which bits each layer of a backbone uses for each image."
-    )
+    DESCRIPTION: ClassVar = """\
+Learn by supervision which bits each layer of a backbone uses for each image.
+
+Examples:
+  python -m dfs_rl.train_gumbel --budget 0.8
+  python -m dfs_rl.train_gumbel --method dfs --dataset uoft-cs/cifar10 --backbone runs/net
+  python -m dfs_rl.train_gumbel --method skipnet --budget 60"""
     MODULE: ClassVar = "dfs_rl.experiments.gumbel_training"
     CHOICES: ClassVar = {"training": ("method", SUPERVISED_METHODS)}
     FIRST: ClassVar = (

@@ -9,6 +9,14 @@ from dfs_rl.utils.config import NonNegativeInt, PositiveInt, configuration
 
 KIND = "sweep"
 PROG = "python -m dfs_rl.sweep"
+DESCRIPTION = """\
+Search settings of train_agent, train_gumbel, train_static or train_backbone as a YAML file says,
+retrain the best on fresh seeds, and compare them with the defaults.
+
+Examples:
+  python -m dfs_rl.sweep tune_configs/demo.yaml
+  python -m dfs_rl.sweep tune_configs/gates.yaml --set backbone=runs/net --trials 8
+  python -m dfs_rl.sweep --resume runs/sweep"""
 
 
 @configuration

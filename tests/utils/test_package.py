@@ -21,9 +21,10 @@ from importlib import import_module
 
 for command in (
     "train_backbone train_agent train_gumbel train_static train_cascade train_exits evaluate "
-    "compare sweep export"
+    "compare sweep export profile"
 ).split():
     import_module(f"dfs_rl.{command}").main(["--help"])
+    import_module(f"dfs_rl.{command}").main(["--config", "no/file"])
     print(command, "torch" in sys.modules)
 """
 
@@ -77,7 +78,7 @@ def test_commands_beside_foreign_packages(foreign):
     pages = python("-c", HELP_PAGES, cwd=foreign)
     loads_torch = dict(re.findall(r"^(\w+) (True|False)$", pages, re.MULTILINE))
     assert [name for name in loads_torch if f"usage: python -m dfs_rl.{name}" not in pages] == []
-    assert list(loads_torch.values()) == ["False"] * 10
+    assert list(loads_torch.values()) == ["False"] * 11
 
 
 def test_wheel_holds_every_module_under_one_name(tmp_path):
