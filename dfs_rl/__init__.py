@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dfs_rl.experiments.api import evaluate as evaluate
     from dfs_rl.experiments.api import train_backbone as train_backbone
     from dfs_rl.experiments.api import train_gate as train_gate
+    from dfs_rl.experiments.hub import push_to_hub as push_to_hub
     from dfs_rl.experiments.profiling import profile as profile
     from dfs_rl.gating.base import Gate as Gate
     from dfs_rl.gating.model import load as load
@@ -51,6 +52,7 @@ _PUBLIC = {
     "load": "gating.model",
     "load_dataset": "data",
     "profile": "experiments.profiling",
+    "push_to_hub": "experiments.hub",
     "register_backbone": "backbones",
     "register_cost_model": "costs",
     "register_dataset": "data",

@@ -29,5 +29,9 @@ class BusyError(RunFolderError):
     """Run folder that another process is writing to."""
 
 
+class HubError(DfsRlError):
+    """Repository on the Hugging Face hub that cannot be read or written."""
+
+
 class TrainingError(DfsRlError):
     """Training that cannot continue, for example because the loss is no longer finite."""

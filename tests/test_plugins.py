@@ -94,7 +94,7 @@ def test_help_lists_the_extensions(place):
         "train_agent": ("toy_ppo", "traffic", "thrift"),
         "train_gumbel": ("linear", "toy_argmax", "traffic"),
         "train_static": ("toy_uniform",),
-        "compare": ("toy-ppo", "gumbel-linear", "toy-argmax-linear", "static-toy-uniform"),
+        "compare": ("toy_ppo", "gumbel_linear", "toy_argmax_linear", "static_toy_uniform"),
     }.items():
         shown = "".join(python(place, "-m", f"dfs_rl.{command}", "--help").split())
         assert [name for name in names if name not in shown] == []

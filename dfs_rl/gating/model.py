@@ -24,9 +24,16 @@ from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.device import resolve_device
+from dfs_rl.utils.hub import SCHEME, download
 
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"
+MODEL_FILES = tuple(
+    f"{folder}/*.{suffix}"
+    for folder in (BACKBONE_FOLDER, GATE_FOLDER)
+    for suffix in ("json", "safetensors")
+)
+"""Patterns of the files that ``load`` reads; none of them is code."""
 BEFORE_FOLDER = "backbone-before"
 """Folder with the backbone before co-training, next to the co-trained one."""
 
@@ -300,14 +307,16 @@ def load(
     max_accuracy_drop: float | None = None,
     trust_code: bool = False,
 ) -> GatedModel:
-    """Load the trained backbone and gate of a run folder.
+    """Load the trained backbone and gate of a run folder, or of a repository on the hub.
 
     A gate that was trained with a per-input budget keeps it.
 
     ``logits, trace = model(images)`` classifies; ``model.classes`` lists the class names.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder, or ``"hf://user/name"`` or ``"hf://user/name@revision"`` for a
+            repository of ``dfs_rl.push_to_hub`` on the Hugging Face hub, of which only JSON and
+            safetensors files are downloaded.
         device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
         inference_form: Use the inference form of the backbone; the training form is slower and
             supports gradients.
@@ -322,6 +331,7 @@ def load(
         CheckpointError: If the folder contains no backbone with a gate, or the two do not fit.
         ConfigError: If the gate does not support ``budget`` or ``max_accuracy_drop``, the network
             needs code that is not trusted, or a value is invalid.
+        HubError: If the repository cannot be downloaded.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
@@ -332,9 +342,10 @@ def load(
         raise ConfigError(
             f"dtype is {dtype!r}; the {form} form computes in {' or '.join(map(str, allowed))}."
         )
-    folder = Path(run_dir)
+    source = str(run_dir)
+    folder = download(source, MODEL_FILES) if source.startswith(SCHEME) else Path(run_dir)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
-        _check_folder(folder / part)
+        _check_folder(folder / part, source)
     stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
     return add_gate(
         stored,
@@ -361,7 +372,7 @@ def add_gate(
 
     ``dtype`` is that of the inference form; ``None`` uses the training form.
     """
-    _check_folder(folder)
+    _check_folder(folder, str(folder.parent))
     if budget is not None and max_accuracy_drop is not None:
         raise ConfigError(
             f"budget is {budget} and max_accuracy_drop is {max_accuracy_drop}; give one of them."
@@ -378,9 +389,8 @@ def add_gate(
     return model.to(device).eval()
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, source: str) -> None:
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder.parent} has no folder {folder.name!r}, so it is not the run of a trained "
-            "gate."
+            f"{source} has no folder {folder.name!r}, so it is not the run of a trained gate."
         )

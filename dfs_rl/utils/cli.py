@@ -192,7 +192,7 @@ def _parse(
     flags, complaint = _flags_of(config_type, values, shared), io.StringIO()
     try:
         with redirect_stderr(complaint):
-            parsed = tyro.cli(
+            parsed: object = tyro.cli(
                 flags, prog=prog, description=description, args=arguments, registry=_REGISTRY
             )
     except SystemExit as request:
