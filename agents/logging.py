@@ -64,17 +64,21 @@ class ProgressBar:
         self._validated: dict[str, str] = {}
 
     def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
-        """Show the metrics of a validation."""
+        """Show the metrics of a validation.
+
+        Accuracy and computation of a gate for all budgets are those of the point that would ship.
+        """
         self._validated = {
             "val accuracy": f"{record['accuracy']:.1f} %",
             "computation": f"{record['computation']:.2f} %",
         }
         if not sys.stderr.isatty():
+            over = " over all budgets" if len(record.get("points", ())) > 1 else ""
             self._print_status(
                 f"step {timesteps:,} of {self._total:,}: "
                 f"val accuracy {record['accuracy']:.2f} %, "
-                f"computation {record['computation']:.3f} %, reward {record['reward']:.4f}, "
-                f"distinct patterns {record['patterns']}"
+                f"computation {record['computation']:.3f} %; "
+                f"reward {record['reward']:.4f} and {record['patterns']} distinct patterns{over}"
             )
 
     def start(self, timesteps: int) -> None:

@@ -22,6 +22,7 @@ from dfs_rl.experiments.config import (
 )
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
+from dfs_rl.experiments.shipped_point import shipped_preference
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate
@@ -191,7 +192,6 @@ class GateRun:
                     f"A budget of {in_words(budget)} is below its range; it is set to "
                     f"{in_words(least)}."
                 )
-            gate.preference = measured.preference_for_budget(max(budget, least))
         elif drop is not None:
             smallest = measured.smallest_accuracy_drop
             if drop < smallest:
@@ -199,6 +199,6 @@ class GateRun:
                     f"It loses at least {smallest:.3g} points of accuracy on val, more than "
                     f"{drop:g}; it is set to the cheapest point that loses no more."
                 )
-            gate.preference = measured.preference_for_accuracy_drop(max(drop, smallest))
+        gate.preference = shipped_preference(self.config, measured, gate.preference)
         save_gate(gate, path)
         return tuple(zip(measured.computations, measured.accuracies, strict=True))

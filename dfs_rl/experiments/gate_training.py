@@ -213,7 +213,8 @@ def train(
             total=total,
             repeats=config.val_repeats,
             backbone=lambda: env.task.backbone,
-        )
+        ),
+        config,
     )
 
     def validate(timesteps: int) -> None:

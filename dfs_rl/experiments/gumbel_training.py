@@ -248,7 +248,8 @@ def train(
             total=total * size,
             repeats=config.val_repeats,
             backbone=lambda: trainer.frozen,
-        )
+        ),
+        config,
     )
 
     def save() -> None:

@@ -13,6 +13,9 @@ from dfs_rl.agents.logging import TensorBoard
 from dfs_rl.agents.validation import Validator
 from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
+from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.experiments.config import GateTrainingConfig
+from dfs_rl.experiments.shipped_point import shipped_point
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
@@ -83,6 +86,7 @@ class RunSession(Generic[StateT]):
 
     writer: TensorBoard
     validator: Validator | None = None
+    _config: GateTrainingConfig | None = None
 
     def __init__(
         self,
@@ -149,9 +153,15 @@ class RunSession(Generic[StateT]):
             raise CheckpointError("the checkpoint's best gate does not fit this run.") from error
         save(best, backbone)
 
-    def validate_on(self, validator: Validator) -> Validator:
-        """Use a validator, with its state in the checkpoint."""
+    def validate_on(
+        self, validator: Validator, config: GateTrainingConfig | None = None
+    ) -> Validator:
+        """Use a validator, with its state in the checkpoint.
+
+        With the configuration, a gate for all budgets is reported at the point that would ship.
+        """
         self.validator = validator
+        self._config = config
         # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
             state = cast("dict[str, Any]", self.checkpoint.state["validation"])
@@ -170,7 +180,26 @@ class RunSession(Generic[StateT]):
         self.writer.scalars(board, timesteps)
         if is_best:
             self.keep(gate)
+        if self._config is not None and isinstance(gate, LearnedGate) and len(record["points"]) > 1:
+            point = shipped_point(
+                self._config,
+                record["points"],
+                preference=gate.preference,
+                full_precision_accuracy=self._full_precision_accuracy(),
+            )
+            record = {**record, **point._asdict()}
         self._report(timesteps, record)
+
+    def _full_precision_accuracy(self) -> float:
+        """Return the accuracy at the largest bits in percent; 0 where it decides nothing."""
+        assert self.validator is not None
+        assert self._config is not None
+        if self._config.max_accuracy_drop is None:
+            return 0.0
+        backbone = self.validator.backbone()
+        largest = (backbone.options.full,) * backbone.costs.n_layers
+        images = self.validator.images
+        return evaluate_static_table(backbone, images, largest, name="full").accuracy
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
         """Save a checkpoint of the learner's tensors and state, and of the session itself."""
