@@ -18,7 +18,9 @@ COMMANDS = (
 COMMANDS_PAGE = """\
 # Commands
 
-This page is the help of every command, as `python -m dfs_rl.NAME --help` prints it.
+This page is the help of every command, as `python -m dfs_rl.NAME --help` prints it. Every command
+also takes `--config file.yaml` with any of its flags (flags win); commands that write a run folder
+take `--run-dir`.
 """
 
 
