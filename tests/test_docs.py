@@ -1,0 +1,109 @@
+"""The documentation's Python code runs as it stands, and its commands parse."""
+
+import re
+import shlex
+import shutil
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import dfs_rl
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+RUN_ELSEWHERE = {
+    *("docs/tutorials/your-own-model.md", "docs/how-to/extending.md"),
+    *("docs/environments/fractional-skipping.md", "docs/environments/network-wide.md"),
+}
+PROGRAMS = {
+    page: "\n".join(blocks)
+    for page, text in PAGES.items()
+    if page not in RUN_ELSEWHERE
+    and (blocks := re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+}
+SHELL = {
+    page: "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    for page, text in PAGES.items()
+}
+COMMANDS = sorted(
+    {
+        (page, *command)
+        for page, text in SHELL.items()
+        for command in re.findall(
+            r"^python -m (dfs_rl\.\w+) (.*)$", text.replace("\\\n", " "), re.MULTILINE
+        )
+    }
+)
+NAMES = (
+    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
+    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
+)
+MAINS = {name: import_module(name).main for name in map("dfs_rl.{}".format, NAMES)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Run of the quickest method, for all budgets, in place of those that the pages train."""
+    path = tmp_path_factory.mktemp("docs") / "run"
+    dfs_rl.train_gate(None, "digits", method="cascade", run_dir=path)
+    return path
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_code_runs(page, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for run in set(re.findall(r'"(runs/[\w-]+)"', PROGRAMS[page])):
+        if f'run_dir="{run}"' not in PROGRAMS[page]:
+            shutil.copytree(trained, run)
+    exec(compile(PROGRAMS[page], page, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), COMMANDS)
+def test_command_parses(page, module, arguments, tmp_path, monkeypatch, capsys):
+    # Only the last flag is wrong: what stands in the page is accepted up to it.
+    monkeypatch.chdir(tmp_path)
+    known = shlex.split(arguments, comments=True)
+    for file in (word for flag, word in pairwise(known) if flag == "--config"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text("{}\n", encoding="utf-8")
+    assert MAINS[module]([*known, "--no-such-flag"]) == 2
+    assert "no-such-flag" in capsys.readouterr().err
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"^make ([a-z]+)", "\n".join(SHELL.values()), re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= set(targets)
+
+
+def test_ci_calls_the_tests_of_the_readme():
+    assert "make test" in SHELL["README.md"]
+    assert "make test " in (ROOT / ".ci" / "run").read_text()
+
+
+def test_reference_holds_every_public_name():
+    page = PAGES["docs/reference/api.md"]
+    shown = set(re.findall(r"heading: dfs_rl\.(\w+)", page))
+    assert shown == set(dfs_rl.__all__) - {"__version__"}
+
+
+def test_pages_are_short():
+    lengths = {page: len(text.splitlines()) for page, text in PAGES.items()}
+    assert lengths.pop("README.md") <= 120
+    assert {page for page, n in lengths.items() if n > 200} <= {"docs/how-to/extending.md"}
+
+
+def test_there_is_something_to_test():
+    assert len(PROGRAMS) > 5
+    assert {module for _, module, _ in COMMANDS} == set(MAINS)
+    assert set(PAGES) >= RUN_ELSEWHERE
