@@ -20,6 +20,7 @@ COMMANDS = sorted(
         for folder in FOLDERS
         for page in (DOCS / folder).glob("*.md")
         for command in commands(page.read_text(encoding="utf-8"))
+        if not {"--config", "--resume"} & set(command[1].split())  # they read a file first
     }
 )
 BLOCKS = {"skipnet": SkipNetConfig, "blockdrop": BlockDropConfig}

@@ -22,9 +22,7 @@ def patterns() -> list[re.Pattern[str]]:
         for path in (DOCS.parent / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-                literal = [
-                    part.value if isinstance(part, ast.Constant) else None for part in parts
-                ]
+                literal = [part.value if isinstance(part, ast.Constant) else None for part in parts]
                 if sum(len(text) for text in literal if isinstance(text, str)) < LEAST:
                     continue
                 pattern = "".join(
