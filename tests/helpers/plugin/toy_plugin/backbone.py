@@ -22,9 +22,8 @@ class Plain(Network):
     def __init__(self, config, statistics):
         super().__init__(config, statistics)
         self.first = stem_convolution(config)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config.width, config.width, config.run_bits) for _ in range(2)
-        )
+        blocks = (ResidualBlock(config.width, config.width, config.run_bits) for _ in range(2))
+        self.blocks = nn.ModuleList(blocks)
         self.classifier = FractionalLinear(config.width, config.n_classes, bits=config.stem_bits)
         self.finish_making()
 

@@ -7,16 +7,14 @@ from dfs_rl.evaluation.static_tables.scoring import static_table_computation
 
 @dfs_rl.register_method("toy_uniform")
 class ToyUniform(StaticMethod):
-    label = "toy uniform"
-    find = f"{__name__}:search"
-    is_seeded = False
+    label, find, is_seeded = "toy uniform", f"{__name__}:search", False
 
 
 def search(env, episodes, seed, on_table):
     costs = env.task.backbone.costs
     for steps, option in enumerate(reversed(range(len(costs.options)))):
         table = (option,) * costs.n_layers
-        computation = static_table_computation(costs, table)
-        found = EvaluatedTable(steps, table, env.scorer.accuracy(table), computation, reward=None)
-        if not on_table(found) or computation <= env.task.budget:
+        cost = static_table_computation(costs, table)
+        found = EvaluatedTable(steps, table, env.scorer.accuracy(table), cost, reward=None)
+        if not on_table(found) or cost <= env.task.budget:
             return

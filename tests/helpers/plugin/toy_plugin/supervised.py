@@ -10,15 +10,8 @@ from dfs_rl.utils.config import PositiveFloat, configuration
 @dfs_rl.register_method("toy_argmax")
 @configuration
 class ToyArgmaxConfig(SupervisedConfig):
-    """Gumbel gate without noise.
-
-    Attributes:
-        sharpness: Factor of the logits.
-    """
-
     label = "toy argmax"
     trainer = f"{__name__}:ToyArgmaxTrainer"
-
     sharpness: PositiveFloat = 2.0
 
 
