@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dfs_rl.data import register_dataset as register_dataset
     from dfs_rl.experiments.api import compare as compare
     from dfs_rl.experiments.api import evaluate as evaluate
+    from dfs_rl.experiments.api import gate_from_sb3 as gate_from_sb3
     from dfs_rl.experiments.api import train_backbone as train_backbone
     from dfs_rl.experiments.api import train_gate as train_gate
     from dfs_rl.experiments.hub import push_to_hub as push_to_hub
@@ -49,6 +50,7 @@ _PUBLIC = {
     "evaluate": "experiments.api",
     "export": "runtime.export",
     "fractionalize": "backbones",
+    "gate_from_sb3": "experiments.api",
     "load": "gating.model",
     "load_dataset": "data",
     "profile": "experiments.profiling",

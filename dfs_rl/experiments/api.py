@@ -17,10 +17,12 @@ import torch
 
 from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.methods import METHODS
+from dfs_rl.agents.policy_conversion import Normalization, Policy, load_policy, normalization_of
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
 from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.data.corruptions import corrupted
+from dfs_rl.envs.task import pass_settings
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison, supernet_training
@@ -39,9 +41,12 @@ from dfs_rl.experiments.config import (
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.gate_run import GateRun
+from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
 from dfs_rl.gating.model import GatedModel, load
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import set_threads
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
@@ -187,6 +192,55 @@ def train_gate(
             with run.folder.lock():
                 record = run.train()
     return TrainedGate(run.folder.path, record.best_on_val, record.points_on_val)
+
+
+def gate_from_sb3(
+    policy: Policy,
+    backbone: Backbone | StoredBackbone | str | Path | None = None,
+    dataset: Dataset | str | None = None,
+    *,
+    normalize: Normalization | None = None,
+    passes: PassSettings | Mapping[str, object] | int | None = None,
+    run_dir: str | Path | None = None,
+    **settings: Any,  # noqa: ANN401 - fields of PolicyGateConfig
+) -> TrainedGate:
+    """Make a gate from a policy that Stable-Baselines3 or rl_zoo3 trained on our environment.
+
+    The gate takes the policy's deterministic actions. Backbone, data set and settings are those
+    that the environment was made with. A gate for all budgets, of a ``cost_weight_range``, is
+    measured on the val split.
+
+    Args:
+        policy: Algorithm, its policy, or the path of a saved algorithm. Stable-Baselines3 unpickles
+            the file, so load only files that you trust.
+        backbone: See ``train_gate``.
+        dataset: Data set, or what ``load_dataset`` takes; ``None`` for the digits.
+        normalize: ``VecNormalize`` of the training, or the path of a saved one; by default that of
+            the algorithm's environment, or the one that rl_zoo3 saved beside the algorithm.
+        passes: Passes of the environment.
+        run_dir: New run folder; default ``runs/DATE-TIME-NAME``.
+        settings: ``budget``, ``cost_weight_range``, ``exits`` and ``cost`` of the environment, and
+            ``name``, the gate's name in tables.
+
+    Raises:
+        ConfigError: If the policy cannot be a gate, belongs to another environment, or a setting is
+            unknown or not allowed.
+        CheckpointError: If a file is missing or damaged.
+        DataError: If the data set cannot be read, or the backbone is for other images.
+    """
+    dataset = DIGITS if dataset is None else dataset
+    loaded, timesteps = load_policy(policy)
+    normalization, passes = normalization_of(policy, normalize), pass_settings(passes)
+    with _stored(backbone, dataset) as place:
+        config = _config(
+            PolicyGateConfig, dataset, backbone=place, run_dir=run_dir, passes=passes, **settings
+        )
+        with _threads(config.threads, settings), trusting(code=False):
+            _trust(place)
+            data = load_data(config) if isinstance(dataset, str) else dataset
+            data = corrupted(data, config.corruptions)
+            run, record = make_policy_run(config, data, loaded, normalization, timesteps=timesteps)
+    return TrainedGate(run.path, record.best_on_val, record.points_on_val)
 
 
 def evaluate(

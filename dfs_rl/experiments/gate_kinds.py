@@ -10,7 +10,7 @@ from dfs_rl.agents.supervised.config import SUPERVISED_METHODS
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.config import GateRunConfig, TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
-from dfs_rl.gating.registry import GATES, ONE_SHOT
+from dfs_rl.gating.registry import layerwise_kinds
 from dfs_rl.utils.registry import NameIn
 
 GATE_COMMANDS: Mapping[str, type[GateRunConfig]] = {
@@ -54,7 +54,7 @@ def gate_specs() -> dict[str, GateSpec]:
         if not algorithm.needs_budget and TrainAgentConfig(algo=name).resolved_passes > 1:
             single = {"algo": name, "passes": 1}
             specs[f"{name}_single_pass"] = GateSpec(config_type=TrainAgentConfig, settings=single)
-    layerwise = [name for name in GATES if name != ONE_SHOT]
+    layerwise = layerwise_kinds()
     for name, method in SUPERVISED_METHODS.items():
         for gate in layerwise if method.gate is None else ["ff"]:
             specs[name if method.gate else f"{name}_{gate}"] = GateSpec(

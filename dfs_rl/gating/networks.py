@@ -172,6 +172,11 @@ class LearnedGate(nn.Module, ABC):
         return self.feature_macs + float(sum(self.layer_macs))
 
     @property
+    def observed_macs(self) -> float:
+        """Multiply-accumulates of the gate that its observations count, see ``observe``."""
+        return self.macs
+
+    @property
     def least_macs(self) -> float:
         """Multiply-accumulates of an image that takes the first exit; all of them without exits."""
         after = len(self.feature_sizes) if self.exits is None else self.exits.after[0]
@@ -248,6 +253,11 @@ def macs_taken(gate: Gate, n_layers_run: Tensor, costs: CostTable) -> Tensor:
     if costs.profile is not None:
         return costs.decided_macs(gate.macs, n_layers_run)
     return gate.macs_taken(n_layers_run)
+
+
+def observed_macs(gate: Gate) -> float:
+    """Return the multiply-accumulates of a gate that its observations count."""
+    return gate.observed_macs if isinstance(gate, LearnedGate) else gate.macs
 
 
 GateT = TypeVar("GateT", bound=type[LearnedGate])

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 ONE_SHOT = "oneshot"
 """Network that decides for all layers at once; only BlockDrop uses it."""
+SHARED = "shared"
+"""Network that all layers share; only converted policies use it."""
 
 GATES: "Registry[type[LearnedGate]]" = Registry(
     "gate",
@@ -16,11 +18,18 @@ GATES: "Registry[type[LearnedGate]]" = Registry(
         "ff": "dfs_rl.gating.networks:MLPGate",
         "lstm": "dfs_rl.gating.networks:LSTMGate",
         ONE_SHOT: "dfs_rl.gating.networks:OneShotGate",
+        SHARED: "dfs_rl.gating.shared_network:SharedMLPGate",
     },
 )
 """Networks by the name that ``--gate`` takes and that a stored gate has."""
 
-GateKind = Annotated[str, NameIn(lambda: [name for name in GATES if name != ONE_SHOT])]
+
+def layerwise_kinds() -> list[str]:
+    """Return the names of the networks that a training of gates layer by layer can choose."""
+    return [name for name in GATES if name not in (ONE_SHOT, SHARED)]
+
+
+GateKind = Annotated[str, NameIn(layerwise_kinds)]
 """Name of a network that decides layer by layer."""
 
 

@@ -9,7 +9,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.action_masks import action_masks, clamp_options, end_masks
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.execution import ExecutionState, Finished, advance, run_head, run_stem
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, observed_macs
 from dfs_rl.gating.observation import Observation, observe
 from dfs_rl.gating.passes import ANSWER, EarlierPasses, PassHistory, mirror, passes_of
 from dfs_rl.gating.rules import RuleGate
@@ -63,7 +63,12 @@ def rollout(
         logits, last = run.to_answers(run_stem(backbone, images))
         return RolloutResult(logits, last.options)
     history = run.history = PassHistory(
-        settings, backbone.costs, n, backbone.n_classes, gate_macs=gate.macs, device=images.device
+        settings,
+        backbone.costs,
+        n,
+        backbone.n_classes,
+        gate_macs=observed_macs(gate),
+        device=images.device,
     )
     rows, views = torch.arange(n, device=images.device), images
     for i in range(settings.limit):
@@ -150,7 +155,7 @@ class _Pass:
             self._backbone,
             state,
             budget=self._budget,
-            gate_macs=self._gate.macs,
+            gate_macs=observed_macs(self._gate),
             preferences=None if self._preferences is None else _gather(self._preferences, rows),
             evidence=None if history is None else _gather(history.evidence, rows),
             ended=ended,

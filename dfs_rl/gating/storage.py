@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DfsRlError
@@ -9,8 +10,9 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import ExitInfo, LearnedGate
 from dfs_rl.gating.passes import SINGLE_PASS, AnswerRule, PassSettings
-from dfs_rl.gating.registry import GATES, gate_kind
+from dfs_rl.gating.registry import GATES, SHARED, gate_kind
 from dfs_rl.gating.rules import Rule, RuleGate
+from dfs_rl.gating.shared_network import SharedMLPGate
 from dfs_rl.utils.checkpoint import (
     check_finite,
     load_tensors,
@@ -73,7 +75,20 @@ class _LearnedRecord(_Record):
     passes: PassSettings | None = None
 
 
+@configuration
+class _SharedRecord(_LearnedRecord):
+    widths: tuple[NonNegativeInt, ...]
+    activation: str
+    normalizes: bool = False
+
+
+_SHARED_SETTINGS = ("widths", "activation", "normalizes")
 _OPTIONAL = {field.name for field in fields(_LearnedRecord) if field.default is None}
+_FORMS: dict[str, type[_Record]] = {
+    TABLE: _TableRecord,
+    RULE: _RuleRecord,
+    SHARED: _SharedRecord,
+}
 
 
 def save_gate(gate: StoredGate, folder: Path) -> None:
@@ -108,7 +123,12 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     else:
         save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
         kind = gate_kind(gate)
-        record = _LearnedRecord(
+        form, settings = _LearnedRecord, dict[str, Any]()
+        if isinstance(gate, SharedMLPGate):
+            form = _SharedRecord
+            settings = {name: getattr(gate, name) for name in _SHARED_SETTINGS}
+        record = form(
+            **settings,
             name=name,
             bits=bits,
             feature_sizes=gate.feature_sizes,
@@ -136,7 +156,7 @@ def load_gate(folder: Path) -> StoredGate:
     parts = read_manifest(path, what="gate", kinds=(*GATES, TABLE, RULE), version=FORMAT)
     kind = str(parts["kind"])
     parts = {name: part for name, part in parts.items() if name not in ("kind", "format")}
-    form: type[_Record] = {TABLE: _TableRecord, RULE: _RuleRecord}.get(kind, _LearnedRecord)
+    form = _FORMS.get(kind, _LearnedRecord)
     try:
         record: _Record = config_from_dict(parts, form, source=f"gate of kind {kind!r}")
         settings = {f.name: getattr(record, f.name) for f in fields(record)}

@@ -193,7 +193,7 @@ class Decisions(nn.Module):
             torch.zeros(1, dtype=torch.float64),
         )
         return observe(
-            backbone, state, budget=self.budget, gate_macs=gate.macs, with_features=False
+            backbone, state, budget=self.budget, gate_macs=gate.observed_macs, with_features=False
         ).context[0]
 
 
