@@ -65,7 +65,8 @@ def load_policy(policy: Policy) -> tuple[BasePolicy, int]:
             ConstantSchedule(0.0),
             **data["policy_kwargs"],
         )
-        loaded.load_state_dict(tensors["policy"])
+        weights: Any = tensors["policy"]
+        loaded.load_state_dict(weights)
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         raise CheckpointError(
             f"{policy} is no algorithm that Stable-Baselines3 saved: {error}."

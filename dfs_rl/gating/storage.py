@@ -123,11 +123,12 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
     else:
         save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
         kind = gate_kind(gate)
-        form, settings = _LearnedRecord, dict[str, Any]()
+        learned: type[_LearnedRecord] = _LearnedRecord
+        settings: dict[str, Any] = {}
         if isinstance(gate, SharedMLPGate):
-            form = _SharedRecord
+            learned = _SharedRecord
             settings = {name: getattr(gate, name) for name in _SHARED_SETTINGS}
-        record = form(
+        record = learned(
             **settings,
             name=name,
             bits=bits,

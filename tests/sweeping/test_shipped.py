@@ -13,7 +13,7 @@ from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
-NAMES = sorted(path.stem for path in CONFIGS.iterdir())
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 TINY = {
     "train_agent": {"timesteps": 192, "num_envs": 32},
     "train_gumbel": {"timesteps": 96, "training.batch_size": 16},
