@@ -44,7 +44,10 @@ settings.load_profile("repeatable")
 
 
 _HERE = Path(__file__).parent
-_START_RAY = ("sweeping", "experiments/test_worker_training.py", "test_readme.py")
+_START_RAY = (
+    *("sweeping", "experiments/test_worker_training.py", "test_readme.py"),
+    "clients/test_rllib.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

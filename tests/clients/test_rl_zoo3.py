@@ -1,31 +1,33 @@
-"""rl_zoo3 trains, optimizes, plays and films agents on the environment as it is."""
+"""rl_zoo3 trains, optimizes, plays and films agents on the environment, by the page's commands."""
 
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-import dfs_rl
-from dfs_rl.envs import ENV_ID
-from tests.helpers.quick import quick_runs
-
-__all__ = ["quick_runs"]
+from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID
+from tests.helpers.recipes import ROOT, recipe, run_recipe
 
 pytest.importorskip("rl_zoo3", reason="rl_zoo3 is not installed")
 
-CONFIG = Path(__file__).parents[2] / "tune_configs" / "rl_zoo3" / "ppo.yml"
-PLACE = "dfs_rl-FractionalSkipping-v0"
-AGENT = ["--algo", "ppo", "--env", ENV_ID, "-f", "logs"]
-PACKAGE = ["--gym-packages", "dfs_rl"]
-TRAIN = [*AGENT, *PACKAGE, "--conf-file", str(CONFIG), "--seed", "0", "--device", "cpu"]
+CONFIG = "tune_configs/rl_zoo3/ppo.yml"
+FAST = ["--seed", "0", "--device", "cpu"]
 
 
-def zoo(command, *arguments, cwd):
-    """Run a command of rl_zoo3 in a new process and return what it printed."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("zoo")
+    (path / "tune_configs").symlink_to(ROOT / "tune_configs")
+    return path
+
+
+def zoo(name, *extra, cwd):
+    """Run the page's first command that contains ``name``, with other flags too."""
+    line = next(line for line in recipe("rl_zoo3", "bash").splitlines() if name in line)
     run = subprocess.run(
-        [sys.executable, "-m", f"rl_zoo3.{command}", *arguments],
+        [sys.executable, *shlex.split(line)[1:], *extra],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -36,50 +38,44 @@ def zoo(command, *arguments, cwd):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
+def trained(folder):
     small = ["-n", "1536", "--eval-freq", "768", "--eval-episodes", "4"]
-    return folder, zoo("train", *TRAIN, *small, cwd=folder)
+    return zoo("rl_zoo3.train", *FAST, *small, cwd=folder)
 
 
 def test_train_reports_success(trained):
-    _, printed = trained
-    assert "success_rate" in printed
+    assert "success_rate" in trained
 
 
-def test_agent_becomes_a_gate(trained):
-    folder, _ = trained
-    saved = folder / "logs" / "ppo" / f"{PLACE}_1" / f"{PLACE}.zip"
-    gate = dfs_rl.gate_from_sb3(saved, run_dir=folder / "gate")
+def test_agent_becomes_a_gate(trained, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    gate = run_recipe("rl_zoo3")["gate"]
     assert gate.load().gate.widths == (16,)
     assert gate.validation["accuracy"] > 10.0
 
 
-def test_enjoy(trained):
-    folder, _ = trained
-    printed = zoo("enjoy", *AGENT, *PACKAGE, "-n", "60", "--no-render", cwd=folder)
+def test_enjoy(trained, folder):
+    printed = zoo("rl_zoo3.enjoy", "-n", "60", cwd=folder)
     assert "10 Episodes" in printed
     assert "Success rate" in printed
 
 
-def test_record_video(trained):
-    """The command has no --gym-packages; it imports a module ``custom_envs`` if there is one."""
+def test_record_video(trained, folder):
     pytest.importorskip("moviepy", reason="moviepy is not installed")
-    folder, _ = trained
     (folder / "custom_envs.py").write_text("import dfs_rl\n")
-    zoo("record_video", *AGENT, "-n", "12", "-o", "videos", cwd=folder)
+    zoo("rl_zoo3.record_video", "-n", "12", "-o", "videos", cwd=folder)
     (video,) = (folder / "videos").glob("*.mp4")
     assert video.stat().st_size > 1000
 
 
-def test_optimize(tmp_path):
+def test_optimize(folder):
     """The seed samples few steps and epochs of an update."""
-    search = ["--optimize-hyperparameters", "--n-trials", "1", "--seed", "44"]
     fast = ["-n", "300", "--n-evaluations", "1", "--eval-episodes", "2", "--no-optim-plots"]
-    zoo("train", *TRAIN, *search, *fast, cwd=tmp_path)
-    (report,) = tmp_path.glob("logs/ppo/report_*.csv")
+    once = ["--n-trials", "1", "--seed", "44", "--log-folder", "search"]
+    zoo("--optimize-hyperparameters", *FAST, *fast, *once, cwd=folder)
+    (report,) = folder.glob("search/ppo/report_*.csv")
     assert "COMPLETE" in report.read_text()
 
 
 def test_every_environment_has_hyperparameters():
-    assert set(yaml.safe_load(CONFIG.read_text())) == {ENV_ID, "dfs_rl/NetworkWide-v0"}
+    assert set(yaml.safe_load((ROOT / CONFIG).read_text())) == {ENV_ID, NETWORK_WIDE_ID}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dfs_rl.envs import ENV_ID
+from tests.helpers.recipes import run_recipe
 from tests.helpers.toy_env import toy_kwargs
 
 wrappers = pytest.importorskip("skrl.envs.wrappers.torch", reason="skrl is not installed")
@@ -41,3 +42,8 @@ def test_wrapper_steps_like_the_environment(make):
         assert not truncated.any()
     assert terminated.all()
     assert "is_success" in info
+
+
+def test_recipe():
+    info = run_recipe("skrl")["info"]
+    assert info["_is_success"].tolist() == [True] * 8

@@ -5,6 +5,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from dfs_rl.envs import ENV_ID
+from tests.helpers.recipes import run_recipe
 from tests.helpers.toy_env import toy_kwargs
 
 torchrl_envs = pytest.importorskip("torchrl.envs", reason="torchrl is not installed")
@@ -49,3 +50,7 @@ def test_batch():
 def test_processes():
     """TorchRL 0.14.1 goes no further: it asks every step for the entries of the reset's info."""
     assert ends_of(processes(), 3) == [[False] * 3] * N
+
+
+def test_recipe():
+    assert run_recipe("TorchRL")["batch"].batch_size == (8,)
