@@ -373,6 +373,11 @@ class InferenceBackbone(nn.Module):
         return self.network.layers
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of gated layers of each stage, see ``Backbone.stages``."""
+        return self.network.stages
+
+    @property
     def feature_mean(self) -> Tensor:
         """Mean of ``feature`` before each gated layer."""
         return self.network.feature_mean

@@ -101,6 +101,20 @@ class GatedBackbone(Protocol):
         ...
 
 
+@runtime_checkable
+class WithStages(Protocol):
+    """A backbone whose gated layers form stages, in which the first layers carry most.
+
+    Attributes:
+        stages: Number of gated layers of each stage, in order.
+    """
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of gated layers of each stage, in order."""
+        ...
+
+
 def activations(
     backbone: GatedBackbone, hidden: Tensor, bits: int | Sequence[int]
 ) -> Iterator[Tensor]:

@@ -1,7 +1,10 @@
 """Static bit tables that cost less than the cheapest uniform one: they skip layers, or exit."""
 
-from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.costs import SKIP
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from dfs_rl.backbones.interfaces import GatedBackbone, WithStages
+from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
@@ -20,9 +23,10 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     """Return tables that skip layers or exit, and run all others at the cheapest bit width.
 
     Layers are skipped one after the other, first those that lose least log-likelihood per cost
-    saved if they alone are skipped (as HAWQ lowers bits, Dong et al., ICCV 2019). An image exits
-    after all layers before the exit. Tables with less than half the accuracy of the cheapest bit
-    width, and those that a cheaper one equals, are left out.
+    saved if they alone are skipped (as HAWQ lowers bits, Dong et al., ICCV 2019); and from the ends
+    of stages, first where that loses least, down to one layer each. An image exits after all layers
+    before the exit. Tables with less than half the accuracy of the cheapest bit width, and those
+    that a cheaper one equals, are left out.
 
     Args:
         backbone: The network, on the device of the images.
@@ -36,30 +40,22 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     (lowest, *_) = (option for option, width in enumerate(bits) if width != SKIP)
     whole = (lowest,) * costs.n_layers
     scorer = StaticTableScorer(backbone, evenly_spaced_subset(image_set, _IMAGES))
-
-    def cost(table: StaticTable) -> float:
-        return static_table_computation(costs, table)
-
-    (usual,) = scorer.score([whole])
     tables = [
         whole[:after] + (costs.exit_action,) * (costs.n_layers - after)
         for after in costs.exits_after
     ]
     if SKIP in bits:
-        skip = bits.index(SKIP)
+        tables += _in_order_of_sensitivity(scorer, costs, whole, bits.index(SKIP))
+        if isinstance(backbone, WithStages):
+            tables += _from_ends_of_stages(
+                scorer, costs, whole, bits.index(SKIP), stages=backbone.stages
+            )
 
-        def without(layers: list[int]) -> StaticTable:
-            return tuple(skip if i in layers else lowest for i in range(costs.n_layers))
+    def cost(table: StaticTable) -> float:
+        return static_table_computation(costs, table)
 
-        lost = {}
-        for layer in range(costs.n_layers):
-            saved = cost(whole) - cost(without([layer]))
-            if saved > 0:  # measured times may not fall
-                (alone,) = scorer.score([without([layer])])
-                lost[layer] = (usual.log_likelihood - alone.log_likelihood) / saved
-        order = sorted(lost, key=lost.__getitem__)
-        tables += [without(order[:n]) for n in range(1, len(order) + 1)]
     scores = dict(zip(tables, scorer.score(tables), strict=True))
+    (usual,) = scorer.score([whole])
     front: list[StaticTable] = []
     for table in sorted(scores, key=cost):
         better = not front or scores[table] > scores[front[-1]]
@@ -68,3 +64,59 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     if len(front) <= _MOST:
         return front
     return [front[round(n * (len(front) - 1) / (_MOST - 1))] for n in range(_MOST)]
+
+
+def _in_order_of_sensitivity(
+    scorer: StaticTableScorer, costs: CostTable, whole: StaticTable, skip: int
+) -> Iterator[StaticTable]:
+    """Yield tables with one skipped layer, two and so on, the least sensitive first."""
+    alone = [_without(whole, [layer], skip) for layer in range(len(whole))]
+    losses = _losses(scorer, costs, whole, alone)
+    order = sorted(losses, key=lambda table: losses[table])
+    skipped: list[int] = []
+    for table in order:
+        skipped.append(table.index(skip))
+        yield _without(whole, skipped, skip)
+
+
+def _from_ends_of_stages(
+    scorer: StaticTableScorer,
+    costs: CostTable,
+    whole: StaticTable,
+    skip: int,
+    *,
+    stages: Sequence[int],
+) -> Iterator[StaticTable]:
+    """Yield tables whose stages lose their last layer, one stage after the other."""
+    ends = list(accumulate(stages))
+    last, table = list(ends), whole  # of each stage, one behind the last layer that runs
+    while True:
+        shorter = {
+            _without(table, [last[i] - 1], skip): i
+            for i, end in enumerate(ends)
+            if last[i] > end - stages[i] + 1
+        }
+        losses = _losses(scorer, costs, table, list(shorter))
+        if not losses:
+            return
+        table = min(losses, key=lambda one: losses[one])
+        last[shorter[table]] -= 1
+        yield table
+
+
+def _losses(
+    scorer: StaticTableScorer, costs: CostTable, table: StaticTable, cheaper: Sequence[StaticTable]
+) -> dict[StaticTable, float]:
+    """Return the log-likelihood that each table loses per cost that it saves."""
+    now, *scores = scorer.score([table, *cheaper])
+    spent = static_table_computation(costs, table)
+    saved = [spent - static_table_computation(costs, one) for one in cheaper]
+    return {
+        one: (now.log_likelihood - score.log_likelihood) / less
+        for one, score, less in zip(cheaper, scores, saved, strict=True)
+        if less > 0  # measured times may not fall
+    }
+
+
+def _without(table: StaticTable, layers: Sequence[int], skip: int) -> StaticTable:
+    return tuple(skip if i in layers else option for i, option in enumerate(table))

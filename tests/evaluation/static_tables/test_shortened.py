@@ -1,13 +1,55 @@
-from dfs_rl.costs import BitOptions
+import torch
+
+from dfs_rl.costs import BitOptions, CostTable
+from dfs_rl.data import ImageSet
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from tests.evaluation.conftest import MixBackbone, make_images
 from tests.helpers.planted_table import TableBackbone, table_images
 
 
+class MarkingLayer:
+    """Layer that marks in the channel of its index that it was skipped."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def __call__(self, hidden, bits):
+        hidden = hidden.clone()
+        hidden[:, self.index] = float(bits == 0)
+        return hidden
+
+
+class StagedBackbone(TableBackbone):
+    """Two stages of two layers: right if both second layers run or neither does.
+
+    Without a first layer all images are wrong, but with less certainty.
+    """
+
+    costs = CostTable(options=BitOptions((0, 8, 16, 32)), layer_macs=(64, 64, 64, 64))
+    stages = (2, 2)
+
+    def __init__(self):
+        self.layers = [MarkingLayer(index) for index in range(4)]
+
+    def stem(self, images):
+        return torch.zeros(len(images), 4, 1, 1)
+
+    def head(self, hidden):
+        skipped = hidden[:, :, 0, 0]
+        odd, gone = (skipped[:, 1] != skipped[:, 3]).float(), skipped[:, ::2].amax(dim=1)
+        return torch.stack([torch.zeros(len(hidden)), 9 * odd + 2 * gone - 1], dim=1)
+
+
 def test_layers_that_lose_nothing_are_skipped():
     # At 8 bit six images are right, all because of layer 2: the others can be skipped.
     assert shortened_tables(TableBackbone(), table_images()) == [(0, 0, 1)]
+
+
+def test_stages_lose_their_last_layers_together():
+    # Alone, the first layers lose less than the second ones, which can only go together.
+    images = ImageSet(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.zeros(8).long())
+    assert shortened_tables(StagedBackbone(), images) == [(1, 0, 1, 0)]
 
 
 def test_exits_and_skips_are_ordered_by_cost_and_accuracy():
@@ -37,5 +79,4 @@ def test_exits_and_skips_are_ordered_by_cost_and_accuracy():
 
 def test_networks_that_always_run_have_none():
     network = MixBackbone((2, 32))
-    assert network.options == BitOptions((2, 32))
     assert shortened_tables(network, make_images(network, 50, seed=1)) == []
