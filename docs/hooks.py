@@ -4,24 +4,23 @@ import io
 import os
 import shutil
 from contextlib import redirect_stdout
-from importlib import import_module
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from dfs_rl.__main__ import COMMANDS, main
+
 ROOT = Path(__file__).parents[1]
-COMMANDS = (
-    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
-    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
-)
 COMMANDS_PAGE = """\
 # Commands
 
-This page is the help of every command, as `python -m dfs_rl.NAME --help` prints it. Every command
-also takes `--config file.yaml` with any of its flags (flags win); commands that write a run folder
-take `--run-dir`.
+This page is the help of every command. `dfs-rl train-agent` and `python -m dfs_rl.train_agent` are
+the same. Every command takes `--config file.yaml` with any of its flags (flags win); commands that
+write a run folder take `--run-dir`.
 """
+WIDTH = 78
+"""Columns of a help page that the site shows without scrolling."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,12 +44,12 @@ def copy_package(target: Path) -> None:
 
 def commands_page() -> str:
     """Return a page with the help of every command."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = str(WIDTH)
     page = io.StringIO()
     page.write(COMMANDS_PAGE)
     for name in COMMANDS:
         page.write(f"\n## {name}\n\n```text\n")
         with redirect_stdout(page):
-            import_module(f"dfs_rl.{name}").main(["--help"])
+            main([name, "--help"])
         page.write("```\n")
     return page.getvalue()

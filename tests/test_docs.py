@@ -3,13 +3,13 @@
 import re
 import shlex
 import shutil
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import dfs_rl
+from dfs_rl.__main__ import COMMANDS, main
 from tests.helpers.quick import quick_runs
 
 __all__ = ["quick_runs"]
@@ -34,20 +34,17 @@ SHELL = {
     page: "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     for page, text in PAGES.items()
 }
-COMMANDS = sorted(
+LINES = sorted(
     {
         (page, *command)
         for page, text in SHELL.items()
         for command in re.findall(
-            r"^python -m (dfs_rl\.\w+) (.*)$", text.replace("\\\n", " "), re.MULTILINE
+            r"^(?:python -m dfs_rl\.|dfs-rl )(\w[\w-]+) (.*)$",
+            text.replace("\\\n", " "),
+            re.MULTILINE,
         )
     }
 )
-NAMES = (
-    *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
-    *("train_exits", "evaluate", "compare", "sweep", "export", "profile"),
-)
-MAINS = {name: import_module(name).main for name in map("dfs_rl.{}".format, NAMES)}
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +65,15 @@ def test_code_runs(page, trained, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize(("page", "module", "arguments"), COMMANDS)
-def test_command_parses(page, module, arguments, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("page", "command", "arguments"), LINES)
+def test_command_parses(page, command, arguments, tmp_path, monkeypatch, capsys):
     # Only the last flag is wrong: what stands in the page is accepted up to it.
     monkeypatch.chdir(tmp_path)
     known = shlex.split(arguments, comments=True)
     for file in (word for flag, word in pairwise(known) if flag == "--config"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text("{}\n", encoding="utf-8")
-    assert MAINS[module]([*known, "--no-such-flag"]) == 2
+    assert main([command, *known, "--no-such-flag"]) == 2
     assert "no-such-flag" in capsys.readouterr().err
 
 
@@ -106,5 +103,5 @@ def test_pages_are_short():
 
 def test_there_is_something_to_test():
     assert len(PROGRAMS) > 5
-    assert {module for _, module, _ in COMMANDS} == set(MAINS)
+    assert {command.replace("_", "-") for _, command, _ in LINES} == set(COMMANDS)
     assert set(PAGES) >= RUN_ELSEWHERE
