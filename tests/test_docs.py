@@ -49,9 +49,9 @@ LINES = sorted(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Run of the quickest method, for all budgets, in place of those that the pages train."""
+    """A short run for all budgets, in place of those that the pages train."""
     path = tmp_path_factory.mktemp("docs") / "run"
-    dfs_rl.train_gate(None, "digits", method="cascade", run_dir=path)
+    dfs_rl.train_gate(None, "digits", method="gumbel", timesteps=2000, run_dir=path)
     return path
 
 
