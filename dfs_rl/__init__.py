@@ -6,6 +6,7 @@ Gymnasium, and imports the plugins that are installed.
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -83,6 +84,10 @@ class _Package(ModuleType):
         """Set an attribute, unless it is a module that would hide a public function."""
         if not (name in _PUBLIC and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        """Pickle the package by its name, as cloudpickle does with modules of the usual class."""
+        return importlib.import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

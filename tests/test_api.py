@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import cloudpickle
 import pandas as pd
 import pytest
 import torch
@@ -171,6 +172,10 @@ def test_bad_settings_are_refused(settings, named, tmp_path):
 def test_bad_evaluations_are_refused(settings, named, made):
     with pytest.raises(ConfigError, match=named):
         dfs_rl.evaluate(made.gate, **settings)
+
+
+def test_functions_that_use_the_package_reach_other_processes():
+    assert cloudpickle.loads(cloudpickle.dumps(dfs_rl)) is dfs_rl
 
 
 def test_commands_do_not_hide_functions():
