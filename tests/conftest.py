@@ -46,7 +46,7 @@ settings.load_profile("repeatable")
 _HERE = Path(__file__).parent
 _START_RAY = (
     *("sweeping", "experiments/test_worker_training.py", "test_readme.py"),
-    "clients/test_rllib.py",
+    *("clients/test_rllib.py", "test_examples.py"),
 )
 
 
