@@ -92,3 +92,19 @@ def test_truncated_episode_shows_no_answer():
         for action in (1, 3):
             env.step(np.array([action]))
     np.testing.assert_array_equal(plain.render()[0], truncated.render()[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of moviepy
+def test_episodes_can_be_recorded(tmp_path):
+    pytest.importorskip("moviepy", reason="needs dfs-rl[video]")
+    import imageio_ffmpeg  # a dependency of moviepy
+
+    env = gymnasium.make(ENV_ID, **toy_kwargs(render_mode="rgb_array"))
+    env = gymnasium.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda _: True)
+    env.reset(seed=0)
+    for _ in MACS:
+        env.step(np.int64(0))
+    env.close()
+    (video,) = tmp_path.glob("*.mp4")
+    n_frames, _ = imageio_ffmpeg.count_frames_and_secs(video)
+    assert n_frames == 1 + len(MACS)  # the first is of the reset
