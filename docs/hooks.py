@@ -23,9 +23,13 @@ WIDTH = 78
 """Columns of a help page that the site shows without scrolling."""
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Write the package for mkdocstrings, and add the page of the commands."""
+def on_startup(**_: object) -> None:
+    """Write the package for mkdocstrings, which drops folders that are missing when it starts."""
     copy_package(ROOT / "build" / "source" / "dfs_rl")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page of the commands."""
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     return files
 
