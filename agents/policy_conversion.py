@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.utils import ConstantSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
@@ -171,6 +171,32 @@ def gate_of_policy(
     return gate.eval()
 
 
+def check_environment(
+    policy: Policy, backbone: GatedBackbone, *, passes: PassSettings, budget: float | None
+) -> None:
+    """Check settings against the environment of an algorithm, if it has one in this process.
+
+    The observations of environments with different settings can have the same shape.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    env = policy.get_env() if isinstance(policy, BaseAlgorithm) else None
+    if env is None or isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("task"):
+        return
+    task = env.get_attr("task", 0)[0]
+    for name, theirs, ours in (("passes", task.passes, passes), ("budget", task.budget, budget)):
+        if theirs != ours:
+            raise ConfigError(f"{name} is {ours}, but the policy's environment has {theirs}.")
+    costs = task.backbone.costs
+    if costs != backbone.costs:
+        raise ConfigError(
+            f"the backbone has {backbone.costs.total_macs:,.0f} MACs at the cost "
+            f"{backbone.costs.cost_model}, but that of the policy's environment "
+            f"{costs.total_macs:,.0f} at {costs.cost_model}; give its own backbone, exits and cost."
+        )
+
+
 def _check_kind(
     policy: BasePolicy, backbone: GatedBackbone, passes: PassSettings, budget: float | None
 ) -> None:
@@ -231,13 +257,15 @@ def _perceptron(policy: BasePolicy) -> tuple[list[nn.Linear], str]:
         extractor, modules = policy.q_net.features_extractor, [*policy.q_net.q_net]
     linears, activations = modules[::2], modules[1::2]
     kinds = {type(module).__name__ for module in activations} or {"Tanh"}
+    changed = [one for one in activations if repr(one) != repr(type(one)())]  # as a LeakyReLU(0.5)
     if (
         type(extractor) not in _FLATTENING
         or not all(isinstance(module, nn.Linear) and module.bias is not None for module in linears)
         or len(kinds) > 1
         or not kinds <= ACTIVATIONS.keys()
+        or changed
     ):
-        parts = ", ".join(type(module).__name__ for module in (extractor, *modules))
+        parts = ", ".join([type(extractor).__name__, *map(repr, modules)])
         raise ConfigError(
             f"policy decides by {parts}; a gate needs a CombinedExtractor or FlattenExtractor, and "
             f"linear maps with one activation between them, of {', '.join(ACTIVATIONS)}."

@@ -17,7 +17,7 @@ import torch
 
 from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.methods import METHODS
-from dfs_rl.agents.policy_conversion import Normalization, Policy, load_policy, normalization_of
+from dfs_rl.agents.policy_conversion import Normalization, Policy
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
 from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
@@ -229,8 +229,7 @@ def gate_from_sb3(
         DataError: If the data set cannot be read, or the backbone is for other images.
     """
     dataset = DIGITS if dataset is None else dataset
-    loaded, timesteps = load_policy(policy)
-    normalization, passes = normalization_of(policy, normalize), pass_settings(passes)
+    passes = pass_settings(passes)
     with _stored(backbone, dataset) as place:
         config = _config(
             PolicyGateConfig, dataset, backbone=place, run_dir=run_dir, passes=passes, **settings
@@ -239,7 +238,7 @@ def gate_from_sb3(
             _trust(place)
             data = load_data(config) if isinstance(dataset, str) else dataset
             data = corrupted(data, config.corruptions)
-            run, record = make_policy_run(config, data, loaded, normalization, timesteps=timesteps)
+            run, record = make_policy_run(config, data, policy, normalize)
     return TrainedGate(run.path, record.best_on_val, record.points_on_val)
 
 

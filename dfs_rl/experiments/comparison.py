@@ -153,7 +153,7 @@ def _compare_given(
     opened = [RunFolder.open(path) for path in config.runs]
     place = (config.run_dir or Path("runs")).resolve()
     for run in opened:
-        if not (run.path / GATE_FOLDER).is_dir():
+        if run.kind not in GATE_COMMANDS and not (run.path / GATE_FOLDER).is_dir():
             raise DataError(f"{run.path} is a run of kind {run.kind} and has no gate to compare.")
         if run.path.resolve() in place.parents:
             raise ConfigError(

@@ -7,7 +7,14 @@ from pydantic import Field
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dfs_rl.agents.policy_conversion import gate_of_policy
+from dfs_rl.agents.policy_conversion import (
+    Normalization,
+    Policy,
+    check_environment,
+    gate_of_policy,
+    load_policy,
+    normalization_of,
+)
 from dfs_rl.backbones import Backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
@@ -54,19 +61,18 @@ class PolicyGateConfig(GateRunConfig):
 def make_policy_run(
     config: PolicyGateConfig,
     dataset: Dataset,
-    policy: BasePolicy,
-    normalization: VecNormalize | None,
-    *,
-    timesteps: int,
+    policy: Policy,
+    normalize: Normalization | None,
 ) -> tuple[RunFolder, TrainingRecord]:
-    """Convert a policy to a gate, measure it on the val split and write its run folder.
-
-    ``timesteps`` is the number of decisions that the policy learned from.
-    """
+    """Convert a policy to a gate, measure it on the val split and write its run folder."""
+    loaded, timesteps = load_policy(policy)
+    normalization = normalization_of(policy, normalize)
     preview = preview_backbone(config, dataset)
     if not config.uses_exits:
         preview.backbone.set_exits(())
-    _gate(config, policy, normalization, preview.backbone)  # an error leaves no folder behind
+    # An error leaves no folder behind.
+    _gate(config, loaded, normalization, preview.backbone)
+    check_environment(policy, preview.backbone, passes=config.passes, budget=config.budget)
     run = RunFolder.create(
         config.run_dir,
         kind=config.KIND,
@@ -77,7 +83,7 @@ def make_policy_run(
     )
     with run.lock():
         trained = backbone_of_run(run, config, dataset, preview).backbone
-        gate, device = _gate(config, policy, normalization, trained), resolve_device(config.device)
+        gate, device = _gate(config, loaded, normalization, trained), resolve_device(config.device)
         backbone, val = trained.to_inference().to(device), dataset.val.to(device)
         gate.to(device)
         if gate.budget_conditioning is not None:

@@ -1,5 +1,6 @@
 """Gates of plain policies against the policies themselves, step by step in the environment."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import gymnasium
@@ -13,7 +14,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from dfs_rl.agents.policy_conversion import gate_of_policy, load_policy, normalization_of
+from dfs_rl.agents.policy_conversion import (
+    check_environment,
+    gate_of_policy,
+    load_policy,
+    normalization_of,
+)
 from dfs_rl.envs import ENV_ID
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.passes import PassSettings
@@ -193,6 +199,11 @@ class Scaled(BaseFeaturesExtractor):
 REFUSED = {
     "recurrent": ({"algorithm": RecurrentPPO, "policy_kwargs": RELU}, {}, "recurrent"),
     "extractor": ({"policy_kwargs": {"features_extractor_class": Scaled}}, {}, "Scaled"),
+    "changed activation": (
+        {"policy_kwargs": {"activation_fn": partial(nn.LeakyReLU, 0.5)}},
+        {},
+        r"LeakyReLU\(negative_slope=0\.5\)",
+    ),
     "activation": ({"policy_kwargs": {"activation_fn": nn.Softplus}}, {}, "Softplus"),
     "actions": ({"after": (1, 3)}, {"after": ()}, r"Discrete\(5\).*Discrete\(4\)"),
     "passes": ({"passes": PASSES}, {"passes": ONE_VIEW}, "with these passes"),
@@ -214,6 +225,25 @@ def test_other_policies_are_refused(case):
     backbone = toy_kwargs(after=claimed.pop("after", environment.get("after", ())))["backbone"]
     with pytest.raises(ConfigError, match=named):
         gate_of_policy(load_policy(made.model)[0], backbone, **claimed)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "named"),
+    [
+        ({"passes": PassSettings(limit=3), "budget": None}, "passes is"),
+        ({"passes": PASSES, "budget": 3.0}, "budget is 3.0"),
+    ],
+)
+def test_environment_of_the_algorithm_decides(claimed, named):
+    """The observations have the same shape."""
+    made = trained(passes=PASSES)
+    backbone = made.env.unwrapped.task.backbone
+    check_environment(made.model, backbone, passes=PASSES, budget=None)
+    with pytest.raises(ConfigError, match=named):
+        check_environment(made.model, backbone, **claimed)
+    other = toy_kwargs(after=(1,))["backbone"]
+    with pytest.raises(ConfigError, match="cost"):
+        check_environment(made.model, other, passes=PASSES, budget=None)
 
 
 def test_continuous_policies_are_refused():
