@@ -22,7 +22,7 @@ PAGES = {
 RUN_ELSEWHERE = {
     *("docs/tutorials/your-own-model.md", "docs/how-to/extending.md"),
     *("docs/environments/fractional-skipping.md", "docs/environments/network-wide.md"),
-    "docs/how-to/other-libraries.md",
+    *("docs/how-to/other-libraries.md", "docs/how-to/hub.md"),
 }
 PROGRAMS = {
     page: "\n".join(blocks)

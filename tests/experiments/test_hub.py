@@ -1,5 +1,8 @@
 """Gates on a hub: a server on this machine stands in for it, through the hub's own library."""
 
+import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -87,6 +90,16 @@ def test_card_has_figures_licence_and_command(pushed, trained):
     ]
     assert f'dfs_rl.load("{ADDRESS}")' in card.text
     assert " ".join(RunFolder.open(trained.gate.path).record().command) in card.text
+
+
+def test_page_runs(hub, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.gate.path, "runs/gate")
+    page = (Path(dfs_rl.__file__).parents[1] / "docs/how-to/hub.md").read_text(encoding="utf-8")
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)), {})
+    address, *rest = capsys.readouterr().out.splitlines()
+    assert address == f"{hub.url}/user/digits-gate/commit/{hub.sha('user/digits-gate')}"
+    assert len(rest) == 16
 
 
 def test_code_of_a_repository_is_not_downloaded(hub, pushed, tmp_path):
