@@ -143,7 +143,7 @@ class PPOConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo ppo``.
 
     Attributes:
-        n_epochs: Passes over each rollout; more than 4 gain little for twice the time.
+        n_epochs: Passes over each rollout; more gain little for their time.
         batch_size: Decisions per minibatch; must divide an update, num_envs x layers, and is at
             most a whole update. Default a quarter of an update.
         clip_range: PPO's bound on the change of probabilities per update.

@@ -34,7 +34,7 @@ def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
         float32 ``[batch, channels, parts]``; fewer parts where the activation is smaller.
     """
     kernel = equal_parts(hidden, grid=grid)
-    if kernel is not None:  # the same, three times as fast on a CPU
+    if kernel is not None:  # the same, faster on a CPU
         parts = functional.avg_pool2d(hidden, kernel)
     else:
         height, width = hidden.shape[2:]

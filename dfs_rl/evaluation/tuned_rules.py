@@ -14,7 +14,7 @@ from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 _N_RULES, _N_BUDGETS = 64, 100
 """Largest number of rules of a gate for all budgets, and of budgets that show their range."""
 _TOLERANCE = 0.001
-"""Loss in the criterion for few sequences of settings: half as many, and as good on new images."""
+"""Loss in the criterion for few sequences of settings, which are as good on new images."""
 _LEAST_GAIN = 0.001
 """Gain in the criterion for which a rule may cost twice as much."""
 

@@ -170,8 +170,8 @@ def write_evidence(
 ) -> None:
     """Write what finished passes say into ``[n, evidence_size]``, see ``PassHistory``.
 
-    It is in NumPy, in which single images take a fifth of the time that they take in torch. Whether
-    the present pass is mirrored stays as it is.
+    It is in NumPy, which is faster than torch for single images. Whether the present pass is
+    mirrored stays as it is.
 
     Args:
         evidence: Where to write.
