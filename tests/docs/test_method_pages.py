@@ -1,8 +1,6 @@
-"""Names, defaults and commands on the pages of the methods are those of the code."""
+"""Names and defaults on the pages of the methods are those of the code."""
 
 import re
-import shlex
-from importlib import import_module
 
 import pytest
 
@@ -10,19 +8,9 @@ from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.methods import METHODS
 from dfs_rl.agents.static.methods import STATIC_METHODS
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, BlockDropConfig, SkipNetConfig
-from tests.helpers.pages import DOCS, commands, names, read, table, tables
+from tests.helpers.pages import DOCS, names, read, table, tables
 
 INDEX = read("methods/index.md")
-FOLDERS = ("methods", "environments", "results", "how-to")
-COMMANDS = sorted(
-    {
-        (page.relative_to(DOCS).as_posix(), *command)
-        for folder in FOLDERS
-        for page in (DOCS / folder).glob("*.md")
-        for command in commands(page.read_text(encoding="utf-8"))
-        if not {"--config", "--resume"} & set(command[1].split())  # they read a file first
-    }
-)
 BLOCKS = {"skipnet": SkipNetConfig, "blockdrop": BlockDropConfig}
 
 
@@ -87,12 +75,3 @@ def test_defaults_of_algorithms():
                     assert stored == number(value), (algorithm, field)
                     checked += 1
     assert checked == 19
-
-
-@pytest.mark.parametrize(("page", "module", "arguments"), COMMANDS)
-def test_command_parses(page, module, arguments, tmp_path, monkeypatch, capsys):
-    # Only the last flag is wrong: what stands on the page is accepted up to it.
-    monkeypatch.chdir(tmp_path)
-    known = shlex.split(arguments, comments=True)
-    assert import_module(module).main([*known, "--no-such-flag"]) == 2
-    assert "no-such-flag" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tables, code and commands of documentation pages."""
+"""Tables and code of documentation pages."""
 
 import re
 from pathlib import Path
@@ -36,8 +36,3 @@ def names(cell: str) -> list[str]:
 def blocks(text: str, language: str) -> list[str]:
     """Return the code of a page in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def commands(text: str) -> list[tuple[str, str]]:
-    """Return module and arguments of each command of a page that stands in a line of its own."""
-    return re.findall(r"^python -m (dfs_rl\.\w+) ?(.*)$", text, re.MULTILINE)
