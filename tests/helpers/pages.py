@@ -1,4 +1,4 @@
-"""Tables and code of documentation pages."""
+"""Tables, code and commands of documentation pages."""
 
 import re
 from pathlib import Path
@@ -36,3 +36,9 @@ def names(cell: str) -> list[str]:
 def blocks(text: str, language: str) -> list[str]:
     """Return the code of a page in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Return name and arguments of each command of a page that begins a line of a shell block."""
+    lines = "\n".join(blocks(text, "(?:bash|sh)")).replace("\\\n", " ")
+    return re.findall(r"^(?:python -m dfs_rl\.|dfs-rl )(\w[\w-]+) ?(.*)$", lines, re.MULTILINE)
