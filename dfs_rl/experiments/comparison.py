@@ -35,8 +35,10 @@ from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
+from dfs_rl.reporting import alt_text
 from dfs_rl.reporting.comparison_figures import comparison_figures
 from dfs_rl.reporting.comparison_report import GateSection, comparison_text, html_report
+from dfs_rl.reporting.render import Picture
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, flat_settings
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
@@ -53,7 +55,10 @@ _TRAINING_BYTES = 20_000
 """Approximate size of one training's settings in bytes."""
 _EXTRA_SETTINGS_FILE = "{}.yaml"
 """File of a comparison with the further settings of a command's gates."""
-_SECTION_FIGURES = {"options": "Bits at each layer", "images": "Cheapest and most expensive images"}
+_SECTION_FIGURES = {
+    "options": ("Bits at each layer", alt_text.of_options),
+    "images": ("Cheapest and most expensive images", alt_text.of_images),
+}
 
 
 def run(invocation: Invocation[CompareConfig]) -> None:
@@ -311,14 +316,17 @@ def _write_report(
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
     with folder.lock(on_wait=lambda: None):  # other processes write it too
-        write_bytes_atomic(folder.path / "pareto.png", figures.pareto)
-        if figures.pareto_ms is not None:
-            write_bytes_atomic(folder.path / "pareto_ms.png", figures.pareto_ms)
-        write_bytes_atomic(folder.path / "difficulty.png", figures.difficulty)
+        write_bytes_atomic(folder.path / "pareto.png", figures.pareto.png)
+        write_bytes_atomic(folder.path / "difficulty.png", figures.difficulty.png)
+        for name, picture in (("methods", figures.panels), ("pareto_ms", figures.pareto_ms)):
+            if picture is None:
+                (folder.path / f"{name}.png").unlink(missing_ok=True)
+            else:
+                write_bytes_atomic(folder.path / f"{name}.png", picture.png)
         for stale in folder.path.glob("options-*.png"):
             stale.unlink()
-        for number, png in enumerate(figures.bit_mixes.values(), start=1):
-            write_bytes_atomic(folder.path / f"options-{number}.png", png)
+        for number, picture in enumerate(figures.bit_mixes.values(), start=1):
+            write_bytes_atomic(folder.path / f"options-{number}.png", picture.png)
         points = comparison.to_frame().to_csv(index=False, lineterminator="\n")
         write_bytes_atomic(folder.path / "points.csv", points.encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))
@@ -335,12 +343,15 @@ def _sections(comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]) -> lis
             continue
         of_seeds = [by_point[path, point.budget] for path in point.runs]
         folder = RunFolder.open(Path(point.runs[0]))
-        prefix = of_seeds[0].figure_prefix
-        files = {title: Path(f"{prefix}{name}.png") for name, title in _SECTION_FIGURES.items()}
+        figures = {}
+        for name, (title, describe) in _SECTION_FIGURES.items():
+            file = Path(f"{of_seeds[0].figure_prefix}{name}.png")
+            if file.is_file():
+                figures[title] = Picture(file.read_bytes(), describe(of_seeds[0], point.label))
         sections.append(
             GateSection(
                 label=point.label,
-                figures={title: f.read_bytes() for title, f in files.items() if f.is_file()},
+                figures=figures,
                 commands=[line for run in of_seeds for line in (run.command, run.evaluation)],
                 settings=folder.config_path.read_text(encoding="utf-8"),
             )

@@ -9,7 +9,7 @@ from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.comparison_figures import ComparisonFigures
-from dfs_rl.reporting.render import render
+from dfs_rl.reporting.render import Picture, render
 from dfs_rl.reporting.tables import (
     MEASURED,
     Groups,
@@ -38,6 +38,10 @@ _NOTES = {
         "cost is as good; one marked = is not significant over images."
     ),
 }
+_ONE_SEED_NOTE = (
+    "Each gate has one seed, so nothing is known of its spread over seeds. A gain marked = is not "
+    "significant over images."
+)
 _Table = tuple[Sequence[str], Groups]
 
 
@@ -45,22 +49,22 @@ class GateSection(NamedTuple):
     """Section of a report about one gate."""
 
     label: str
-    figures: Mapping[str, bytes]  # PNG files by their titles
+    figures: Mapping[str, Picture]  # by their titles
     commands: Sequence[str]  # command lines of its runs
     settings: str  # configuration as YAML
 
 
 def comparison_text(comparison: ComparisonOfRuns) -> str:
     """Return the tables, with significant differences only, and the verdict."""
-    parts = [f"{comparison.dataset}, {_about(comparison)}"]
+    parts, notes = [f"{comparison.dataset}, {_about(comparison)}"], _notes(comparison)
     for name, (head, groups) in comparison_tables(comparison, significant=True).items():
         if groups:
-            note = f"\n{filled(_NOTES[name])}" if name in _NOTES else ""
+            note = f"\n{filled(notes[name])}" if name in notes else ""
             parts.append(aligned_table(head, groups) + note)
     if comparison.timing is not None:
         about = cost_note(comparison)
-        notes = [f"{about}.", *timing_notes(comparison)]
-        parts.append("\n".join(map(filled, notes)))
+        costs = [f"{about}.", *timing_notes(comparison)]
+        parts.append("\n".join(map(filled, costs)))
     # A terminal shows the end of the output.
     parts.append("\n".join(map(filled, comparison.verdict)))
     failed = [f"Failed: {path}: {reason}" for path, reason in comparison.failed.items()]
@@ -80,12 +84,22 @@ def html_report(
         summary=comparison.verdict,
         failed=comparison.failed,
         comparison=comparison,
-        notes=_NOTES,
+        notes=_notes(comparison),
+        several_seeds=_has_several_seeds(comparison),
         timing_notes=timing_notes(comparison),
         tables=comparison_tables(comparison),
         figures=figures,
         sections=sections,
     )
+
+
+def _notes(comparison: ComparisonOfRuns) -> dict[str, str]:
+    """Return the notes below tables, by name of the table."""
+    return _NOTES if _has_several_seeds(comparison) else {**_NOTES, "points": _ONE_SEED_NOTE}
+
+
+def _has_several_seeds(comparison: ComparisonOfRuns) -> bool:
+    return any(point.accuracy.deviation is not None for point in comparison.points)
 
 
 def _about(comparison: ComparisonOfRuns) -> str:

@@ -1,6 +1,6 @@
 """Figures of an evaluation: accuracy against computation, and options at each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ _MARKER_STYLES = {
     "gate": ("*", style.VERMILION, 13.0),
     "static_table": ("s", style.BLUE, 6.0),
     "cascade": ("^", style.GREEN, 7.0),
-    "tuned_rule": ("d", style.VERMILION, 7.0),
-    "exits": ("v", style.ORANGE, 7.0),
-    "mode_table": ("D", style.PURPLE, 5.5),
-    "random": ("X", style.ORANGE, 7.0),
-    "patterns": ("P", style.SKY, 7.0),
+    "tuned_rule": ("d", style.PURPLE, 7.0),
+    "exits": ("v", style.INK, 7.0),
+    "mode_table": ("D", style.MUTED, 5.5),
+    "random": ("X", style.MUTED, 7.0),
+    "patterns": ("P", style.MUTED, 7.0),
     "oracle": ("p", style.MUTED, 7.0),
     "static_table_before": ("s", style.MUTED, 6.0),
     "cascade_before": ("^", style.MUTED, 7.0),
@@ -49,12 +49,12 @@ def write_figures(
     folder: Path,
     prefix: str,
     summary: EvaluationSummary,
-    examples: tuple[Sequence[ImageExample], Sequence[ImageExample]] | None,
+    examples: Mapping[str, Sequence[ImageExample]] | None,
 ) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
-    With measured times there is also ``accuracy_ms.png``. The examples are the cheapest and most
-    expensive images, None without a gate.
+    With measured times there is also ``accuracy_ms.png``. The examples are rows of images by their
+    titles, None without a gate.
     """
     bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
@@ -63,7 +63,7 @@ def write_figures(
     if summary.histogram:
         figures["options"] = options_plot(summary.histogram, bit_options)
     if examples is not None:
-        figures["images"] = images_plot(*examples, bit_options)
+        figures["images"] = images_plot(examples, bit_options)
     for name, figure in figures.items():
         write_bytes_atomic(folder / f"{prefix}{name}.png", style.to_png(figure))
 

@@ -1,6 +1,6 @@
-"""Cheapest and most expensive images of a gate, with their bits."""
+"""Images with the bits that a gate chose for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.reporting import style
 
-_COLUMN, _ROW, _HEADING = 1.12, 1.8, 0.3
-"""Width and height of an image with its bits and captions, and height of a heading, in inches."""
+_COLUMN, _ROW, _PASS, _HEADING = 1.12, 1.8, 0.22, 0.3
+"""Width and height of an image with its bits and captions, and heights of the bits of each further
+pass and of a heading, in inches."""
 _NUMBERED_LAYERS = 10
 _NAME_LENGTH = 12
 _LINE_LENGTH = 17
-_EXAMPLES = 8
+EXAMPLES = 8
+"""Number of images in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,29 +31,29 @@ class ImageExample:
     """One image with the choices of the gate."""
 
     image: NDArray[np.uint8]  # [c, h, w]; 1 to 4 channels: grey, grey and alpha, RGB, RGBA
-    options: tuple[int, ...]  # index for each gated layer; the number of options after the exit
+    passes: Sequence[Sequence[int]]
+    """Index of the option of each gated layer in each pass; the number of options after an exit."""
     prediction: str  # name of the predicted class
     label: str  # name of the true class
     computation: float  # in percent, everything included
 
 
 @style.common_style()
-def images_plot(
-    cheapest: Sequence[ImageExample], most_expensive: Sequence[ImageExample], options: BitOptions
-) -> Figure:
-    """Draw two rows of images, each with the bits of its layers and its prediction.
+def images_plot(rows: Mapping[str, Sequence[ImageExample]], options: BitOptions) -> Figure:
+    """Draw rows of images by their titles, each with its prediction and the bits of each pass.
 
     Raises:
-        ConfigError: If a row is empty.
+        ConfigError: If there is no row, or an empty one.
     """
-    if not cheapest or not most_expensive:
+    if not rows or not all(rows.values()):
         raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
-    columns = max(len(cheapest), len(most_expensive))
-    width, height = _COLUMN * columns + 0.3, 2 * (_ROW + _HEADING) + 0.3
+    columns = max(map(len, rows.values()))
+    more = max(len(example.passes) for row in rows.values() for example in row) - 1
+    each = _ROW + _HEADING + _PASS * more
+    width, height = _COLUMN * columns + 0.3, len(rows) * each + 0.3
     figure = style.new_figure(width, height)
-    rows = {"Cheapest images": cheapest, "Most expensive images": most_expensive}
     for row, (name, examples) in enumerate(rows.items()):
-        top = height - row * (_ROW + _HEADING) - _HEADING
+        top = height - row * each - _HEADING
         look: dict[str, Any] = {"fontsize": style.TITLE_SIZE, "color": style.INK}
         figure.text(0.16 / width, (top + 0.08) / height, name, **look)
         for column, example in enumerate(examples):
@@ -67,32 +69,60 @@ def images_plot(
     return figure
 
 
+def image_examples(
+    records: GateRecords,
+    images: Tensor,
+    costs: CostTable,
+    class_names: Sequence[str],
+    indices: Sequence[int],
+) -> list[ImageExample]:
+    """Return the examples at ``indices`` of the images, uint8 ``[n, c, h, w]``, with records."""
+    computation, earlier = records.computation(costs), records.earlier
+
+    def passes(index: int) -> list[list[int]]:
+        before = [] if earlier is None else earlier.options[index][earlier.ran[index]].tolist()
+        return [*before, records.options[index].tolist()]
+
+    return [
+        ImageExample(
+            image=images[index].cpu().numpy(),
+            passes=passes(index),
+            prediction=class_names[int(records.predictions[index])],
+            label=class_names[int(records.labels[index])],
+            computation=float(computation[index]),
+        )
+        for index in indices
+    ]
+
+
 def cheapest_and_most_expensive(
     records: GateRecords,
     images: Tensor,
     costs: CostTable,
     class_names: Sequence[str],
     *,
-    count: int = _EXAMPLES,
-) -> tuple[list[ImageExample], list[ImageExample]]:
-    """Return the ``count`` cheapest and most expensive images, the most extreme first.
+    count: int = EXAMPLES,
+) -> dict[str, list[ImageExample]]:
+    """Return rows of at most ``count`` images for ``images_plot``, the most extreme first.
 
-    Equal costs keep the order of the images, uint8 ``[n, c, h, w]``, which the records are of.
+    Each of the cheapest images costs less than each of the most expensive ones. If all images cost
+    the same, there is one row. Equal costs keep the order of the images, uint8 ``[n, c, h, w]``.
     """
     computation = records.computation(costs)
-
-    def example(index: int) -> ImageExample:
-        return ImageExample(
-            image=images[index].cpu().numpy(),
-            options=tuple(records.options[index].tolist()),
-            prediction=class_names[int(records.predictions[index])],
-            label=class_names[int(records.labels[index])],
-            computation=float(computation[index]),
-        )
-
-    cheapest = computation.argsort(stable=True)[:count].tolist()
-    most_expensive = computation.argsort(stable=True, descending=True)[:count].tolist()
-    return list(map(example, cheapest)), list(map(example, most_expensive))
+    count = min(count, max(1, len(computation) // 2))
+    ascending, descending = (
+        computation.argsort(stable=True, descending=flag)[:count] for flag in (False, True)
+    )
+    most = descending[computation[descending] > computation.min()]
+    if len(most) == 0:
+        rows = {"Images, all at the same cost": ascending}
+    else:
+        least = ascending[computation[ascending] < computation[most].min()]
+        rows = {"Cheapest images": least, "Most expensive images": most}
+    return {
+        name: image_examples(records, images, costs, class_names, indices.tolist())
+        for name, indices in rows.items()
+    }
 
 
 def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -110,19 +140,19 @@ def _draw_example(axes: Axes, example: ImageExample, options: BitOptions) -> Non
     """Draw an image of an inch, with its bits and its captions below."""
     axes.set_axis_off()
     axes.imshow(to_rgb(example.image), interpolation="nearest")
-    strip = axes.inset_axes((0, -0.25, 1, 0.2))
-    strip.set_axis_off()
-    layers = len(example.options)
-    strip.set(xlim=(0, layers), ylim=(0, 1))
     colours = style.option_colours(options)
-    for layer, option in enumerate(example.options):
-        if option >= len(options):  # the image has taken an exit
-            break
-        strip.add_patch(Rectangle((layer, 0), 0.92, 1, color=colours[option], linewidth=0))
-        if layers <= _NUMBERED_LAYERS:
-            look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 5.5}
-            look["color"] = style.text_colour(colours[option])
-            strip.text(layer + 0.46, 0.5, str(options[option]), **look)
+    for number, layers in enumerate(example.passes):
+        strip = axes.inset_axes((0, -0.25 - _PASS * number, 1, 0.2))
+        strip.set_axis_off()
+        strip.set(xlim=(0, len(layers)), ylim=(0, 1))
+        for layer, option in enumerate(layers):
+            if option >= len(options):  # the image has taken an exit
+                break
+            strip.add_patch(Rectangle((layer, 0), 0.92, 1, color=colours[option], linewidth=0))
+            if len(layers) <= _NUMBERED_LAYERS:
+                look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 5.5}
+                look["color"] = style.text_colour(colours[option])
+                strip.text(layer + 0.46, 0.5, str(options[option]), **look)
     right = example.prediction == example.label
     prediction = style.short_middle(example.prediction, _NAME_LENGTH)
     label = style.short_middle(example.label, _NAME_LENGTH)

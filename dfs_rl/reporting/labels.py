@@ -44,12 +44,15 @@ def place_labels(
 ) -> list[Annotation]:
     """Write each label near its point, the first ones at the best places.
 
-    Limits and scales of the axes must be final. Labels should not cover ``lines``.
+    Limits and scales of the axes must be final. Labels should not cover ``lines`` or the legend.
     """
     pixels = axes.figure.dpi / 72.0  # per point
     frame = np.asarray(axes.get_window_extent().extents)
     centres = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = _squares(centres, _MARKER_RADIUS * pixels)
+    if (legend := axes.get_legend()) is not None:
+        extent = legend.get_window_extent()
+        taken = np.concatenate([taken, np.reshape(extent.extents, (1, 4))])
     along = [_along(axes.transData.transform(line), pixels) for line in lines]
     crossed = _squares(np.concatenate([np.empty((0, 2)), *along]), _LINE_RADIUS * pixels)
     # Candidates: each distance in each direction.

@@ -1,10 +1,10 @@
 """HTML reports from Jinja2 templates.
 
-Each report extends ``base.html`` and imports ``table``, ``image`` and ``hover_plot`` from
-``macros.html``.
+Each report extends ``base.html`` and imports ``table`` and ``picture`` from ``macros.html``.
 """
 
 import base64
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,3 +49,11 @@ def hover_point(axes: Axes, x: float, y: float, text: str) -> HoverPoint:
     at = axes.transData.transform((x, y))
     left, bottom = axes.figure.transFigure.inverted().transform(at)
     return HoverPoint(text, float(left), 1.0 - float(bottom))
+
+
+class Picture(NamedTuple):
+    """Figure of a report as PNG."""
+
+    png: bytes
+    alt: str  # alternative text: what the figure shows, with its numbers
+    points: Sequence[HoverPoint] = ()  # tooltips; the last ones are on top

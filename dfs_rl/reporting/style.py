@@ -11,7 +11,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from dfs_rl.costs import FULL, SKIP, BitOptions
@@ -20,29 +20,27 @@ from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.evaluation.timing import CostName
 
-DPI = 200
+DPI, _BOARD_DPI = 200, 100
 TITLE_SIZE, SMALL_SIZE = 10.5, 8.0
-INK, MUTED, FAINT = "#222222", "#6b6b6b", "#dddddd"
+INK, MUTED, PALE, FAINT = "#222222", "#6b6b6b", "#a6a6a6", "#dddddd"
 
-# Okabe and Ito (2008): distinguishable with any colour vision, and in grey by lightness.
-VERMILION = "#d55e00"
-BLUE = "#0072b2"
-ORANGE = "#b07800"
-GREEN = "#009e73"
-PURPLE = "#aa4499"
-SKY = "#3a97d4"
+# Distinguishable from each other, from MUTED and from INK with any colour vision (Machado et al.,
+# 2009; at least 19 apart in CIELAB), and dark enough for text on white.
+VERMILION = "#d04a0c"
+BLUE = "#1f66e0"
+GREEN = "#00703c"
+PURPLE = "#a0309a"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 _MACHINE_LENGTH = 24
 DASHED = (0, (4, 3))
-GATE_COLOURS = (VERMILION, PURPLE, ORANGE, SKY)
-GATE_MARKERS = "*osDXPv^<>"
-"""Markers of gates.
-
-There are more markers than colours, and no multiple of their number, so that two gates differ in
-one or the other.
-"""
+METHOD_STYLES = ((VERMILION, "*"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
+"""Colour and marker of each method in colour; more colours are not distinguishable by everyone."""
+_TICK_STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+"""Ticks of a decade, coarsest first."""
+_ALONE = 6
+"""Number of decades from which the powers of ten are ticks enough."""
 
 Line = list[tuple[float, float]]
 """Polyline, in data units."""
@@ -100,11 +98,6 @@ def cost_axis(cost: CostName, figures: EvaluationSummary | ComparisonOfRuns) -> 
     assert figures.timing is not None, "measured times have their conditions"
     machine = short_middle(figures.timing.machine, _MACHINE_LENGTH)
     return f"measured ms per image, log scale ({machine}, {figures.timing.load})"
-
-
-def gate_style(number: int) -> tuple[str, str]:
-    """Return colour and marker of a gate."""
-    return GATE_COLOURS[number % len(GATE_COLOURS)], GATE_MARKERS[number % len(GATE_MARKERS)]
 
 
 def option_colours(options: BitOptions) -> list[Colour]:
@@ -168,12 +161,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_curve(
-    axes: Axes, places: Line, colour: str, *, marker: str = "", name: str | None = None
+    axes: Axes,
+    places: Line,
+    colour: str,
+    **look: Any,  # noqa: ANN401 - properties of the line
 ) -> Line:
-    """Draw a dashed line with a legend for ``name``, and return it for ``place_labels``."""
-    label = None if name is None else legend_name(name)
-    look: dict[str, Any] = {"color": colour, "ls": DASHED, "lw": 0.9, "zorder": 3}
-    axes.plot(*zip(*places, strict=True), marker=marker, markersize=5, label=label, **look)
+    """Draw a dashed line, and return it for ``place_labels``."""
+    given: dict[str, Any] = {
+        "color": colour,
+        "ls": DASHED,
+        "lw": 0.9,
+        "markersize": 5,
+        "zorder": 3,
+        **look,
+    }
+    axes.plot(*zip(*places, strict=True), **given)
     return places
 
 
@@ -192,12 +194,24 @@ def draw_point(
     return [*horizontal, *([] if dy is None else [[(x, y - dy), (x, y + dy)]])]
 
 
+def readable_ticks(low: float, high: float, *, fewest: int = 4) -> list[float]:
+    """Return round values between ``low`` and ``high`` for a logarithmic axis, as 0.5, 1, 2, 5.
+
+    There are at least ``fewest`` if the range allows them.
+    """
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for steps in _TICK_STEPS:
+        ticks = [float(t) for t in np.outer(decades, steps).ravel() if low <= t <= high]
+        if len(ticks) >= (fewest if len(steps) > 1 else _ALONE):
+            return ticks
+    values = MaxNLocator(fewest + 1, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low <= value <= high]
+
+
 def log_ticks(axes: Axes) -> None:
-    """Set ticks of a logarithmic horizontal axis with final limits."""
-    low, high = axes.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    """Set readable ticks of a logarithmic horizontal axis with final limits."""
+    ticks = readable_ticks(*axes.get_xlim())
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -211,7 +225,8 @@ def to_png(figure: Figure) -> bytes:
 
 @plain_text()
 def to_array(figure: Figure) -> NDArray[np.uint8]:
-    """Render a figure to uint8 ``[height, width, 3]``."""
+    """Render a figure for TensorBoard, at each validation: uint8 ``[height, width, 3]``."""
+    figure.set_dpi(_BOARD_DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]

@@ -15,16 +15,18 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.visualization import matplotlib as optuna_plots
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
-from dfs_rl.evaluation.curves import pareto_front
-from dfs_rl.evaluation.number_format import spread_text
+from dfs_rl.evaluation.curves import CurvePoint, pareto_front
+from dfs_rl.evaluation.number_format import number_text, setting_text, spread_text
 from dfs_rl.reporting import style
-from dfs_rl.reporting.render import HoverPoint, hover_point
+from dfs_rl.reporting.render import Picture, hover_point
 from dfs_rl.sweeping.results import RetrainedRecord, SweepRecord, comparable_study, study_of
 
 _WIDTH, _HEIGHT = 8.0, 4.8  # inches
 _PANELS = 4
 """Maximum number of settings side by side in a slice plot."""
 _PANEL = (6.4, 3.6)  # twice the width of a panel, and its height
+_COLOURS = [colour for colour, _ in style.METHOD_STYLES]
+"""Colours of the best trials."""
 _LETTERS = 12
 """Maximum number of characters of a choice."""
 _ABOUT = {
@@ -38,12 +40,11 @@ _ABOUT = {
 
 
 class SweepFigure(NamedTuple):
-    """Section of a report: figures as PNG, and tooltips of points, the last ones on top."""
+    """Section of a report."""
 
     title: str
     about: str
-    pngs: Sequence[bytes]
-    points: Sequence[HoverPoint] = ()
+    pictures: Sequence[Picture]
 
 
 def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
@@ -57,8 +58,8 @@ def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
         "Learning curves": _learning_curves,
     }
     for title, draw in sections.items():
-        if pngs := list(draw(record)):
-            figures.append(SweepFigure(title, _ABOUT[title], pngs))
+        if pictures := list(draw(record)):
+            figures.append(SweepFigure(title, _ABOUT[title], pictures))
     return figures
 
 
@@ -105,7 +106,7 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
     axes.plot(
         costs, accuracies, ".-", drawstyle="steps-post", color=style.MUTED, label="Pareto front"
     )
-    colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
+    colours = dict(zip(record.best, _COLOURS, strict=False))
     look: dict[str, Any] = {"marker": "o", "ls": "--", "mfc": "none", "ms": 10, "lw": 0.9}
     for name, colour in colours.items():
         costs, accuracies = zip(*sorted(record.trial(name).points), strict=True)
@@ -127,12 +128,25 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
     style.log_ticks(axes)
     axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    return SweepFigure(
-        "Accuracy against computation",
-        "Every point of every trial on val; bars are ± 1 standard deviation over fresh seeds.",
-        [style.to_png(figure)],
-        [hover_point(axes, *tooltip) for tooltip in tooltips],
+    has_bars = any(
+        y.deviation is not None for again in record.retrained for _, y in over_seeds(again)
     )
+    bars_text = "; bars are ± 1 standard deviation over fresh seeds" if has_bars else ""
+    text = f"Accuracy against computation on val, {len(record.points)} points of all trials."
+    text += f" Pareto front: {_ends(pareto_front(record.points))}."
+    for name in colours:
+        text += f" Trial {name}: {_ends(sorted(record.trial(name).points))}."
+    picture = Picture(
+        style.to_png(figure), text, [hover_point(axes, *tooltip) for tooltip in tooltips]
+    )
+    about = f"Every point of every trial on val{bars_text}."
+    return SweepFigure("Accuracy against computation", about, [picture])
+
+
+def _ends(points: Sequence[CurvePoint]) -> str:
+    """Return the cheapest and the most expensive of ordered points."""
+    ends = points[:1] if len(points) == 1 else [points[0], points[-1]]
+    return " to ".join(f"{point.accuracy:.1f} % at {point.computation:.3g} %" for point in ends)
 
 
 def over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
@@ -150,7 +164,18 @@ def over_seeds(again: RetrainedRecord) -> list[tuple[Spread, Spread]]:
     ]
 
 
-def _parallel_coordinates(record: SweepRecord) -> Iterator[bytes]:
+def _best_text(record: SweepRecord, name: str, settings: Sequence[str]) -> str:
+    """Return value and settings of the best trial, for alternative texts."""
+    if not record.best:
+        return "No trial has finished."
+    best = record.trial(record.best[0])
+    pairs = {setting: best.settings.get(setting) for setting in settings}
+    listed = ", ".join(f"{setting} {setting_text(value)}" for setting, value in pairs.items())
+    value = number_text(best.values[name])
+    return f"The best trial, {best.name}, has {name} {value} with {listed}."
+
+
+def _parallel_coordinates(record: SweepRecord) -> Iterator[Picture]:
     name = next(iter(record.file.objective.modes))
     study, settings = _study(record, name), list(record.file.search)
     if study.trials:
@@ -159,10 +184,11 @@ def _parallel_coordinates(record: SweepRecord) -> Iterator[bytes]:
             axes.set_title("")
             for axis in (other.yaxis for other in plt.gcf().axes):
                 _plain_ticks(axis)
-            yield _png()
+            text = f"A line over all settings for each of {len(study.trials)} trials. "
+            yield Picture(_png(), text + _best_text(record, name, settings))
 
 
-def _slices(record: SweepRecord) -> Iterator[bytes]:
+def _slices(record: SweepRecord) -> Iterator[Picture]:
     settings = list(record.file.search)
     defaults = record.defaults.settings if record.defaults else {}
     for name, label in record.file.objective.labels.items():
@@ -180,36 +206,42 @@ def _slices(record: SweepRecord) -> Iterator[bytes]:
                     axes.tick_params(axis="x", rotation=30)
                     _plain_ticks(axes.xaxis)
                 plt.suptitle("")
-                yield _png()
+                text = f"{label} of {len(study.trials)} trials, a panel for each setting. "
+                yield Picture(_png(), text + _best_text(record, name, panels))
 
 
-def _importances(record: SweepRecord) -> Iterator[bytes]:
+def _importances(record: SweepRecord) -> Iterator[Picture]:
     if (study := comparable_study(record.trials, record.file)) is not None:
         name = next(iter(record.file.objective.modes))
         evaluator = FanovaImportanceEvaluator(seed=record.file.seed)
         with _optuna_style():
             axes = optuna_plots.plot_param_importances(study, evaluator, target_name=name)
             axes.set_title("", loc="left")
-            yield _png()
+            ranked = sorted(record.importance.items(), key=lambda item: -item[1])
+            shares = ", ".join(f"{setting} {100 * share:.0f} %" for setting, share in ranked)
+            yield Picture(_png(), f"Importance of the settings for {name}: {shares}.")
 
 
-def _learning_curves(record: SweepRecord) -> Iterator[bytes]:
+def _learning_curves(record: SweepRecord) -> Iterator[Picture]:
     trials = [trial for trial in record.trials if trial.history]
     if not trials:
         return
     study = study_of(trials, [trial.history[-1][1] for trial in trials], record.file, "max")
     with _optuna_style():
         axes = optuna_plots.plot_intermediate_values(study)
-        colours = dict(zip(record.best, style.GATE_COLOURS, strict=False))
+        colours = dict(zip(record.best, _COLOURS, strict=False))
+        ends = []
         for line, trial in zip(axes.lines, trials, strict=True):
             line.set(color=style.MUTED, alpha=0.4, label="_")
             if colour := colours.get(trial.name):
                 line.set(color=colour, lw=2.5, alpha=1, zorder=3, label=f"trial {trial.name}")
+                ends.append(f"trial {trial.name} ends at {number_text(trial.history[-1][1])}")
         if colours:
             axes.legend(fontsize=style.SMALL_SIZE)
         name = next(iter(record.file.objective.labels.values()))
         axes.set(title="", xlabel="progress (% of a training)", ylabel=name)
-        yield _png()
+        best = f"; {', '.join(ends)}" if ends else ""
+        yield Picture(_png(), f"{name} on val during {len(trials)} trials{best}.")
 
 
 def _study(record: SweepRecord, name: str) -> optuna.Study:

@@ -1,27 +1,35 @@
 """Report of a comparison: tables, text, CSV and an HTML page that a browser opens."""
 
 import io
+import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.reporting import style
-from dfs_rl.reporting.comparison_figures import bit_mix_plot, comparison_figures, pareto_plot
+from dfs_rl.evaluation.summary import PerImageResults
+from dfs_rl.reporting import alt_text, style
+from dfs_rl.reporting.comparison_figures import bit_mix_plot, comparison_figures
 from dfs_rl.reporting.comparison_report import (
     GateSection,
     comparison_tables,
     comparison_text,
     html_report,
 )
-from dfs_rl.reporting.render import render
+from dfs_rl.reporting.frontier import method_panels, pareto_plot, ranked_methods
+from dfs_rl.reporting.render import Picture, render
 from tests.helpers.fake_runs import fake_run
-from tests.helpers.html import browse, check_in_browser, needs_chromium, outline_of
+from tests.helpers.html import browse, check_in_browser, needs_chromium, outline_of, widths
 
 GOLDEN = Path(__file__).parent / "golden"
 MARKUP = 'Gumbel <b>"FF"</b>'
@@ -53,7 +61,7 @@ def curves() -> ComparisonOfRuns:
 def page(comparison: ComparisonOfRuns) -> str:
     section = GateSection(
         label=MARKUP,
-        figures={"Bits at each layer": style.to_png(style.new_figure(2, 1))},
+        figures={"Bits at each layer": Picture(style.to_png(style.new_figure(2, 1)), "bits")},
         commands=["python -m dfs_rl.train_gumbel --seed 0"],
         settings="budget: 1.0\nname: <script>alert(1)</script>\n",
     )
@@ -119,25 +127,164 @@ def test_text_lists_only_significant_differences() -> None:
     assert [row[:3] for row in some[0]] == [("A", "B", "-10.00"), ("A", "C", "-10.50")]
 
 
+def written(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.findobj(Text) if text.get_text()}
+
+
+@pytest.fixture(scope="module")
+def contest() -> ComparisonOfRuns:
+    """Fifteen methods: gates 1 to 13 become better with their number; the first is far off."""
+    rights = [24, *range(122, 170, 4)]
+    return compare_runs(
+        [
+            fake_run(
+                f"{number}-{budget}-{seed}",
+                (right + 4 * seed + round(4 * budget), 0.9 * budget),
+                label=f"Gate {number}",
+                seed=seed,
+                budget=budget,
+                static=(120, 0.9 * budget),
+                cascade=(172 + round(4 * budget), 0.9 * budget),
+            )
+            for number, right in enumerate(rights, start=1)
+            for budget in (0.8, 2.0)
+            for seed in (0, 1)
+        ]
+    )
+
+
+COLOURED = ["confidence cascade", "Gate 13", "Gate 12", "Gate 11"]
+GREY = [*(f"Gate {i}" for i in range(10, 0, -1)), "best static table"]
+
+
+def test_best_four_methods_have_a_colour(contest: ComparisonOfRuns) -> None:
+    coloured, grey = ranked_methods(contest)
+    assert [method.name for method in coloured] == COLOURED
+    assert len({method.colour for method in coloured}) == 4
+    assert {method.name for method in grey} == set(GREY)
+    assert {method.colour for method in grey} == {style.PALE}
+    figure, _ = pareto_plot(contest)
+    (axes,) = figure.axes
+    labels = {text.get_text(): text.get_color() for text in axes.texts}
+    assert {name: labels[name] for name in COLOURED} == {m.name: m.colour for m in coloured}
+    assert not set(GREY) & labels.keys()
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["other gates", "other baselines"]
+    bars = {to_hex(bar.get_edgecolor()[0]) for bar in axes.collections}
+    assert bars == {method.colour for method in coloured if method.is_gate}
+
+
+def test_best_gate_has_a_colour_below_the_baselines() -> None:
+    before = {"static_table": (160, 0.8), "cascade": (164, 0.8)}
+    runs = [
+        fake_run("b", (120, 0.8), label="B", static=(158, 0.8), cascade=(162, 0.8), before=before),
+        fake_run("a", (110, 0.8), label="A", cascade=(166, 0.7), exits=(170, 0.8)),
+    ]
+    coloured, grey = ranked_methods(compare_runs(runs))
+    assert [method.is_gate for method in coloured] == [False, False, False, True]
+    assert coloured[-1].name == "B"
+    assert "A" in {method.name for method in grey}
+
+
+def test_each_other_method_has_a_panel(contest: ComparisonOfRuns) -> None:
+    figure = method_panels(contest)
+    assert figure is not None
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+    assert sorted(panels) == sorted(GREY)
+    best = {p.accuracy.mean for p in contest.points if p.family == COLOURED[0]}
+    for name, axes in panels.items():
+        points = [p for p in contest.points if p.family == name]
+        grey, *own = axes.lines
+        assert grey.get_color() == style.PALE
+        assert set(grey.get_ydata()) == best
+        drawn = {round(float(y), 6) for line in own for y in np.atleast_1d(line.get_ydata())}
+        if name != "Gate 1":
+            assert {round(p.accuracy.mean, 6) for p in points} <= drawn
+    low, high = panels["Gate 1"].get_ylim()
+    assert 50 < low < high < 100
+    accuracies = {f"{p.accuracy.mean:.0f} %" for p in contest.points if p.family == "Gate 1"}
+    assert {text.get_text() for text in panels["Gate 1"].texts} == accuracies
+    assert comparison_figures(contest).panels is not None
+
+
 def test_far_off_gates_are_noted_and_not_drawn() -> None:
     runs = [
         fake_run("a", (150, 0.8), label="A"),
-        fake_run("b", (160, 1.2), label="B"),
         fake_run("bad", (24, 0.6), label="Bad"),
     ]
     comparison = compare_runs(runs)
     figure, tooltips = pareto_plot(comparison)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
-    assert 60.0 < low < 75.0 < 95.0 < high  # between uniform 2 bit and the gates
+    assert 57.0 < low < 75.0 < 95.0 < high  # between uniform 2 bit and the gates
     assert axes.get_xlim()[1] < 5.0  # full precision is a line
     assert "full precision, at 100 %" in {text.get_text() for text in axes.texts}
     (note,) = (text.get_text() for text in figure.texts)
     assert "Bad (12.0 % at 0.6 %)" in note
     assert not any(point.text.startswith(("Bad", "full precision")) for point in tooltips)
+    assert method_panels(comparison) is None
+    assert comparison_figures(comparison).panels is None
     alone, _ = pareto_plot(compare_runs([runs[-1]]))
     assert alone.axes[0].get_ylim()[0] < 12.0
     assert not alone.texts
+
+
+def test_one_seed_has_no_deviation() -> None:
+    one = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (0.7, 1.4)])
+    several = compare_runs(
+        [
+            fake_run(f"b{b}-{seed}", (150 + seed, b), seed=seed, budget=b)
+            for b in (0.7, 1.4)
+            for seed in (0, 1)
+        ]
+    )
+    for comparison, expected in ((one, False), (several, True)):
+        shown = written(pareto_plot(comparison)[0])
+        assert any("standard deviation over 2 seeds" in text for text in shown) == expected
+        page = html_report(comparison, comparison_figures(comparison), [])
+        for text in (comparison_text(comparison), page, *shown):
+            if not expected:
+                assert "±" not in text
+                assert "standard deviation" not in text
+
+
+def test_alternative_texts_have_the_numbers(
+    contest: ComparisonOfRuns, curves: ComparisonOfRuns
+) -> None:
+    figures = comparison_figures(contest)
+    of = {point.label: point for point in contest.points}
+    for name, picture in (("Gate 13", figures.pareto), ("Gate 4", figures.panels)):
+        assert picture is not None
+        ends = [of[f"{name}, budget {b}"] for b in ("0.8", "2")]
+        low, high = (f"{p.accuracy.mean:.1f} % at {p.computation.mean:.3g} %" for p in ends)
+        assert f"{name}: {low} to {high}." in picture.alt
+    assert "full precision 95.0 % at 100 %" in figures.pareto.alt
+    mixed = comparison_figures(curves).bit_mixes["PPO"].alt
+    assert mixed == (
+        "Options of PPO, mean share over all layers, computation at 0.7 %: skip 50 %, 2 bit 50 %; "
+        "at 1.4 %: skip 50 %, 2 bit 50 %."
+    )
+    gate = next(g for g in contest.computation_by_difficulty if g.family == "Gate 13")
+    first, *_, last = (value for value in gate.relative if value is not None)
+    assert f"{gate.label}: {first:.2f} (uniform 2 bit) to {last:.2f}" in figures.difficulty.alt
+
+
+def test_texts_of_a_gate_have_the_numbers() -> None:
+    run = fake_run("g", (150, 0.8))
+    assert alt_text.of_options(run, "PPO") == (
+        "Options that PPO chooses at each layer. layer 1: skip 50 %, 2 bit 50 %; layer 2: skip "
+        "50 %, 2 bit 50 %; layer 3: skip 50 %, 2 bit 50 %."
+    )
+    same = alt_text.of_images(run, "PPO")
+    assert same == "Images and the bits of PPO at each layer. All cost 0.8 % computation."
+    reported = dict(run.results.reported)
+    spent = torch.where(torch.arange(200) < 100, 0.5, 2.0)  # the first 150 are right
+    reported["gate"] = PerImageResults(reported["gate"].correct, spent)
+    varied = replace(run, results=run.results._replace(reported=reported))
+    assert "Images cost 0.5 to 2 % computation" in alt_text.of_images(varied, "PPO")
+    assert "100.0 % of the cheaper half and 50.0 % of the other half" in alt_text.of_images(
+        varied, "PPO"
+    )
 
 
 def test_spread_over_seeds_keeps_the_range_of_the_axis() -> None:
@@ -152,22 +299,24 @@ def test_spread_over_seeds_keeps_the_range_of_the_axis() -> None:
 def test_ticks_of_option_shares_up_to_100_percent() -> None:
     comparison = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)])
     figure = bit_mix_plot(comparison.curves[0], comparison.options)
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["20", "100"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["20", "50", "100"]
 
 
-def test_legend_does_not_overlap_labels() -> None:
+def test_labels_do_not_overlap(contest: ComparisonOfRuns) -> None:
     # Full precision is worse than the gates, so that its label is at the lower right.
     runs = [
         fake_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
         for b, right in ((20.0, 197), (50.0, 199))
     ]
-    figure, _ = pareto_plot(compare_runs(runs))
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    legend = axes.get_legend().get_window_extent()
-    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    assert "full precision" in boxes
-    assert not any(legend.overlaps(box) for box in boxes.values())
+    for comparison in (compare_runs(runs), contest):
+        figure, _ = pareto_plot(comparison)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        if axes.get_legend() is not None:
+            boxes.append(axes.get_legend().get_window_extent())
+        assert len(boxes) >= 4
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("name", ["_a$b$c", r"$\frac$", "<b>&汉字", "x" * 300])
@@ -175,9 +324,7 @@ def test_any_gate_name_is_drawn_and_escaped(name: str) -> None:
     runs = [fake_run(f"b{b}", (150 + i, b), label=name, budget=b) for i, b in enumerate((0.7, 1))]
     comparison = compare_runs(runs)
     figure, _ = pareto_plot(comparison)
-    (axes,) = figure.axes
-    legend = [text.get_text().strip() for text in axes.get_legend().get_texts()]
-    assert style.legend_name(name).strip() in legend
+    assert style.short_middle(name, 80) in written(figure)
     figures = comparison_figures(comparison)
     section = GateSection(name, {name: figures.pareto}, [name], name)
     outline = outline_of(html_report(comparison, figures, [section]))
@@ -188,13 +335,14 @@ def test_any_gate_name_is_drawn_and_escaped(name: str) -> None:
 
 def test_hover_points_lie_on_their_markers(comparison: ComparisonOfRuns) -> None:
     figures = comparison_figures(comparison)
-    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto)).convert("RGB"))
+    pixels = np.asarray(Image.open(io.BytesIO(figures.pareto.png)).convert("RGB"))
     height, width, _ = pixels.shape
-    gate = next(point for point in figures.points if point.text.startswith("PPO"))
+    gate = next(point for point in figures.pareto.points if point.text.startswith("PPO"))
     assert gate.text == "PPO: 77.00 % at 0.8 % computation, 3 seeds"
     found = pixels[round(gate.top * height), round(gate.left * width)]
-    colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
-    assert np.abs(found.astype(int) - colour).max() < 8
+    (colour,) = (m.colour for m in ranked_methods(comparison)[0] if m.name == "PPO")
+    expected = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(found.astype(int) - expected).max() < 8
 
 
 def test_report_of_measured_times() -> None:
@@ -206,7 +354,7 @@ def test_report_of_measured_times() -> None:
     comparison = compare_runs(runs)
     figures = comparison_figures(comparison)
     assert figures.pareto_ms is not None
-    gate = next(point for point in figures.points_ms if point.text.startswith("PPO"))
+    gate = next(point for point in figures.pareto_ms.points if point.text.startswith("PPO"))
     assert gate.text == "PPO: 90.00 % at 2 ms measured, 2 seeds"
     head, (gates, *_) = comparison_tables(comparison)["points"]
     assert dict(zip(head, gates[0], strict=True))["measured ms"] == "2.0000 ± 0.7071"
@@ -230,6 +378,20 @@ def test_page_is_self_contained_and_escaped(page: str) -> None:
 @needs_chromium
 def test_a_browser_opens_the_page_without_complaint(page: str, tmp_path: Path) -> None:
     check_in_browser(page, tmp_path, images=3)
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 768, 1400])
+def test_nothing_is_wider_than_the_window(
+    contest: ComparisonOfRuns, tmp_path: Path, width: int
+) -> None:
+    long = replace(contest, dataset="x" * 300, failed={"runs/" + "y" * 300: "z" * 300})
+    figures = comparison_figures(long)
+    section = GateSection("g" * 300, {"Bits": figures.pareto}, ["c " * 300], "s" * 300)
+    window, whole, widest = widths(html_report(long, figures, [section]), tmp_path, width)
+    assert abs(window - width) <= 20  # a scrollbar
+    assert whole == window
+    assert widest <= window
 
 
 @needs_chromium

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.passes import EarlierPasses
 from dfs_rl.reporting import style
 from dfs_rl.reporting.figures import (
     accuracy_plot,
@@ -21,12 +22,14 @@ from dfs_rl.reporting.figures import (
 from dfs_rl.reporting.images_plot import (
     ImageExample,
     cheapest_and_most_expensive,
+    image_examples,
     images_plot,
     to_rgb,
 )
 from dfs_rl.reporting.labels import Label, place_labels
 
 BIT_OPTIONS = BitOptions((0, 2, 3, 4, 8, 32))
+TENSORS = ("predictions", "labels", "log_likelihood", "confidence")
 
 
 def opened(figure):
@@ -160,7 +163,7 @@ def test_images_of_any_channels_become_rgb(pixel, expected):
 def example(channels=3, layers=9, prediction="cat", label="cat"):
     return ImageExample(
         image=np.full((channels, 8, 8), 77, dtype=np.uint8),
-        options=tuple(i % 6 for i in range(layers)),
+        passes=[[i % 6 for i in range(layers)]],
         prediction=prediction,
         label=label,
         computation=1.234,
@@ -170,13 +173,13 @@ def example(channels=3, layers=9, prediction="cat", label="cat"):
 @pytest.mark.parametrize(("channels", "layers"), [(1, 3), (2, 9), (3, 27), (4, 54)])
 def test_images_plot_for_any_channels_and_layers(channels, layers):
     row = [example(channels, layers)] * 4
-    opened(images_plot(row, row[:2], BIT_OPTIONS))
+    opened(images_plot({"a": row, "b": row[:2]}, BIT_OPTIONS))
 
 
 def test_images_plot_says_cost_prediction_and_label():
     wrong = example(prediction="dog")
     long = example(prediction="a very long name of a class", label="another long name")
-    figure = images_plot([example(), wrong], [long], BIT_OPTIONS)
+    figure = images_plot({"a": [example(), wrong], "b": [long]}, BIT_OPTIONS)
     opened(figure)
     captions = [text.get_text() for text in written(figure)]
     assert captions.count("1.23 %") == 3
@@ -186,28 +189,121 @@ def test_images_plot_says_cost_prediction_and_label():
 
 
 def test_an_empty_row_of_images_is_refused():
-    with pytest.raises(ConfigError, match="empty row"):
-        images_plot([], [example()], BIT_OPTIONS)
+    for rows in ({}, {"a": [], "b": [example()]}):
+        with pytest.raises(ConfigError, match="empty row"):
+            images_plot(rows, BIT_OPTIONS)
+
+
+def test_images_plot_has_the_bits_of_every_pass():
+    twice = replace(example(layers=3), passes=[[1, 1, 0], [4, 5, 4]])
+    figure = images_plot({"a": [twice, example(layers=3)]}, BIT_OPTIONS)
+    opened(figure)
+    strips = [axes for image in figure.axes for axes in image.child_axes]
+    bits = [[text.get_text() for text in strip.texts][:3] for strip in strips]
+    assert bits == [["2", "2", "0"], ["8", "32", "8"], ["0", "2", "3"]]
+    heights = [strip.get_window_extent() for strip in strips[:2]]
+    assert heights[0].y0 > heights[1].y1  # the second pass is below the first
 
 
 def test_cheapest_and_most_expensive_by_sorting(gate_records, costs):
     images = torch.arange(len(gate_records)).remainder(256).to(torch.uint8)
     images = images[:, None, None, None].expand(-1, 1, 4, 4)
     names = [str(i) for i in range(10)]
-    cheap, expensive = cheapest_and_most_expensive(gate_records, images, costs, names, count=5)
+    rows = cheapest_and_most_expensive(gate_records, images, costs, names, count=5)
+    cheap, expensive = rows["Cheapest images"], rows["Most expensive images"]
     spent = gate_records.computation(costs)
     assert [e.computation for e in cheap] == spent.sort().values[:5].tolist()
     assert [e.computation for e in expensive] == spent.sort(descending=True).values[:5].tolist()
     first = int(spent.argmin())
-    assert cheap[0].options == tuple(gate_records.options[first].tolist())
+    assert cheap[0].passes == [gate_records.options[first].tolist()]
     assert cheap[0].image[0, 0, 0] == first % 256
     assert cheap[0].label == str(int(gate_records.labels[first]))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ([1, 1, 1, 1], [[0, 1]]),  # a static bit table
+        ([1, 2, 2, 2], [[0], [1, 2]]),
+        ([2, 1, 1, 1], [[1, 2], [0]]),
+        ([3, 1, 2, 0], [[3, 1], [0, 2]]),
+        ([5], [[0]]),
+    ],
+)
+def test_no_image_is_both_cheap_and_expensive(gate_records, costs, options, rows):
+    n = len(options)
+    few = replace(
+        gate_records,
+        options=torch.tensor(options)[:, None].expand(n, gate_records.options.shape[1]),
+        **{name: getattr(gate_records, name)[:n] for name in TENSORS},
+    )
+    images = torch.arange(n, dtype=torch.uint8)[:, None, None, None]
+    found = cheapest_and_most_expensive(few, images, costs, ["x"] * 10)
+    assert [[int(e.image[0, 0, 0]) for e in row] for row in found.values()] == rows
+    assert len(found) == len(rows)
+
+
+def test_examples_have_all_passes(gate_records, costs):
+    last = gate_records.options
+    ran = (torch.arange(len(last)) % 2 == 0)[:, None]
+    earlier = EarlierPasses(options=torch.ones_like(last)[:, None], ran=ran, mirrored=~ran)
+    images = torch.zeros(len(last), 1, 2, 2, dtype=torch.uint8)
+    names = [str(i) for i in range(10)]
+    twice = replace(gate_records, earlier=earlier)
+    both, alone = image_examples(twice, images, costs, names, [4, 5])
+    assert both.passes == [[1] * 9, last[4].tolist()]
+    assert alone.passes == [last[5].tolist()]
+    assert both.computation == pytest.approx(float(twice.computation(costs)[4]))
+
+
+def simulated(colour, matrix):
+    """Return a colour as a viewer of a kind sees it, in CIELAB under D65."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(matrix) @ linear, 0, 1)
+    white = [0.9505, 1.0, 1.089]
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(xyz @ seen / white)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.
+VIEWERS = {
+    "normal": np.eye(3),
+    "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deutan": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("viewer", VIEWERS)
+def test_colours_of_methods_differ_for_every_viewer(viewer):
+    colours = [*(colour for colour, _ in style.METHOD_STYLES), style.INK, style.MUTED]
+    seen = [simulated(colour, VIEWERS[viewer]) for colour in colours]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 19
+    assert len({marker for _, marker in style.METHOD_STYLES}) == len(style.METHOD_STYLES)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.35, 8.5, [0.5, 1, 2, 5]),
+        (0.45, 3.2, [0.5, 0.7, 1, 1.5, 2, 3]),
+        (0.03, 170, [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]),
+        (1e-6, 2, [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1]),
+        (0.72, 0.93, [0.75, 0.8, 0.85, 0.9]),
+        (1.0, 1.0, [1.0]),
+    ],
+)
+def test_ticks_are_round_values_within_the_axis(low, high, ticks):
+    assert style.readable_ticks(low, high) == pytest.approx(ticks)
 
 
 def test_figures_are_written_without_leftovers(
     summary, backbone_summary, latency_summary, tmp_path
 ):
-    write_figures(tmp_path, "val-", summary, ([example()], [example()]))
+    write_figures(tmp_path, "val-", summary, {"a": [example()], "b": [example()]})
     names = ["val-accuracy.png", "val-images.png", "val-options.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     write_figures(tmp_path / "backbone", "", backbone_summary, None)
@@ -229,7 +325,7 @@ def test_names_are_drawn_as_they_are(summary, name):
         row = [example(prediction=name, label="other")]
         figures = [
             accuracy_plot(replace(summary, dataset=name, methods=(gate, *summary.methods[1:]))),
-            images_plot(row, row, BIT_OPTIONS),
+            images_plot({"a": row, "b": row}, BIT_OPTIONS),
         ]
         for figure in figures:
             opened(figure)

@@ -25,7 +25,7 @@ from dfs_rl.sweeping.report import (
     trial_table,
 )
 from tests.helpers.fake_sweep import REASON, fake_sweep, fake_trial, retrained
-from tests.helpers.html import check_in_browser, needs_chromium, outline_of
+from tests.helpers.html import check_in_browser, needs_chromium, outline_of, widths
 
 FIGURES = [
     "Accuracy against computation",
@@ -158,8 +158,8 @@ def test_figures_leave_matplotlib_as_it_was(record):
 
 
 def test_tooltips_lie_on_their_points(record, figures):
-    pareto = figures[0]
-    pixels = np.asarray(Image.open(io.BytesIO(pareto.pngs[0])).convert("RGB")).astype(int)
+    (pareto,) = figures[0].pictures
+    pixels = np.asarray(Image.open(io.BytesIO(pareto.png)).convert("RGB")).astype(int)
     height, width, _ = pixels.shape
     assert len(pareto.points) == len(record.points) + 3 * 4
     colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
@@ -169,6 +169,39 @@ def test_tooltips_lie_on_their_points(record, figures):
         y, x = round(point.top * height), round(point.left * width)
         near = pixels[y - 20 : y + 20, x - 20 : x + 20].reshape(-1, 3)
         assert np.abs(near - colour).sum(axis=1).min() < 24
+
+
+def test_alternative_texts_have_the_numbers(record, figures):
+    texts = {figure.title: [p.alt for p in figure.pictures] for figure in figures}
+    best = record.trial(record.best[0])
+    low, high = (f"{p.accuracy:.1f} % at {p.computation:.3g} %" for p in sorted(best.points)[::3])
+    (pareto,) = texts["Accuracy against computation"]
+    assert f"Trial {best.name}: {low} to {high}." in pareto
+    gamma, slices = f"ppo.gamma {best.settings['ppo.gamma']:.4g}", texts["Setting by setting"]
+    assert gamma in texts["Parallel coordinates"][0]
+    assert [gamma in text for text in slices] == [True, False]
+    assert all(f"{best.values['hypervolume']:.3f}" in text for text in slices)
+    (importance,) = texts["Hyperparameter importance"]
+    for name, share in record.importance.items():
+        assert f"{name} {100 * share:.0f} %" in importance
+    (curves,) = texts["Learning curves"]
+    assert f"trial {best.name} ends at {best.history[-1][1]:.3f}" in curves
+
+
+def test_one_fresh_seed_has_no_deviation(record):
+    single = [
+        replace(
+            again,
+            seeds=again.seeds[:1],
+            points=again.points[:1],
+            values={name: values[:1] for name, values in again.values.items()},
+        )
+        for again in record.retrained
+    ]
+    one = replace(record, retrained=tuple(single))
+    for changed, expected in ((one, False), (record, True)):
+        assert ("deviation" in sweep_figures(changed)[0].about) == expected
+    assert "±" not in sweep_page(one, sweep_figures(one), "")
 
 
 def test_means_over_seeds(record):
@@ -200,6 +233,15 @@ def test_browser_shows_the_page_without_complaint(page, tmp_path):
     check_in_browser(page, tmp_path, images=6)
 
 
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 768])
+def test_nothing_is_wider_than_the_window(page, tmp_path, width):
+    window, whole, widest = widths(page, tmp_path, width)
+    assert abs(window - width) <= 20
+    assert whole == window
+    assert widest <= window
+
+
 def without_trials(record):
     return replace(record, trials=(), best=(), retrained=(), importance={})
 
@@ -210,6 +252,11 @@ def all_failed(record):
         for n, t in enumerate(record.trials[:4])
     )
     return replace(without_trials(record), trials=lost)
+
+
+def none_finished(record):
+    stopped = [replace(t, status="stopped") for t in record.trials if t.status != "failed"]
+    return replace(without_trials(record), trials=tuple(stopped))
 
 
 def one_trial(record):
@@ -229,7 +276,14 @@ def diverged(record):
 
 @pytest.mark.parametrize(
     ("change", "images"),
-    [(without_trials, 0), (all_failed, 1), (one_trial, 5), (lost_seeds, 6), (diverged, 6)],
+    [
+        (without_trials, 0),
+        (all_failed, 1),
+        (none_finished, 6),
+        (one_trial, 5),
+        (lost_seeds, 6),
+        (diverged, 6),
+    ],
 )
 def test_unusual_sweeps_are_reported(record, change, images):
     record = change(record)
