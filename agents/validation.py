@@ -105,6 +105,10 @@ class Validator:
         total: Steps of the whole training.
         repeats: Episodes per image of a budget-conditioned gate; their mean is its reward.
         backbone: Function that returns the current backbone.
+
+    Attributes:
+        records: Records of the latest validation; repeats follow the images in order. ``None``
+            before the first one.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Validator:
         self.images = images
         self.backbone = backbone
         self.best: dict[str, Any] | None = None
+        self.records: GateRecords | None = None
         self._reward, self._every, self._total, self._repeats = reward, every, total, repeats
         self._validated_at: int | None = None
         self._highest: Tensor | None = None
@@ -165,6 +170,7 @@ class Validator:
                 images = images.subset(torch.arange(len(images)).repeat(self._repeats))
             preferences = low_discrepancy_preferences(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=preferences)
+        self.records = records
         rewards = self._reward(records, backbone.costs)  # [repeats * images]
         rewards = rewards.view(-1, len(self.images)).mean(dim=0)  # [images]
         computation = records.computation(backbone.costs)

@@ -12,6 +12,7 @@ from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
+from dfs_rl.experiments.board import write_hyperparameters
 from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
@@ -148,6 +149,7 @@ class GateRun:
         self._trained = stored
         points = self._calibrate_budgets(stored) or record.points_on_val
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
+        write_hyperparameters(run, record.best_on_val, record.points_on_val)
         write_json(path / TRAINING_FILE, config_to_dict(record))
         if "timesteps" in record.best_on_val:
             print_status(

@@ -214,6 +214,7 @@ def train(
             repeats=config.val_repeats,
             backbone=lambda: env.task.backbone,
         ),
+        dataset.class_names,
         config,
     )
 

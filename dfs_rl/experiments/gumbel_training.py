@@ -249,6 +249,7 @@ def train(
             repeats=config.val_repeats,
             backbone=lambda: trainer.frozen,
         ),
+        dataset.class_names,
         config,
     )
 

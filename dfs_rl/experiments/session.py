@@ -1,12 +1,11 @@
 """Session of one training in a run folder: resume, metrics, validation, checkpoints, Ctrl-C."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from stable_baselines3.common.logger import Image
 from torch import Tensor
 
 from dfs_rl.agents.logging import TensorBoard
@@ -14,12 +13,12 @@ from dfs_rl.agents.validation import Validator
 from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
+from dfs_rl.experiments.board import validation_pictures, validation_scalars
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.shipped_point import shipped_point
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
-from dfs_rl.reporting.figures import option_histogram_image
 from dfs_rl.utils.checkpoint import module_tensors, restore_module
 from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
@@ -101,6 +100,7 @@ class RunSession(Generic[StateT]):
         self.keep: Callable[[Any], None] = lambda gate: save_gate(gate, run.path / GATE_FOLDER)
         self._report = report
         self._best: dict[str, Tensor] = {}
+        self._class_names: Sequence[str] = ()
         if state_type is not None and run.has_checkpoint(LAST_CHECKPOINT):
             self.checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
             source = f"the checkpoint in {run.checkpoint_dir}"
@@ -154,13 +154,16 @@ class RunSession(Generic[StateT]):
         save(best, backbone)
 
     def validate_on(
-        self, validator: Validator, config: GateTrainingConfig | None = None
+        self,
+        validator: Validator,
+        class_names: Sequence[str],
+        config: GateTrainingConfig | None = None,
     ) -> Validator:
         """Use a validator, with its state in the checkpoint.
 
         With the configuration, a gate for all budgets is reported at the point that would ship.
         """
-        self.validator = validator
+        self.validator, self._class_names = validator, class_names
         self._config = config
         # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
@@ -173,11 +176,12 @@ class RunSession(Generic[StateT]):
         assert self.validator is not None
         record, is_best = self.validator.validate(gate, timesteps)
         self.log(record)
-        figures = ("accuracy", "computation", "reward", "patterns")
-        options = self.validator.backbone().options
-        picture = Image(option_histogram_image(record["histogram"], options), "HWC")
-        board = {f"val/{name}": record[name] for name in figures} | {"val/options": picture}
-        self.writer.scalars(board, timesteps)
+        records, costs = self.validator.records, self.validator.backbone().costs
+        assert records is not None, "validate sets it"
+        images = self.validator.images.images
+        scalars = validation_scalars(record, records, costs)
+        pictures = validation_pictures(record, records, images, costs, self._class_names)
+        self.writer.scalars(scalars | pictures, timesteps)
         if is_best:
             self.keep(gate)
         if self._config is not None and isinstance(gate, LearnedGate) and len(record["points"]) > 1:

@@ -89,7 +89,8 @@ class StaticSearch:
                 every=self.backbone.costs.n_layers * max(1, config.episodes // N_VALIDATIONS),
                 total=search_timesteps(config, self.backbone.costs),
                 backbone=lambda: self.backbone,
-            )
+            ),
+            dataset.class_names,
         )
         self._timesteps = 0
         self._validated_at: int | None = None

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dfs_rl
 from dfs_rl.agents.hyperparameters import (
@@ -86,6 +87,19 @@ def test_gate_can_be_set_to_other_budgets(finished):
     model = dfs_rl.load(finished, budget=(least + most) / 2)
     _, trace = model(digits.val.images)
     assert least <= float(trace.computation.mean()) <= most + 1e-6
+
+
+def test_tensorboard_has_the_bits_of_layers_and_the_result(finished):
+    found = EventAccumulator(str(finished / "tensorboard")).Reload()
+    layers = default_digits().costs.n_layers
+    assert {f"bits/layer_{i}" for i in range(1, layers + 1)} <= set(found.Tags()["scalars"])
+    ((computation,), (accuracy,)) = (
+        [event.value for event in found.Scalars(f"final/val_{name}")]
+        for name in ("computation", "accuracy")
+    )
+    points = read_json(finished / "training.json")["points_on_val"]
+    assert any([computation, accuracy] == pytest.approx(point) for point in points)
+    assert "_hparams_/session_start_info" in found.PluginTagToContent("hparams")
 
 
 def test_images_seen_are_counted(finished):

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from dfs_rl.evaluation.baselines import methods
@@ -14,8 +13,7 @@ TABLES = 30
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_runs() -> Iterator[None]:
-    """Limit the tables that evaluations score, and draw no histograms at validation."""
-    pixel = np.zeros((1, 1, 3), dtype=np.uint8)
+    """Limit the tables that evaluations score, and draw nothing at validation."""
     search = methods.search_static_table
 
     def short(*arguments, **settings):
@@ -25,5 +23,5 @@ def quick_runs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "search_static_table", short)
-        patch.setattr(session, "option_histogram_image", lambda *_: pixel)
+        patch.setattr(session, "validation_pictures", lambda *_: {})
         yield
