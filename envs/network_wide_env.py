@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import check_types, make_task
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScorer,
@@ -30,6 +31,9 @@ N_DESCRIPTORS = 8
 """Number of descriptors of a layer."""
 POINTS_PER_REWARD = 10.0
 """Points of accuracy for a reward of 1 with a budget; HAQ uses a factor of 0.1."""
+
+_FIXED = {"exits", "reward", "cost_weight_range", "passes"}
+"""Keywords of ``make_task`` that make no sense for one table."""
 
 Observation = NDArray[np.float32]
 Action = np.int64 | NDArray[np.float32]
@@ -123,8 +127,13 @@ class NetworkWideEnv(gymnasium.Env[Observation, Action]):
         continuous: bool = False,
         **keywords: Any,  # noqa: ANN401
     ) -> None:
+        for name in _FIXED.intersection(keywords):
+            raise ConfigError(
+                f"{name} is {keywords[name]!r}, but an episode of dfs_rl/NetworkWide-v0 chooses a "
+                f"static bit table; it has no {name}."
+            )
         weights = RewardWeights(accuracy=1.0, log_likelihood=0.0, cost=cost_weight)
-        self.task = make_task(reward=weights, exits=True, cost_weight_range=None, **keywords)
+        self.task = make_task(reward=weights, **keywords)
         if self.task.budget is not None:
             check_table_budget(self.task.backbone.costs, self.task.budget, exits=False)
         self.scorer = StaticTableScorer(

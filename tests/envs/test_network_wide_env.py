@@ -187,6 +187,15 @@ def test_bad_settings():
         NetworkWideEnv(backbone=ToyBackbone(), dataset=toy_image_set(), budget=0.1)
 
 
+@pytest.mark.parametrize(
+    "keyword", [{"passes": 3}, {"cost_weight_range": (1, 9)}, {"exits": False}, {"reward": {}}]
+)
+def test_keywords_of_other_episodes_are_refused(keyword):
+    (name,) = keyword
+    with pytest.raises(ConfigError, match=f"it has no {name}"):
+        planted(**keyword)
+
+
 # Descriptors
 
 
