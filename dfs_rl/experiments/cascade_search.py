@@ -10,7 +10,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.pass_outputs import rule_settings, run_settings
 from dfs_rl.evaluation.tuned_rules import tuned_gate
-from dfs_rl.experiments.config import TrainCascadeConfig
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.passes import PassSettings

@@ -8,7 +8,6 @@ import tyro
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start
-from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
@@ -22,7 +21,7 @@ from dfs_rl.utils.config import (
     chosen_blocks,
     configuration,
 )
-from dfs_rl.utils.constants import DIGITS, AnswerRule, Corruptions
+from dfs_rl.utils.constants import DIGITS, Corruptions
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
@@ -290,105 +289,6 @@ class GateRunConfig(StreamSettings, RunConfig):
         A run stores them, so that it resumes unchanged after a version changes the defaults.
         """
         return self
-
-
-@configuration
-class TrainStaticConfig(GateRunConfig):
-    """Settings of ``train_static``.
-
-    Attributes:
-        method: Learner that chooses the bits layer by layer, as in HAQ, "greedy" search by
-            sensitivity, or local "search", which also tries skips and exits.
-        budget: Upper bound on the computation, stem and head included; a static bit table has no
-            gate that costs anything.
-        episodes: Number of tables that a learner or a local search tries; a greedy search ends by
-            itself.
-        images: Images of the agent split that each table is tried on.
-        seed: Seed of all random draws; same seed, machine and threads give the same table. A
-            search draws nothing.
-    """
-
-    KIND: ClassVar = "train_static"
-    DESCRIPTION: ClassVar = """\
-Search a static bit table by reinforcement learning or greedily.
-
-Examples:
-  python -m dfs_rl.train_static --budget 0.8
-  python -m dfs_rl.train_static --method greedy --budget 0.8
-  python -m dfs_rl.train_static --method sac --dataset uoft-cs/cifar10 --backbone runs/net"""
-    MODULE: ClassVar = "dfs_rl.experiments.static_search"
-    FIRST: ClassVar = (
-        *("method", "dataset", "backbone", "budget", "budget_unit"),
-        *("episodes", "images", "seed", "run_dir"),
-    )
-
-    method: StaticMethodName = "ddpg"
-    budget: PositiveFloat = DEFAULT_BUDGET
-    episodes: PositiveInt = 600
-    images: PositiveInt = 1000
-    seed: Seed = 0
-
-    @property
-    def uses_exits(self) -> bool:
-        """True if the table may take a backbone's exits."""
-        return self.method == "search"
-
-
-@configuration
-class TrainCascadeConfig(GateRunConfig):
-    """Settings of ``train_cascade``.
-
-    Attributes:
-        budget: Upper bound on the mean computation, all passes included; a single image may cost
-            the sum of all. By default the gate has rules for all budgets.
-        max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
-            the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
-            such point.
-        passes: Largest number of passes of an image; 2 make a plain cascade, with --answer last
-            and --no-mirrored.
-        mirrored: Whether further passes may see the mirror image; default as in the training of the
-            backbone, whether half of the images were mirrored.
-        answer: Answer after several passes: the mean of their probabilities, that of the last pass
-            or that of the surest one; default the best on agent and val.
-    """
-
-    KIND: ClassVar = "train_cascade"
-    DESCRIPTION: ClassVar = """\
-Choose a confidence cascade: a cheap pass for every image, and more passes for unsure answers.
-
-Examples:
-  python -m dfs_rl.train_cascade --budget 0.8
-  python -m dfs_rl.train_cascade --max-accuracy-drop 1
-  python -m dfs_rl.train_cascade --passes 2 --dataset uoft-cs/cifar10 --backbone runs/net"""
-    MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
-    FIRST: ClassVar = (
-        *("dataset", "backbone", "budget", "budget_unit", "max_accuracy_drop"),
-        *("passes", "mirrored", "answer", "run_dir"),
-    )
-
-    max_accuracy_drop: NonNegativeFloat | None = None
-    passes: PositiveInt = 3
-    mirrored: Flip = None
-    answer: AnswerRule | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.passes == 1:
-            for name in ("mirrored", "answer"):
-                if value := getattr(self, name):
-                    raise ConfigError(
-                        f"{name} is {str(value).lower()}, but passes is 1; it needs 2 or more."
-                    )
-        if self.budget is not None and self.max_accuracy_drop is not None:
-            raise ConfigError(
-                f"budget is {self.budget:g} and max_accuracy_drop is {self.max_accuracy_drop:g}; "
-                "give one of them."
-            )
-
-    @property
-    def uses_exits(self) -> bool:
-        """True: a pass may take a backbone's exits."""
-        return True
 
 
 @configuration

@@ -8,7 +8,9 @@ from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
 from dfs_rl.agents.static.methods import STATIC_METHODS
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.config import GateRunConfig, TrainCascadeConfig, TrainStaticConfig
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
+from dfs_rl.experiments.config import GateRunConfig
+from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.registry import layerwise_kinds
 from dfs_rl.utils.registry import NameIn

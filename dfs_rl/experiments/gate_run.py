@@ -13,11 +13,11 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
 from dfs_rl.experiments.board import write_hyperparameters
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
     GateTrainingConfig,
-    TrainCascadeConfig,
     program,
     with_percent_budgets,
 )

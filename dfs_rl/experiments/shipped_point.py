@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfs_rl.experiments.config import GateTrainingConfig, TrainCascadeConfig
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
+from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 
 

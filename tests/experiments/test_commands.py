@@ -11,7 +11,8 @@ from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import GumbelConfig
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import TrainCascadeConfig, TrainStaticConfig
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
+from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.utils.config import load_config, save_config
