@@ -66,18 +66,21 @@ class ProgressBar:
     def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
         """Show the metrics of a validation.
 
-        Accuracy and computation of a gate for all budgets are those of the point that would ship.
+        Accuracy and computation of a gate for all budgets are those of the point that would ship,
+        estimated between preferences that parts of the split were run at.
         """
         self._validated = {
             "val accuracy": f"{record['accuracy']:.1f} %",
             "computation": f"{record['computation']:.2f} %",
         }
         if not sys.stderr.isatty():
-            over = " over all budgets" if len(record.get("points", ())) > 1 else ""
+            several = len(record.get("points", ())) > 1
+            over = " over all budgets" if several else ""
+            about = "about " if several else ""
             self._print_status(
                 f"step {timesteps:,} of {self._total:,}: "
-                f"val accuracy {record['accuracy']:.2f} %, "
-                f"computation {record['computation']:.3f} %; "
+                f"val accuracy {about}{record['accuracy']:.2f} %, "
+                f"computation {about}{record['computation']:.3f} %; "
                 f"reward {record['reward']:.4f} and {record['patterns']} distinct patterns{over}"
             )
 
