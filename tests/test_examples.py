@@ -55,7 +55,7 @@ def accuracy(logits, labels):
     return 100 * float((torch.as_tensor(logits).argmax(dim=1) == labels).double().mean())
 
 
-def tested(run, digits, **settings):
+def measured(run, digits, **settings):
     """Return accuracy and mean computation of a stored gate on the test split."""
     with torch.inference_mode():
         logits, trace = dfs_rl.load(run, **settings)(digits.test.images)
@@ -104,7 +104,7 @@ def test_sb3_unchanged(tmp_path, digits):
     stored = np.load(folder / "evaluations.npz")
     shares = [100 * successes.mean() for successes in stored["successes"]]
     assert [row[-1] for row in rows] == pytest.approx(shares, abs=0.06)
-    assert gate == pytest.approx(tested(folder / "gate", digits), abs=0.006)
+    assert gate == pytest.approx(measured(folder / "gate", digits), abs=0.006)
     # The policy itself, on every test image at once.
     n = len(digits.test)
     model = PPO.load(folder / "best_model", device="cpu")
@@ -122,7 +122,7 @@ def test_train_and_ship(tmp_path, digits):
     rows = printed("train_and_ship", tmp_path, "--timesteps", "3000")
     summary = json.loads((tmp_path / "runs/gate/summary.json").read_text())
     gate = summary["methods"][0]
-    right, computation = tested(tmp_path / "runs/gate", digits)
+    right, computation = measured(tmp_path / "runs/gate", digits)
     assert (gate["accuracy"], gate["computation"]) == pytest.approx((right, computation), rel=1e-4)
     assert sorted(path.name for path in (tmp_path / "shipped").iterdir()) == ["backbone", "gate"]
     for place, budget in ((-4, 1.0), (-2, 1.5)):
@@ -141,7 +141,7 @@ def test_own_model(tmp_path, digits, monkeypatch):
     model = dfs_rl.load(run, trust_code=True)
     assert model.backbone.costs.n_layers == 4
     assert tuple(model.backbone.options) == (0, 2, 4, 8, 32)
-    expected = tested(run, digits, trust_code=True)
+    expected = measured(run, digits, trust_code=True)
     table = [row[-2:] for row in rows if len(row) >= 2][-6:]  # the gate and five options
     assert table[0] == pytest.approx(expected, abs=0.006)
     full = accuracy_at(model.backbone, digits.test, 32)
@@ -154,7 +154,7 @@ def test_own_reward_term(tmp_path, digits):
     for name, terms in (("plain", []), ("sure", [["sure", 0.5]])):
         run = tmp_path / "runs" / name
         assert yaml.safe_load((run / "config.yaml").read_text())["reward"]["terms"] == terms
-        assert rows[name][:2] == pytest.approx(tested(run, digits), abs=0.006)
+        assert rows[name][:2] == pytest.approx(measured(run, digits), abs=0.006)
     # Both learn from the same start, and only the term makes more bits worth their cost.
     assert sure[1] > plain[1]
     assert sure[2] > plain[2]
@@ -172,7 +172,7 @@ def test_latency_and_onnx(tmp_path, digits):
     assert full == pytest.approx(fixed + sum(times["layer", i, 32] for i in range(3)), abs=6e-5)
     assert spent <= budget + 6e-5
     assert dfs_rl.load(tmp_path / "runs/fast").gate.table == tuple(int(b == 32) for b in bits)
-    right, _ = tested(tmp_path / "runs/fast", digits)
+    right, _ = measured(tmp_path / "runs/fast", digits)
     assert table[-1] == pytest.approx(right, abs=0.3)  # an image at most may differ by rounding
     result = OnnxModel(tmp_path / "table.onnx")(digits.test.images.numpy())
     assert accuracy(result.logits, digits.test.labels) == pytest.approx(table[-1], abs=0.006)
@@ -204,7 +204,7 @@ def test_compare_gates(tmp_path, digits):
     )
     assert len(table) == len(points) + 1
     runs = [tmp_path / "runs" / name for name in ("learned", "cascade")]
-    expected = [tested(run, digits, budget=1.0) for run in runs]
+    expected = [measured(run, digits, budget=1.0) for run in runs]
     for row, figures in zip((learned, cascade), expected, strict=True):
         assert row == pytest.approx(figures, abs=0.006)
         stored = [float(p["accuracy_mean"]) for p in points if p["kind"] == "gate"]

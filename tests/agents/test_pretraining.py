@@ -191,7 +191,7 @@ def test_first_validation_follows_the_start(tmp_path, method, settings):
         (train_gumbel, ["--backbone-mode", "co-train"]),
         (main, ["--algo", "dqn"]),
         (main, ["--backbone-mode", "co-train"]),
-        (main, ["--init-gate", "elsewhere"]),
+        (main, ["--init-gate", "."]),
     ],
 )
 def test_uniform_start_is_refused(command, flags, refusal):

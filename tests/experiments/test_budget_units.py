@@ -193,7 +193,7 @@ def test_a_gate_is_set_to_its_loss_of_accuracy(plain, capsys):
         (train_agent.main, ["--budget", "1"], "budget_unit is 'ms', but cost is computation"),
         (train_cascade.main, ["--cost", "macs"], "budget_unit is 'ms', but cost is macs"),
         (compare_main, ["--dataset", "digits", "--budgets", "1"], "but cost is computation"),
-        (compare_main, ["run", "--dataset", "digits"], "budgets is empty; give budgets in ms"),
+        (compare_main, [".", "--dataset", "digits"], "budgets is empty; give budgets in ms"),
     ],
 )
 def test_milliseconds_need_measured_times(refusal, main, flags, words):
