@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+
+from typing_extensions import Self
 
 from dfs_rl.agents.methods import Method, register_method
 from dfs_rl.errors import ConfigError

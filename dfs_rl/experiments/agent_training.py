@@ -3,9 +3,10 @@
 import math
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
+from typing_extensions import Self
 
 from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (

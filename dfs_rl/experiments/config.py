@@ -2,9 +2,10 @@
 
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
+from typing_extensions import Self
 
 from dfs_rl.agents.cotraining_config import BackboneMode
 from dfs_rl.agents.hyperparameters import Start

@@ -1,7 +1,9 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
-from typing import ClassVar, Self
+from typing import ClassVar
+
+from typing_extensions import Self
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
 from dfs_rl.agents.hyperparameters import FeatureChoice

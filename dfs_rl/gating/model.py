@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.base import FROZEN_DTYPES

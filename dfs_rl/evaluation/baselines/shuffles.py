@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.records import GateRecords
