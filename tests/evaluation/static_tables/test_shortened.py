@@ -26,7 +26,7 @@ class StagedBackbone(TableBackbone):
     Without a first layer all images are wrong, but with less certainty.
     """
 
-    costs = CostTable(options=BitOptions((0, 8, 16, 32)), layer_macs=(64, 64, 64, 64))
+    costs = CostTable(options=BitOptions((0, 8, 16, 32)), layer_macs=(64, 64, 64, 80))
     stages = (2, 2)
 
     def __init__(self):
