@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
+
+if TYPE_CHECKING:
+    from dfs_rl.backbones.interfaces import GatedBackbone
 
 StateT = TypeVar("StateT")
 
@@ -101,6 +104,7 @@ class RunSession(Generic[StateT]):
         self._report = report
         self._best: dict[str, Tensor] = {}
         self._class_names: Sequence[str] = ()
+        self._full: tuple[GatedBackbone, float] | None = None  # accuracy at the largest bits
         if state_type is not None and run.has_checkpoint(LAST_CHECKPOINT):
             self.checkpoint = run.load_checkpoint(LAST_CHECKPOINT)
             source = f"the checkpoint in {run.checkpoint_dir}"
@@ -201,9 +205,11 @@ class RunSession(Generic[StateT]):
         if self._config.max_accuracy_drop is None:
             return 0.0
         backbone = self.validator.backbone()
-        largest = (backbone.options.full,) * backbone.costs.n_layers
-        images = self.validator.images
-        return evaluate_static_table(backbone, images, largest, name="full").accuracy
+        if self._full is None or self._full[0] is not backbone:  # co-training changes it
+            largest = (backbone.options.full,) * backbone.costs.n_layers
+            records = evaluate_static_table(backbone, self.validator.images, largest, name="full")
+            self._full = backbone, records.accuracy
+        return self._full[1]
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
         """Save a checkpoint of the learner's tensors and state, and of the session itself."""
