@@ -54,7 +54,7 @@ def naive_gradients(backbone, gate, batch, choose):
             seen = observe(backbone, state, budget=None)
         options, soft = choose(gate(seen.features, layer, seen.context))
         hard = functional.one_hot(options, len(backbone.options)).float()
-        mixture = hard + soft - soft.detach()  # [batch, options]
+        mixture = hard + (soft - soft.detach())  # [batch, options], exactly 0 or 1
         outputs = [backbone.layers[layer](state.hidden, bits) for bits in backbone.options]
         hidden = sum(mixture[:, o, None, None, None] * output for o, output in enumerate(outputs))
         spent = spent + mixture.double() @ costs[layer]
