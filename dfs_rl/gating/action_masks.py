@@ -87,13 +87,12 @@ def end_masks(
 
     Another pass is allowed if its cheapest options are within the budget.
     """
-    allowed = torch.zeros(len(spent), settings.n_actions(costs), dtype=torch.bool)
-    allowed = allowed.to(spent.device)
-    fits = spent <= _most_before_a_pass(costs, budget, gate_macs)
-    allowed[:, ANSWER] = True
-    allowed[:, AGAIN] = fits
-    allowed[:, AGAIN_MIRRORED] = fits & settings.mirrored
-    return allowed
+    # A tensor, as in ``action_masks``.
+    most = torch.tensor(_most_before_a_pass(costs, budget, gate_macs), dtype=spent.dtype)
+    fits = spent <= most.to(spent.device)
+    never = torch.zeros_like(fits)
+    columns = {ANSWER: ~never, AGAIN: fits, AGAIN_MIRRORED: fits & settings.mirrored}
+    return torch.stack([columns.get(a, never) for a in range(settings.n_actions(costs))], dim=1)
 
 
 def action_mask(

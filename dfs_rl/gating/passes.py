@@ -29,9 +29,9 @@ NOT_RUN = -1
 """Stands for the options of a pass that did not run."""
 CONFIDENCE = 0
 """Column of the evidence with the largest probability of the answer so far."""
-_TOP = 3  # probabilities of the answer so far, the largest first
-_ENTROPY, _CERTAINTY, _AGREEMENT, _LAST_OPTION, MIRRORED, FINISHED = range(_TOP, _TOP + 6)
-_RESOLUTION = 1e-6
+N_TOP = 3  # probabilities of the answer so far, the largest first
+ENTROPY, CERTAINTY, AGREEMENT, LAST_OPTION, MIRRORED, FINISHED = range(N_TOP, N_TOP + 6)
+RESOLUTION = 1e-6
 """Distance of a probability from 1 at which the certainty is 1."""
 _Logits = NDArray[np.float32]
 _Integers = NDArray[np.int64]
@@ -183,18 +183,18 @@ def write_evidence(
     """
     _, answer = combine(logits, finished, settings.answer)
     passes, full = np.arange(settings.limit), max(1, full)
-    top = -np.sort(-answer, axis=1)[:, :_TOP]
+    top = -np.sort(-answer, axis=1)[:, :N_TOP]
     evidence[:, : top.shape[1]] = top
     surprise = np.log(np.maximum(answer, np.finfo(np.float64).tiny))
-    most = max(math.log(answer.shape[1]), _RESOLUTION)
-    evidence[:, _ENTROPY] = (-(answer * surprise).sum(axis=1) / most).clip(0.0, 1.0)
-    certainty = np.log((1.0 - top[:, 0]).clip(_RESOLUTION, 1.0))
-    evidence[:, _CERTAINTY] = certainty / math.log(_RESOLUTION)
+    most = max(math.log(answer.shape[1]), RESOLUTION)
+    evidence[:, ENTROPY] = (-(answer * surprise).sum(axis=1) / most).clip(0.0, 1.0)
+    certainty = np.log((1.0 - top[:, 0]).clip(RESOLUTION, 1.0))
+    evidence[:, CERTAINTY] = certainty / math.log(RESOLUTION)
     votes = logits.argmax(axis=2) == answer.argmax(axis=1)[:, None]
     votes &= passes < finished[:, None]
-    evidence[:, _AGREEMENT] = votes.sum(axis=1) / finished
+    evidence[:, AGREEMENT] = votes.sum(axis=1) / finished
     ran = options * (options <= full)  # no option: layers after an exit
-    evidence[:, _LAST_OPTION] = ran.mean(axis=1) / full
+    evidence[:, LAST_OPTION] = ran.mean(axis=1) / full
     evidence[:, FINISHED:] = passes[1:] <= finished[:, None]
 
 

@@ -1,8 +1,10 @@
 """Graphs with branches, made of the parts of a trace."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dfs_rl.costs import CostTable
@@ -119,9 +121,52 @@ def gated_graph(parts: Parts, costs: CostTable, choices: Sequence[int]) -> Scope
     main = Scope(parts)
     main.require("hidden_0")
     logits, options = _run_from(main, 0, costs, choices)
-    main.node("Identity", [options], "options")
+    main.node("Identity", [options], "taken")
+    main.node("Identity", ["taken"], "options")
     main.require("computation")
     main.node("Identity", [logits], "logits")
+    return main
+
+
+def passes_graph(
+    parts: Parts,
+    costs: CostTable,
+    choices: Sequence[int],
+    first: Mapping[str, NDArray[Any]],
+    limit: int,
+) -> Scope:
+    """Return the graph of a gate that may run again: a ``Loop`` whose body is one pass.
+
+    Args:
+        parts: Those of ``tracing.GatedParts``.
+        costs: Costs of the network.
+        choices: Options that the gate can choose.
+        first: The state before the first pass, one row; the last field is the computation.
+        limit: Largest number of passes.
+    """
+    main = Scope(parts)
+    body = Scope(parts, main)
+    number, going_on = "pass", "going_on"
+    body.known |= {number, going_on, *first}
+    body.require("hidden_0")
+    results = _run_from(body, 0, costs, choices)
+    for result, name in zip(results, ("pass_logits", "taken", "pass_spent"), strict=True):
+        body.node("Identity", [result], name)
+    carried = ["again", *(f"next_{name}" for name in first), "combined", "taken"]
+    graph = body.graph("body", [body.require(name) for name in carried])
+    start = dict(first)
+    start["unanswered"] = np.zeros((1, first["history"].shape[2]), np.float32)
+    start["unknown"] = np.zeros((1, costs.n_layers), np.int64)
+    count, yes = np.array(limit), np.array([True])
+    graph.input.extend(
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in {number: count, going_on: yes, **start}.items()
+    )
+    values = {"limit": count, "yes": yes, **{f"first_{k}": v for k, v in start.items()}}
+    inputs = [main.constant(name, value) for name, value in values.items()]
+    lasts = [f"last_{name}" for name in first][:-1]
+    outputs = [*lasts, "computation", "logits", "options"]
+    main.nodes.append(helper.make_node("Loop", inputs, outputs, body=graph))
     return main
 
 
@@ -149,31 +194,36 @@ def _passes_from(scope: Scope, number: int, n_passes: int) -> list[str]:
 
 def _run_from(
     scope: Scope, layer: int, costs: CostTable, choices: Sequence[int]
-) -> tuple[str, str]:
-    """Add the layers from ``layer`` on; return the names of logits and options."""
+) -> tuple[str, ...]:
+    """Add the layers from ``layer`` on; return the names of logits, options and cost then.
+
+    The cost is that of gates of several passes alone, which read it at the end of a pass.
+    """
+    spends = "again" in scope.parts
     if layer == costs.n_layers:
-        return scope.require("head"), _all_options(scope, layer, costs)
+        last = [scope.require("head"), _all_options(scope, layer, costs)]
+        return (*last, f"spent_{layer}") if spends else tuple(last)
     scope.node("Identity", [scope.require(f"choice_{layer}")], f"options_{layer}")
     if layer not in costs.exits_after:
         return _run_layer(scope, layer, costs, choices)
     action = scope.constant(f"exit_action_{layer}", np.int64(costs.exit_action))
     leaving = scope.node("Equal", [f"options_{layer}", action], f"leaving_{layer}")
-    results = f"logits_{layer}", f"taken_{layer}"
-    scope.branch(
-        leaving,
-        lambda inner: (inner.require(f"answer_{layer}"), _all_options(inner, layer, costs)),
-        lambda inner: _run_layer(inner, layer, costs, choices),
-        results,
-    )
-    return results
+
+    def leave(inner: Scope) -> list[str]:
+        results = [inner.require(f"answer_{layer}"), _all_options(inner, layer, costs)]
+        return results + [inner.require(f"spent_{layer}_{costs.exit_action}")] * spends
+
+    results = [f"logits_{layer}", f"taken_{layer}"] + [f"spent_then_{layer}"] * spends
+    scope.branch(leaving, leave, lambda inner: _run_layer(inner, layer, costs, choices), results)
+    return tuple(results)
 
 
 def _run_layer(
     scope: Scope, layer: int, costs: CostTable, choices: Sequence[int]
-) -> tuple[str, str]:
-    """Add a layer and all that follow it; return the names of logits and options."""
+) -> tuple[str, ...]:
+    """Add a layer and all that follow it; return as ``_run_from``."""
     names = {"layer": f"hidden_{layer + 1}"}
-    if layer + 1 < costs.n_layers and f"spent_{layer}_0" in scope.parts:
+    if f"spent_{layer}_0" in scope.parts and (layer + 1 < costs.n_layers or "again" in scope.parts):
         names |= {name: f"{name}_{layer + 1}" for name in ("spent", "previous")}
     _branches(scope, layer, costs, choices, names)
     return _run_from(scope, layer + 1, costs, choices)

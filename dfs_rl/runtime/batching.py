@@ -1,8 +1,9 @@
-"""Graphs with branches on batches.
+"""Graphs with branches and loops on batches.
 
 An ``If`` holds for a whole batch. Here the rows of a batch are regrouped at every ``If``: each
-branch runs once, on the rows that take it. The nodes in between run as they stand, so every value
-has one row for each image, or one row for all.
+branch runs once, on the rows that take it. Likewise a ``Loop`` runs again on the rows that go on.
+The nodes in between run as they stand, so every value has one row for each image, or one row for
+all.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ class BatchedGraph:
     ) -> None:
         self._constants = dict(around or {}) | {tensor.name: tensor for tensor in graph.initializer}
         self._make_run = make_run
-        self._steps: list[_Segment | _Branch] = []
+        self._steps: list[_Segment | _Branch | _Loop] = []
         self.outputs = [value.name for value in graph.output]
         self._fixed = {
             name: numpy_helper.to_array(self._constants[name])
@@ -65,11 +66,12 @@ class BatchedGraph:
         wanted = set(self.outputs)
         nodes: list[NodeProto] = []
         for node in reversed(graph.node):  # from the end, where it is known what is read later
-            if node.op_type == "If":
+            if node.op_type in {"If", "Loop"}:
                 self._add_segment(nodes[::-1], wanted)
                 nodes = []
-                self._steps.insert(0, branch := _Branch(node, make_run, self._constants))
-                wanted |= branch.inputs
+                kind = _Branch if node.op_type == "If" else _Loop
+                self._steps.insert(0, step := kind(node, make_run, self._constants))
+                wanted |= step.inputs
             else:
                 nodes.append(node)
         self._add_segment(nodes[::-1], wanted)
@@ -166,10 +168,8 @@ class _Branch:
             rows = np.flatnonzero(condition == side)
             if len(rows) == 0:
                 continue
-            own = {name: values[name] for name in graph.inputs}
-            if len(rows) < n:
-                own = {k: v if len(v) != n else v[rows] for k, v in own.items()}
-            results = [np.broadcast_to(v, (len(rows), *v.shape[1:])) for v in graph(own, len(rows))]
+            own = _of_rows({name: values[name] for name in graph.inputs}, rows, n)
+            results = [_rows_of(v, len(rows)) for v in graph(own, len(rows))]
             if len(rows) == n:
                 merged = results
                 break
@@ -177,3 +177,49 @@ class _Branch:
             for whole, part in zip(merged, results, strict=True):
                 whole[rows] = part
         values.update(zip(self._outputs, merged, strict=True))
+
+
+class _Loop:
+    """A ``Loop`` of constant first values, whose condition has a row for each image."""
+
+    def __init__(
+        self, node: NodeProto, make_run: MakeRun, constants: Mapping[str, TensorProto]
+    ) -> None:
+        (body,) = (attribute.g for attribute in node.attribute)
+        self._body = BatchedGraph(body, make_run, constants)
+        limit, _, *first = (numpy_helper.to_array(constants[name]) for name in node.input)
+        self._limit, self._first = int(limit), first
+        names = [value.name for value in body.input]
+        self._carried = names[2:]  # after the number of the pass and the condition
+        self._outputs = list(node.output)
+        self.inputs: set[str] = self._body.inputs - set(names)
+
+    def __call__(self, values: Values, n: int) -> None:
+        """Add what each row carries at its end."""
+        rows = np.arange(n)
+        state = [_rows_of(v, n) for v in self._first]
+        last: list[NDArray[Any]] = []
+        for _ in range(self._limit):
+            own = _of_rows({name: values[name] for name in self.inputs}, rows, n)
+            carried = dict(zip(self._carried, state, strict=True))
+            own |= {k: v for k, v in carried.items() if k in self._body.inputs}
+            again, *state = (_rows_of(v, len(rows)) for v in self._body(own, len(rows)))
+            last = last or [np.empty((n, *v.shape[1:]), v.dtype) for v in state]
+            for whole, part in zip(last, state, strict=True):
+                whole[rows] = part
+            rows, state = rows[again], [v[again] for v in state]
+            if len(rows) == 0:
+                break
+        values.update(zip(self._outputs, last, strict=True))
+
+
+def _of_rows(values: Values, rows: NDArray[np.intp], n: int) -> Values:
+    """Return some of ``n`` rows of values; those with one row for all stay as they are."""
+    if len(rows) == n:
+        return values
+    return {k: v if len(v) != n else v[rows] for k, v in values.items()}
+
+
+def _rows_of(value: NDArray[Any], n: int) -> NDArray[Any]:
+    """Return a value with a row for each of ``n`` images."""
+    return np.broadcast_to(value, (n, *value.shape[1:]))

@@ -7,6 +7,7 @@ change from image to image, and one linear map makes of it what the gate reads.
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,36 @@ from torch.nn import functional
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone
 from dfs_rl.costs import CostTable
-from dfs_rl.gating.action_masks import action_masks
+from dfs_rl.gating.action_masks import action_masks, end_masks
 from dfs_rl.gating.execution import ExecutionState
 from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.observation import FEATURE_LIMIT, MIN_STD, observe
+from dfs_rl.gating.passes import FINISHED, MIRRORED
+from dfs_rl.runtime.pass_forms import evidence_of
 
 _SPENT_UNIT = 1024.0
 """Units of cost in all gated layers at 32 bit, which ``cost_scale`` takes the root of."""
 
 
 Context = tuple[Tensor, Tensor]
+
+
+class PassState(NamedTuple):
+    """What a pass knows of those before it, with a row for each image.
+
+    Attributes:
+        mirrored: True for a pass on the mirror image, bool ``[n]``.
+        before: Cost spent before the pass, ``[n, 1]``.
+        evidence: As in ``PassHistory``, float32 ``[n, evidence_size]``.
+        history: Logits of the passes, float32 ``[n, limit, classes]``; 0 for those not yet run.
+        computation: Computation of the earlier passes in percent, float64 ``[n]``.
+    """
+
+    mirrored: Tensor
+    before: Tensor
+    evidence: Tensor
+    history: Tensor
+    computation: Tensor
 
 
 class Decisions(nn.Module):
@@ -45,22 +66,41 @@ class Decisions(nn.Module):
         costs = backbone.costs
         # Budgets compare sums of costs, which must round as everywhere else.
         self.cost_type = torch.float32 if budget is None else torch.float64
-        self.layer_costs = (_SPENT_UNIT * costs.option_costs()).to(self.cost_type)
+        self.layer_costs = (_SPENT_UNIT * costs.action_costs()).to(self.cost_type)
+        restart = _SPENT_UNIT * costs.fixed_cost(gate_macs=gate.observed_macs)
+        self.restart_cost = torch.tensor(restart, dtype=self.cost_type)
+        self.several = gate.passes.limit > 1
         most = float(costs.option_costs().amax(dim=1).sum())
-        self.may_overspend = most > 1 + torch.finfo(torch.float32).eps
+        self.may_overspend = self.several or most > 1 + torch.finfo(torch.float32).eps
         if self._network is not None:
             for part in self._network.probes.modules():
                 part.divides = True  # type: ignore[assignment]
-        self.maps = [self._map(layer) for layer in range(costs.n_layers)]
+        self.maps = [self._map(layer) for layer in range(len(gate.input_sizes))]
         self.computations = _computations(costs, gate)
 
-    def spend(self, context: Context | None, layer: int, option: int) -> Tensor:
-        """Return the cost spent after a layer that runs at ``option``, ``[n, 1]``."""
-        cost = self.layer_costs[layer, option].view(1, 1)
+    def first_state(self) -> PassState:
+        """Return the state before the first pass, one row."""
+        passes = self.gate.passes
+        return PassState(
+            mirrored=torch.zeros(1, dtype=torch.bool),
+            before=torch.zeros(1, 1, dtype=self.cost_type),
+            evidence=torch.zeros(1, passes.evidence_size),
+            history=torch.zeros(1, passes.limit, self.backbone.n_classes),
+            computation=torch.zeros(1, dtype=torch.float64),
+        )
+
+    def spend(self, context: Context | None, layer: int, action: int) -> Tensor:
+        """Return the cost spent after a layer at which ``action`` is chosen, ``[n, 1]``."""
+        cost = self.layer_costs[layer, action].view(1, 1)
         return cost if context is None else context[0] + cost
 
     def forward(
-        self, hidden: Tensor, layer: int, context: Context | None, preference: Tensor
+        self,
+        hidden: Tensor,
+        layer: int,
+        context: Context | None,
+        preference: Tensor,
+        evidence: Tensor | None = None,
     ) -> Tensor:
         """Return the action before a layer, int64 ``[n]``.
 
@@ -68,36 +108,95 @@ class Decisions(nn.Module):
             hidden: Input activation of the layer.
             layer: Index of the layer.
             context: Cost spent so far and the last option in [0, 1], ``[n, 1]`` each; ``None``
-                before the first layer.
+                before the first layer of a single pass.
+            preference: float32 ``[n]``, see ``LearnedGate``.
+            evidence: Evidence of earlier passes, ``[n, size]``, if there may be several.
+        """
+        costs, gate = self.backbone.costs, self.gate
+        bounded = self.maps[layer][2] is not None
+        features = (
+            self._features(hidden, layer, whole=not bounded) if gate.feature_sizes[layer] else []
+        )
+        inputs = self._read(features, layer, context, preference, evidence)
+        allowed = None
+        if self.budget is not None:
+            spent = torch.zeros(1, 1, dtype=self.cost_type) if context is None else context[0]
+            fraction = spent[:, 0] / _SPENT_UNIT
+            allowed = action_masks(costs, layer, fraction, self.budget, gate_macs=gate.macs)
+            # Actions at the end of a pass alone are the cheapest option at a layer.
+            missing = max(gate.n_actions - allowed.shape[1], 0)
+            allowed = torch.cat([allowed, allowed[:, :1].expand(-1, missing)], dim=1)
+            allowed = allowed[:, : gate.n_actions]
+        choice = gate.decide(*inputs, allowed)
+        if gate.n_actions > costs.n_actions:
+            choice = choice.masked_fill(choice >= costs.n_actions, 0)
+        if costs.exits and layer not in costs.exits_after:
+            choice = choice.masked_fill(choice == costs.exit_action, 0)
+        return choice
+
+    def after_pass(
+        self, state: PassState, logits: Tensor, options: Tensor, spent: Tensor, preference: Tensor
+    ) -> tuple[Tensor, Tensor, PassState]:
+        """Return the answer so far, whether to run again, bool ``[n]``, and the state then.
+
+        Args:
+            state: State before the pass.
+            logits: Logits of the pass, ``[n, classes]``.
+            options: Its options, int64 ``[n, layers]``.
+            spent: Cost spent so far, ``[n, 1]``.
             preference: float32 ``[n]``, see ``LearnedGate``.
         """
         costs, gate = self.backbone.costs, self.gate
-        size = gate.feature_sizes[layer]
+        passes = gate.passes
+        finished = state.evidence[:, FINISHED:].sum(dim=1).long() + 1
+        present = (torch.arange(passes.limit) == finished[:, None] - 1)[:, :, None]
+        history = torch.where(present, logits[:, None, :], state.history)
+        answer, evidence = evidence_of(history, finished, options, passes, full=costs.options.full)
+        view = state.mirrored.float()[:, None]
+        seen = torch.cat([evidence[:, :MIRRORED], view, evidence[:, FINISHED:]], dim=1)
+        inputs = self._read([], costs.n_layers, (spent, spent), preference, seen)
+        budget, fraction = self.budget, spent[:, 0] / _SPENT_UNIT
+        allowed = end_masks(costs, passes, fraction, budget, gate_macs=gate.macs)
+        action = gate.decide(*inputs, allowed)
+        mirrored = passes.is_mirrored(action)
+        columns = [evidence[:, :MIRRORED], mirrored.float()[:, None], evidence[:, FINISHED:]]
+        computation = state.computation + self.computation(options)
+        after = PassState(
+            mirrored, spent + self.restart_cost, torch.cat(columns, dim=1), history, computation
+        )
+        return answer, passes.runs_again(action), after
+
+    def _read(
+        self,
+        features: list[Tensor],
+        layer: int,
+        context: Context | None,
+        preference: Tensor,
+        evidence: Tensor | None,
+    ) -> tuple[Tensor, int, Tensor]:
+        """Return what the gate reads before a layer or, at the layer after the last, at the end."""
+        costs, gate = self.backbone.costs, self.gate
         weight, bias, low, high = self.maps[layer]
-        columns = self._features(hidden, layer, whole=low is None) if size else []
-        spent = torch.zeros(1, 1, dtype=self.cost_type)
+        columns = [*features]
         if context is not None:
             spent, previous = context
             bounded = spent.clamp(max=_SPENT_UNIT) if self.may_overspend else spent
-            columns += [(1.0 + bounded.sqrt()).log().float(), previous]
+            columns.append((1.0 + bounded.sqrt()).log().float())
+            if 0 < layer < costs.n_layers:
+                columns.append(previous)
         if gate.budget_conditioning is not None:
             columns.append(preference[:, None])
-        self._whole = bias.expand(hidden.shape[0], -1)
+        if evidence is not None:
+            columns.append(evidence)
+        self._whole = bias.expand(preference.shape[0], -1)
         if columns:
             vector = torch.cat(columns, dim=1)
             if low is not None:
                 vector = vector.maximum(low)
             self._whole = functional.linear(vector.minimum(high), weight, bias)
+        size = gate.input_sizes[layer]
         self._seen = self._whole[:, :size], self._whole[:, size:]
-        allowed = None
-        if self.budget is not None:
-            fraction = spent[:, 0] / _SPENT_UNIT
-            allowed = action_masks(costs, layer, fraction, self.budget, gate_macs=gate.macs)
-            allowed = allowed[:, : gate.n_actions]
-        choice = gate.decide(self._seen[0], layer, self._seen[1], allowed)
-        if costs.exits and layer not in costs.exits_after:
-            choice = choice.masked_fill(choice == costs.exit_action, 0)
-        return choice
+        return self._seen[0], layer, self._seen[1]
 
     def computation(self, options: Tensor) -> Tensor:
         """Return the computation of actions ``[n, layers]`` in percent, float64 ``[n]``."""
@@ -143,10 +242,11 @@ class Decisions(nn.Module):
         Without lower bounds none could be reached, nor any bound of the confidence.
         """
         backbone, gate = self.backbone, self.gate
-        size = gate.feature_sizes[layer]
+        size = gate.input_sizes[layer]
         network = self._network if size else None
-        mean = backbone.feature_mean[layer, :size].double()
-        std = backbone.feature_std[layer, :size].double()
+        row = min(layer, backbone.costs.n_layers - 1)  # of no feature at the end of a pass
+        mean = backbone.feature_mean[row, :size].double()
+        std = backbone.feature_std[row, :size].double()
         slope = std.clamp(min=MIN_STD).reciprocal()
         least, most = torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf)
         if network is not None:
@@ -163,10 +263,16 @@ class Decisions(nn.Module):
         reach = FEATURE_LIMIT / slope.abs()
         low, high = mean - reach, mean + reach
         bounded = bool((least < low).any() or (most > high)[:CONFIDENCE_SIZE].any())
-        after = 2 if layer else 0
+        has_spent = self.several or layer > 0
+        has_previous = 0 < layer < backbone.costs.n_layers
         conditioned = gate.budget_conditioning is not None
-        weight = torch.zeros(size + gate.context_size, size + after + conditioned).double()
+        # In the order of the context, of which the budget is the same for all images.
+        places = [0] * has_spent + [2] * has_previous + [3] * conditioned
+        places += range(3 + conditioned, gate.context_size)
+        weight = torch.zeros(size + gate.context_size, size + len(places)).double()
         weight[:size, :size] = slope.diag()
+        for column, place in enumerate(places, start=size):
+            weight[size + place, column] = 1.0 if place else 1 / math.log(33.0)
         if network is not None and not bounded:
             weight[1, 1] *= -1
             weight[1, 0] = -weight[1, 1]
@@ -174,12 +280,7 @@ class Decisions(nn.Module):
         bias = torch.zeros(size + gate.context_size).double()
         bias[:size] = -slope * mean
         bias[size + 1] = self._context()[1]
-        if after:
-            weight[size, size] = 1 / math.log(33.0)
-            weight[size + 2, size + 1] = 1
-        if conditioned:
-            weight[-1, -1] = 1
-        limit = torch.full((after + conditioned,), math.inf)
+        limit = torch.full((len(places),), math.inf)
         low, high = (torch.cat([low, -limit]), torch.cat([high, limit]))
         return weight.float(), bias.float(), low.float() if bounded else None, high.float()
 

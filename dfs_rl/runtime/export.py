@@ -50,8 +50,9 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     gate for all budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are
     ``logits``, ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between
     branches, which hold their own weights; exits and the further passes of a rule are branches too.
-    Of rules for all budgets the one at the present preference is written. Quantized layers have our
-    scales. A static bit table needs no branches and takes any batch.
+    The passes of a learned gate are a loop. Of rules for all budgets the one at the present
+    preference is written. Quantized layers have our scales. A static bit table needs no branches
+    and takes any batch.
 
     Args:
         model: The network, see ``load``.
@@ -77,12 +78,6 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
         raise ConfigError(
             f"gate {gate.name!r} is a {type(gate).__name__}; only learned gates, static bit tables "
             "and rules over passes can be exported."
-        )
-    if isinstance(gate, LearnedGate) and gate.passes.limit > 1:
-        raise ConfigError(
-            f"gate {gate.name!r} is a network that decides in up to {gate.passes.limit} passes; an "
-            "ONNX graph would hold all weights of the backbone once for each. Allowed are rules of "
-            "several passes, and gates that train_agent --passes 1 trains."
         )
     if isinstance(gate, RuleGate) and model.budget is not None:
         raise ConfigError(

@@ -17,6 +17,7 @@ from dfs_rl.runtime.assembly import (
     Scope,
     gated_graph,
     options_graph,
+    passes_graph,
     rule_graph,
 )
 from dfs_rl.runtime.lowering import lower
@@ -50,8 +51,13 @@ def onnx_model(
     model(torch.zeros(1, *backbone.image_shape, device=backbone.feature_mean.device))
     batch: int | str = 1
     if isinstance(gate, LearnedGate):
-        traced = trace(GatedParts(backbone, gate, model.budget))
-        scope = gated_graph(Parts(*lower(traced)), costs, _reachable(gate))
+        gated = GatedParts(backbone, gate, model.budget)
+        parts, choices = Parts(*lower(trace(gated))), _reachable(gate)
+        if gate.passes.limit > 1:
+            first = {k: v.numpy() for k, v in gated.first_state()._asdict().items()}
+            scope = passes_graph(parts, costs, choices, first, gate.passes.limit)
+        else:
+            scope = gated_graph(parts, costs, choices)
     else:
         if isinstance(gate, RuleGate):
             rule = gate.rule  # that of the present preference

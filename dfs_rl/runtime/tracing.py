@@ -25,12 +25,15 @@ from dfs_rl.gating.passes import AnswerRule
 from dfs_rl.gating.rules import Rule
 from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
-from dfs_rl.runtime.decisions import Decisions
+from dfs_rl.runtime.decisions import Decisions, PassState
+from dfs_rl.runtime.pass_forms import answer_of
 
 OPSET = 18
 DOMAIN = "dfs"
 """Domain of the quantized operators in a trace, which ``lowering`` replaces."""
 LARGEST_BYTE = 255
+END_OF_PASS = ("pass_logits", "pass_spent")
+"""Names of a pass's logits and of the cost spent after it in the trace of several passes."""
 _BATCH = 2  # of a trace whose batch stays open
 Attributes = dict[
     str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
@@ -135,11 +138,14 @@ class GatedParts(nn.Module):
 
     Without a gate there are only the layers, exits, stem and head. ``forward`` takes images
     ``[n, c, h, w]``, the preference ``[n]``, after every layer the activation, the cost spent and
-    the layer's option in [0, 1], see ``Decisions``, and the options of all layers, ``[n, layers]``,
-    which are known at the end. It returns by name:
+    the layer's option in [0, 1], see ``Decisions``, the options of all layers, ``[n, layers]``,
+    which are known at the end, and the fields of ``PassState`` if there may be several passes, with
+    the logits of the present one and the cost then. It returns by name:
     ``hidden_0``, the stem's; ``choice_L``, the gate's action at layer L; ``layer_L_O`` and
-    ``spent_L_O``, what follows from option O at layer L; ``answer_L``, the logits of the exit
-    before layer L; ``head``, the logits after the last layer; ``computation``.
+    ``spent_L_O``, what follows from action O at layer L; ``answer_L``, the logits of the exit
+    before layer L; ``head``, the logits after the last layer; ``computation`` of a single pass; of
+    several the answer so far, ``combined``, whether to run ``again``, and ``next_F``, the fields F
+    of the state then.
     """
 
     def __init__(
@@ -148,6 +154,11 @@ class GatedParts(nn.Module):
         super().__init__()
         self.backbone = with_quantized_operators(backbone)
         self.decisions = None if gate is None else Decisions(self.backbone, gate, budget)
+
+    def first_state(self) -> PassState:
+        """Return the state of the gate before the first pass, one row."""
+        assert self.decisions is not None, "only a gate has a state"
+        return self.decisions.first_state()
 
     def example(self) -> tuple[tuple[Tensor | list[Tensor], ...], list[str]]:
         """Return arguments of ``forward`` and their names."""
@@ -158,12 +169,18 @@ class GatedParts(nn.Module):
             after.append(hidden)
         layers = range(1, len(after) + 1)
         cost_type = torch.float32 if self.decisions is None else self.decisions.cost_type
-        spent = [torch.zeros(_BATCH, 1, dtype=cost_type) for _ in layers]
+        cost = torch.zeros(_BATCH, 1, dtype=cost_type)
+        spent = [cost.clone() for _ in layers]
         previous = [torch.zeros(_BATCH, 1) for _ in layers]
         taken = torch.zeros(_BATCH, len(after), dtype=torch.int64)
         names = [f"{name}_{layer}" for name in ("hidden", "spent", "previous") for layer in layers]
-        arguments = images, torch.ones(_BATCH), after, spent, previous, taken
-        return arguments, ["images", "preference", *names, "options"]
+        names = ["images", "preference", *names, "taken"]
+        passes = []
+        if self.decisions is not None and self.decisions.several:
+            passes = [torch.cat([each] * _BATCH) for each in self.first_state()]
+            passes += [torch.zeros(_BATCH, self.backbone.n_classes), cost.clone()]
+            names += [*PassState._fields, *END_OF_PASS]
+        return (images, torch.ones(_BATCH), after, spent, previous, taken, passes), names
 
     def forward(
         self,
@@ -173,9 +190,14 @@ class GatedParts(nn.Module):
         spent: list[Tensor],
         previous: list[Tensor],
         taken: Tensor,
+        passes: list[Tensor],
     ) -> dict[str, Tensor]:
         """Return the outputs of all parts."""
         backbone, decisions = self.backbone, self.decisions
+        state = PassState(*passes[: len(PassState._fields)]) if passes else None
+        if state is not None:
+            mirrored = state.mirrored[:, None, None, None]
+            images = torch.where(mirrored, images.flip(-1), images)
         first = backbone.stem(images)
         outputs = {"hidden_0": first}
         for layer, before in enumerate([first, *hidden[:-1]]):
@@ -187,14 +209,21 @@ class GatedParts(nn.Module):
         if decisions is None:
             return outputs
         decisions.gate.reset(images.shape[0])
+        evidence = None if state is None else state.evidence
         for layer, before in enumerate([first, *hidden[:-1]]):
             context = (spent[layer - 1], previous[layer - 1]) if layer else None
-            outputs[f"choice_{layer}"] = decisions(before, layer, context, preference)
-            for option in range(len(backbone.options)):
-                outputs[f"spent_{layer}_{option}"] = decisions.spend(context, layer, option)
+            if layer == 0 and state is not None:
+                context = state.before, state.before
+            outputs[f"choice_{layer}"] = decisions(before, layer, context, preference, evidence)
+            for action in range(backbone.costs.n_actions):
+                outputs[f"spent_{layer}_{action}"] = decisions.spend(context, layer, action)
         decisions.gate.reset(images.shape[0])
-        outputs["computation"] = decisions.computation(taken)
-        return outputs
+        if state is None:
+            return outputs | {"computation": decisions.computation(taken)}
+        logits, cost = passes[len(state) :]
+        answer, again, after = decisions.after_pass(state, logits, taken, cost, preference)
+        following = {f"next_{name}": value for name, value in after._asdict().items()}
+        return outputs | {"combined": answer, "again": again} | following
 
 
 class FixedPasses(nn.Module):
@@ -225,12 +254,12 @@ class FixedPasses(nn.Module):
         """Return the outputs of all passes."""
         outputs: dict[str, Tensor] = {}
         n, tables = images.shape[0], self.tables.tolist()  # len() would fix it
-        logits: Tensor | None = None
-        shares: Tensor | None = None  # probabilities of the answer so far
+        history = []
         for i, each in enumerate(self.rule.passes):
             view = images.flip(-1) if each.mirrored else images
-            own = self._run(view, tables[i])
-            logits, shares = self._combine(own, logits, shares, i)
+            history.append(self._run(view, tables[i]))
+            finished = torch.tensor([i + 1])
+            logits, shares = answer_of(torch.stack(history, dim=1), finished, self.answer)
             outputs[f"logits_{i}"] = logits
             outputs[f"options_{i}"] = self.tables[i : i + 1].expand(n, -1)
             outputs[f"computation_{i}"] = self.computations[i : i + 1].expand(n)
@@ -238,19 +267,6 @@ class FixedPasses(nn.Module):
                 sure = shares.amax(dim=1).float()
                 outputs[f"again_{i}"] = torch.lt(sure, self.rule.thresholds[i])
         return outputs
-
-    def _combine(
-        self, own: Tensor, logits: Tensor | None, shares: Tensor | None, finished: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities of the answer after another pass, see ``combine``."""
-        latest = own.double().softmax(dim=1)
-        if logits is None or shares is None or self.answer == "last":
-            return own, latest
-        if self.answer == "surest":
-            surer = latest.amax(dim=1, keepdim=True) > shares.amax(dim=1, keepdim=True)
-            return torch.where(surer, own, logits), torch.where(surer, latest, shares)
-        mean = (shares * finished + latest) / (finished + 1)
-        return mean.log().float(), mean
 
     def _run(self, images: Tensor, table: Sequence[int]) -> Tensor:
         hidden = self.backbone.stem(images)

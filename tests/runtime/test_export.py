@@ -27,11 +27,20 @@ from dfs_rl.gating.base import RandomGate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
-from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.observation import CONTEXT_SIZE
+from dfs_rl.gating.passes import (
+    AGAIN_MIRRORED,
+    ANSWER,
+    CONFIDENCE,
+    ENTROPY,
+    PassHistory,
+    PassSettings,
+)
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass, cascade
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
+from dfs_rl.runtime.pass_forms import evidence_of
 from dfs_rl.training.calibration import measure_features
 from tests.helpers.networks import network, pictures_for
 
@@ -242,6 +251,82 @@ def test_rules_of_several_passes(answer, tmp_path):
         dfs_rl.export(model, path)
 
 
+def answer_if_sure(gate, backbone, images):
+    """Answer above the median confidence; look at the mirror image above the median entropy."""
+    end, evidence = gate.networks[-1], CONTEXT_SIZE + 1
+    for parameter in end.parameters():
+        parameter.zero_()
+    end[2].bias[ANSWER] = 1.0  # always
+    shares = GatedModel(backbone, gate)(images)[0].softmax(dim=1)
+    end[2].bias[ANSWER] = 0.0
+    entropy = -(shares * shares.log()).sum(dim=1) / np.log(shares.shape[1])
+    for unit, column, values in [(0, CONFIDENCE, shares.amax(dim=1)), (1, ENTROPY, entropy)]:
+        end[0].weight[unit, evidence + column] = 100.0
+        end[0].bias[unit] = -100.0 * values.quantile(0.5)
+    end[2].weight[ANSWER, 0], end[2].weight[AGAIN_MIRRORED, 1] = 1.0, 0.9
+
+
+@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
+@torch.no_grad()
+def test_learned_gates_of_several_passes(answer, tmp_path):
+    images = varied_pictures(96)
+    net = fitted_network(images)
+    if answer == "last":
+        net.set_exits((1,))
+        net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    backbone = net.to_inference()
+    gate = random_gate(
+        MLPGate,
+        backbone,
+        passes=PassSettings(limit=3, mirrored=True, answer=answer),
+        budget_conditioning=BudgetConditioning(computations=(1.0, 50.0)),
+        exits=exit_info(backbone),
+    )
+    answer_if_sure(gate, backbone, images)
+    model = GatedModel(backbone, gate)
+    path = dfs_rl.export(model, tmp_path / "gate.onnx")
+    weights = sum(p.numel() for p in net.parameters()) * len(net.options) * 4  # bytes, one pass
+    assert path.stat().st_size < 1.5 * weights + 200_000
+    difference, trace = agreement(model, path, images, preference=1.0)
+    assert difference.max() < 1e-4
+    assert len(trace.n_passes.unique()) == 3
+    assert len(trace.options.unique(dim=0)) > 2
+
+
+@torch.no_grad()
+def test_passes_within_a_budget_per_input(tmp_path):
+    images = varied_pictures(64)
+    net = fitted_network(images)
+    backbone = net.to_inference()
+    passes = PassSettings(limit=3, mirrored=True)
+    settings = {"budget_conditioning": BudgetConditioning(computations=(1.0, 50.0))}
+    gate = random_gate(MLPGate, backbone, passes=passes, **settings)
+    answer_if_sure(gate, backbone, images)
+    free = GatedModel(backbone, gate)(images)[1]
+    bound = free.computation[free.n_passes > 1].quantile(0.5, interpolation="nearest")
+    model = GatedModel(backbone, gate, budget=float(bound))  # just enough for some
+    _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
+    assert trace.computation.max() <= bound < free.computation.max()
+    assert len(trace.n_passes.unique()) > 1
+
+
+@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
+def test_evidence_of_passes(answer):
+    settings, costs = PassSettings(limit=3, answer=answer), network(ResNet).costs
+    draws = torch.Generator().manual_seed(0)
+    logits = 5.0 * torch.randn(64, 3, 4, generator=draws)
+    options = torch.randint(costs.options.full + 1, (64, costs.n_layers), generator=draws)
+    history = PassHistory(settings, costs, 64, 4, device=torch.device("cpu"))
+    rows, shown = torch.arange(64), torch.zeros_like(logits)
+    for i in range(3):
+        history.finish(rows, logits[:, i], options, torch.zeros(64).double())
+        shown[:, i] = logits[:, i]
+        finished = torch.full((64,), i + 1)
+        ours, evidence = evidence_of(shown, finished, options, settings, full=costs.options.full)
+        torch.testing.assert_close(ours, history.answer(rows))
+        torch.testing.assert_close(evidence, history.evidence)
+
+
 def test_programs_of_all_parts(tmp_path):
     net = network(AdaptiveSwin)
     net.set_exits((1,))
@@ -293,9 +378,6 @@ def test_bad_exports(tmp_path, monkeypatch):
     strange.network.blocks[0] = Strange(strange.network.blocks[0])
     with pytest.raises(ConfigError, match="onnx-static"):
         dfs_rl.export(learned, path, format="onnx-static")
-    several = random_gate(MLPGate, net, passes=PassSettings(limit=2))
-    with pytest.raises(ConfigError, match="a network that decides in up to 2 passes"):
-        dfs_rl.export(GatedModel(net.to_inference(), several), path)
     with pytest.raises(ConfigError, match="tflite"):
         dfs_rl.export(learned, path, format="tflite")
     with pytest.raises(ConfigError, match="RandomGate"):
