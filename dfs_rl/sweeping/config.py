@@ -1,22 +1,13 @@
 """Settings of ``sweep``, without an import of torch, so that the help page is fast."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
+from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import NonNegativeInt, PositiveInt, configuration
-
-KIND = "sweep"
-PROG = "python -m dfs_rl.sweep"
-DESCRIPTION = """\
-Search settings of train_agent, train_gumbel, train_static or train_backbone as a YAML file says,
-retrain the best on fresh seeds, and compare them with the defaults.
-
-Examples:
-  python -m dfs_rl.sweep tune_configs/demo.yaml
-  python -m dfs_rl.sweep tune_configs/gates.yaml --set backbone=runs/net --trials 8
-  python -m dfs_rl.sweep --resume runs/sweep"""
+from dfs_rl.utils.ray import restrict_ray_to_localhost
 
 
 @configuration
@@ -39,6 +30,17 @@ class SweepConfig:
         run_dir: New folder for the results; default: runs/DATE-TIME-NAME.
     """
 
+    KIND: ClassVar[str] = "sweep"
+    RUN: ClassVar[str] = "dfs_rl.sweeping.config:run"
+    DESCRIPTION: ClassVar[str] = """\
+Search settings of train_agent, train_gumbel, train_static or train_backbone as a YAML file says,
+retrain the best on fresh seeds, and compare them with the defaults.
+
+Examples:
+  python -m dfs_rl.sweep tune_configs/demo.yaml
+  python -m dfs_rl.sweep tune_configs/gates.yaml --set backbone=runs/net --trials 8
+  python -m dfs_rl.sweep --resume runs/sweep"""
+
     file: tyro.conf.Positional[Path]
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     dataset: str | None = None
@@ -48,3 +50,13 @@ class SweepConfig:
     cpus: PositiveInt | None = None
     storage_path: str | None = None
     run_dir: Path | None = None
+
+
+def run(invocation: Invocation[SweepConfig]) -> None:
+    """Run or resume a sweep."""
+    if invocation.config.address is None:
+        restrict_ray_to_localhost()  # before the import below, which imports Ray
+
+    from dfs_rl.sweeping import sweep  # imports torch, slow for a help page
+
+    sweep.run(invocation)

@@ -20,9 +20,9 @@ from dfs_rl.experiments.backbone_resolver import (
     load_or_train_backbone,
     preview_backbone,
 )
-from dfs_rl.experiments.config import with_percent_budgets
+from dfs_rl.experiments.config import program, with_percent_budgets
 from dfs_rl.sweeping.commands import command_of
-from dfs_rl.sweeping.config import KIND, PROG, SweepConfig
+from dfs_rl.sweeping.config import SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
 from dfs_rl.sweeping.report import results_csv, sweep_page, sweep_text
 from dfs_rl.sweeping.results import (
@@ -94,7 +94,7 @@ def run(invocation: Invocation[SweepConfig]) -> None:
             try:
                 _run_sweep(file, dataset, reference_point, folder)
             except KeyboardInterrupt:
-                resume = f"{PROG} --resume {folder.path}"
+                resume = f"{program(config.KIND)} --resume {folder.path}"
                 raise KeyboardInterrupt(f"Interrupted; continue with: {resume}") from None
 
 
@@ -165,7 +165,7 @@ def _create_run(
         config = replace(config, storage_path=storage)
     return RunFolder.create(
         config.run_dir,
-        kind=KIND,
+        kind=config.KIND,
         name=config.file.stem,
         config=config,
         command=invocation.command,
