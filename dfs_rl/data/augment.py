@@ -12,8 +12,7 @@ def augment(
 ) -> Tensor:
     """Shift each image by a random offset of up to ``pad`` pixels and mirror about half of them.
 
-    All ``(2 * pad + 1)**2`` offsets are equally likely; uncovered pixels are zero. The same
-    generator state gives the same result.
+    All ``(2 * pad + 1)**2`` offsets are equally likely; uncovered pixels are zero.
 
     Args:
         images: uint8 ``[n, c, h, w]``, on any device.

@@ -15,8 +15,6 @@ def epoch_batches(
 ) -> Iterator[Tensor]:
     """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone.
 
-    Training can thus resume at any epoch and step without stored random state.
-
     Yields:
         Indices, int64 ``[batch]`` on the CPU; each index occurs at most once per epoch.
 

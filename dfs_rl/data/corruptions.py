@@ -97,12 +97,9 @@ def conditions(n: int, corruptions: Corruptions, split: SplitName) -> list[Condi
 
 
 def corrupted(dataset: Dataset, corruptions: Corruptions) -> Dataset:
-    """Return a data set whose splits agent, val and test are a stream; train stays clean.
+    """Return a data set whose splits agent, val and test are a stream, see ``conditions``.
 
-    Args:
-        dataset: Data set, clean or already this stream.
-        corruptions: ``none``, a kind of ``LEVELS`` for all images, or ``mixed``; see
-            ``conditions``.
+    Train stays clean. The data set may be this stream already.
 
     Raises:
         ConfigError: If the stream is unknown.

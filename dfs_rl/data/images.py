@@ -97,7 +97,7 @@ class Dataset:
 
     Attributes:
         name: Name for reports: ``digits``, the name of the folder, or the hub id.
-        class_names: Name of each class, in label order.
+        class_names: Name of each class, by label.
         train: Split that trains the backbone.
         agent: Split that trains gates; disjoint from ``train``, on which a backbone is nearly
             perfect.

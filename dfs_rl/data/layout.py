@@ -76,9 +76,8 @@ def read_tree(folder: Path) -> Tree:
 def table_splits(folder: Path, tree: Tree) -> tuple[list[Path], list[Path] | None]:
     """Return the parquet files of the train split and, if there is one, of the test split.
 
-    Splits are recognized by the names of files and sub-folders: ``train-00000-of-00002.parquet``,
-    ``data/train.parquet`` or ``default/train/0000.parquet``. Unclear names, missing files and class
-    folders of images are errors.
+    Splits are recognized by the names of files and sub-folders, see ``load_dataset``. Unclear
+    names, missing files and class folders of images are errors.
     """
     labels: dict[str, SplitLabel] = {}
     parts: dict[str, list[Path]] = {}

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,12 +18,14 @@ from dfs_rl.data.layout import few
 from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.utils.constants import DIGITS, Corruptions
+from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
 from dfs_rl.utils.dataset_names import DATASETS, dataset_folder
 
 LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
 
-DIGITS_FRACTIONS = SplitFractions(agent=0.25, val=0.12, test=0.23)
+_DIGITS_SHARES = SplitFractions(agent=0.25, val=0.12, test=0.23)
+_MNIST5K_SHARES = SplitFractions(agent=0.2, val=0.1, test=0.3)
+_MNIST5K_FILE = Path(__file__).parent / "mnist5k" / "mnist5k.npz"
 
 
 def register_dataset(name: str) -> Callable[[LoaderT], LoaderT]:
@@ -38,6 +41,42 @@ def register_dataset(name: str) -> Callable[[LoaderT], LoaderT]:
         return loader
 
     return register
+
+
+def load_mnist5k() -> Dataset:
+    """Return 2,000 train, 1,000 agent, 500 val and 1,500 test images of 28 x 28 pixels."""
+    with np.load(_MNIST5K_FILE, allow_pickle=False) as stored:
+        images, labels = stored["images"][:, None], stored["labels"].astype(np.int64)
+    names = tuple("0123456789")
+    plan = plan_splits(labels, None, _MNIST5K_SHARES, class_names=names)
+    rows, lengths = np.concatenate(plan), list(map(len, plan))
+    return _dataset(MNIST5K, names, images[rows], labels[rows], lengths, flip=False)
+
+
+def _dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    lengths: list[int],
+    *,
+    flip: bool,
+    image_size: int | None = None,
+) -> Dataset:
+    """Return a data set whose splits are consecutive views of two arrays."""
+    images = torch.split(torch.from_numpy(pixels), lengths)
+    sets = map(ImageSet, images, torch.split(torch.from_numpy(labels), lengths))
+    train, agent, val, test = sets
+    return Dataset(
+        name=name,
+        class_names=class_names,
+        train=train,
+        agent=agent,
+        val=val,
+        test=test,
+        flip=flip,
+        image_size=image_size,
+    )
 
 
 def load_dataset(
@@ -70,8 +109,8 @@ def load_dataset(
             ``default/train/0000.parquet``. Columns of parquet files are recognized by their types.
             Image files are ``class/name.jpg``, or ``train/class/name.jpg`` with or without
             ``test/class/name.jpg``. Ambiguous names of splits or classes are errors.
-        splits: Shares of the splits; None uses 10 % agent, 10 % val and, if the source has no test
-            split, 20 % test; for the digits 25 %, 12 % and 23 %.
+        splits: Shares of the splits; None uses those of ``SplitFractions``, and 25 % agent, 12 %
+            val and 23 % test for the digits.
         limit: Largest number of images of the source's train split, and of its test split, for
             quick trials. Classes stay in proportion. Every split is then a part of its full
             version, except that repeats of images that were not read are not left out.
@@ -102,7 +141,7 @@ def load_dataset(
     sources = _find_sources(spec)
     names = _agree_on_classes(sources)
     if splits is None:
-        splits = DIGITS_FRACTIONS if spec == DIGITS else SplitFractions()
+        splits = _DIGITS_SHARES if spec == DIGITS else SplitFractions()
     test_labels = None if sources.test is None else sources.test.labels
     plan = plan_splits(sources.train.labels, test_labels, splits, class_names=names, limit=limit)
     array = ImageArray(sum(map(len, plan)), image_size=image_size)
@@ -112,22 +151,9 @@ def load_dataset(
         carved = np.concatenate(plan[:-1])
         classes = _fill(array, 0, sources.train, carved)
         classes = np.append(classes, _fill(array, len(carved), sources.test, plan.test))
-    # The splits are consecutive views of one array.
-    pixels, labels, lengths = drop_repeats(
-        sources.name, names, array.pixels, classes, [len(rows) for rows in plan]
-    )
-    images = torch.split(torch.from_numpy(pixels), lengths)
-    train, agent, val, test = map(ImageSet, images, torch.split(torch.from_numpy(labels), lengths))
-    dataset = Dataset(
-        name=sources.name,
-        class_names=names,
-        train=train,
-        agent=agent,
-        val=val,
-        test=test,
-        flip=flips_by_default(spec) if flip is None else flip,
-        image_size=image_size,
-    )
+    parts = drop_repeats(sources.name, names, array.pixels, classes, list(map(len, plan)))
+    flip = flips_by_default(spec) if flip is None else flip
+    dataset = _dataset(sources.name, names, *parts, flip=flip, image_size=image_size)
     return corrupted(dataset, corruptions)
 
 

@@ -46,7 +46,6 @@ class Source:
         labels: Class of every row, int64 ``[n]``, not negative.
         class_names: Name of each class, or None if the source has only numbers.
         read: Function that yields the rows selected by a mask, bool ``[n]``, in order.
-
     """
 
     origin: str

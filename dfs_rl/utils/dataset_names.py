@@ -10,7 +10,7 @@ from dfs_rl.utils.constants import DIGITS, MNIST5K
 from dfs_rl.utils.registry import Registry
 
 DATASETS: Registry[Callable[[], Any]] = Registry(
-    "data set", {MNIST5K: "dfs_rl.data.mnist:load_mnist5k"}
+    "data set", {MNIST5K: "dfs_rl.data.load:load_mnist5k"}
 )
 """Loaders of registered data sets."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
