@@ -17,10 +17,12 @@ from dfs_rl.costs.cost_models import (
     BudgetUnit,
     CostModel,
     CostModelName,
+    ExitCost,
+    FixedCost,
     check_cost_model,
+    check_exits,
     register_cost_model,
 )
-from dfs_rl.costs.parts import ExitCost, FixedCost, check_exits
 
 if TYPE_CHECKING:
     from dfs_rl.costs.cost_table import CostTable, Counting

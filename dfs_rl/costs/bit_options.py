@@ -14,11 +14,7 @@ BIT_OPTION_SETS: Mapping[str, tuple[int, ...]] = {"dfs": (0, 8, 10, 12, 14, 16, 
 
 
 def parse_bit_options(bits: Sequence[int | str] | str) -> tuple[int, ...]:
-    """Return bit options given by their widths or by their name.
-
-    Raises:
-        ConfigError: If no bit options have the name, or the widths are invalid, see ``BitOptions``.
-    """
+    """Return bit options given by their widths or by their name, or raise ConfigError."""
     words = [bits] if isinstance(bits, str) else list(bits)
     if len(words) == 1 and words[0] in BIT_OPTION_SETS:
         return BIT_OPTION_SETS[str(words[0])]
@@ -68,11 +64,7 @@ class BitOptions:
         return self.values[index]
 
     def index(self, bits: int) -> int:
-        """Return the action that selects ``bits``.
-
-        Raises:
-            ConfigError: If ``bits`` is no option.
-        """
+        """Return the action that selects ``bits``, or raise ConfigError if it is no option."""
         if bits not in self.values:
             raise ConfigError(f"{bits} bit is no bit option; allowed are {list(self.values)}.")
         return self.values.index(bits)

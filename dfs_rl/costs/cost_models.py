@@ -1,6 +1,7 @@
-"""Cost models: functions from MACs and bits to a cost."""
+"""Cost models, functions from MACs and bits to a cost, and the parts beside the gated layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dfs_rl.costs.bit_options import FULL, SKIP
@@ -66,11 +67,7 @@ def macs_that_run(macs: float, bits: int, layer: int | None = None) -> float:  #
 
 @register_cost_model(LATENCY)
 def latency(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: ARG001
-    """Refuse to compute what only a profile knows.
-
-    Raises:
-        ConfigError: Always.
-    """
+    """Raise ConfigError: only a profile knows."""
     raise ConfigError(
         "cost is latency, which is measured and not computed; give a profile that python -m "
         "dfs_rl.profile writes."
@@ -94,3 +91,36 @@ def energy(macs: float, bits: int, layer: int | None = None) -> float:  # noqa: 
     if bits == FULL:
         return macs * _MULTIPLY_ADD_FLOAT32
     return macs * (_MULTIPLY_8 * (bits / 8) ** 2 + _ADD_32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedCost:
+    """A part of the network that is never gated, with its MACs per image.
+
+    Attributes:
+        layer: The gated layer that it runs with, or the number of layers for the head: an image
+            that exits earlier is spared it. ``None`` runs before all of them.
+    """
+
+    name: str
+    macs: int
+    bits: int
+    layer: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitCost:
+    """A classifier at which an image can leave the network, after ``after`` gated layers."""
+
+    after: int
+    macs: int
+    bits: int
+
+
+def check_exits(after: Sequence[int], n_layers: int) -> None:
+    """Raise ConfigError unless exits come after ascending numbers of gated layers, not all."""
+    if list(after) != sorted(set(after) & set(range(n_layers))):
+        raise ConfigError(
+            f"exits are asked for after {list(after)} gated layers; allowed are ascending numbers "
+            f"from 0 to {n_layers - 1}."
+        )

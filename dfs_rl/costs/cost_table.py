@@ -14,10 +14,12 @@ from dfs_rl.costs.cost_models import (
     COST_MODELS,
     LATENCY,
     BudgetUnit,
+    ExitCost,
+    FixedCost,
     check_cost_model,
+    check_exits,
 )
 from dfs_rl.costs.latency_profile import LatencyProfile
-from dfs_rl.costs.parts import ExitCost, FixedCost, check_exits
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
@@ -51,10 +53,7 @@ class CostTable:
     means the cheapest option, which is nearest to spending nothing and within every budget.
 
     Attributes:
-        layer_macs: MACs of each gated layer.
         fixed: The parts that are never gated: stem, shortcuts with weights, head.
-        exits: The exits, in order.
-        cost_model: Registered name of the cost model.
         profile: Measured times for the cost model ``latency``; its smallest batch size counts.
 
     Raises:
@@ -184,11 +183,7 @@ class CostTable:
         return self.with_cost_model(COMPUTATION).cost(macs, bits)
 
     def with_cost_model(self, name: str, profile: LatencyProfile | None = None) -> "CostTable":
-        """Return the table with another cost model.
-
-        Raises:
-            ConfigError: If no cost model has the name, or the profile is of another network.
-        """
+        """Return the table with another cost model."""
         return replace(self, cost_model=name, profile=profile)
 
     def cost(self, macs: float, bits: int, layer: int | None = None) -> float:
@@ -201,17 +196,13 @@ class CostTable:
         return 100.0 * cost / self.total_cost
 
     def percent_of_budget(self, budget: float, unit: BudgetUnit) -> float:
-        """Return a budget in percent of all gated layers in full precision, see ``total_cost``.
-
-        A budget includes stem, head and gate, which come on top of the 100 % of the gated layers.
+        """Return a budget in percent of ``total_cost``; it includes stem, head and gate on top.
 
         Raises:
             ConfigError: If the unit is unknown, or milliseconds without measured times.
         """
-        if unit not in get_args(BudgetUnit):
-            raise ConfigError(
-                f"unit of the budget is {unit!r}; allowed are {', '.join(get_args(BudgetUnit))}."
-            )
+        if unit not in (units := get_args(BudgetUnit)):
+            raise ConfigError(f"unit of the budget is {unit!r}; allowed are {', '.join(units)}.")
         if unit == "percent":
             return budget
         if self.profile is None:
@@ -372,10 +363,7 @@ class CostTable:
     def bitops(self, options: Tensor, *, gate_macs: float | Tensor = 0.0) -> Tensor:
         """Return MACs x weight bits x activation bits of each image, gate and all, ``[batch]``.
 
-        Args:
-            options: Actions of each image, integer ``[batch, layers]``.
-            gate_macs: MACs of the gate per image, by the cost model ``computation``; a number, or
-                ``[batch]``.
+        ``gate_macs`` are counted by the cost model ``computation``; a number, or ``[batch]``.
         """
         plain = self.with_cost_model(COMPUTATION)
         fixed = (plain._fixed_cost + gate_macs) / self.total_macs

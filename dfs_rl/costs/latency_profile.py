@@ -77,11 +77,8 @@ class LatencyProfile:
     """Measured time of every part of a network on one machine.
 
     Attributes:
-        format: Version of this record.
         machine: Processor, or GPU, that ran the network.
         device: Kind of device, ``"cpu"`` or ``"cuda"``.
-        runtime: Library that ran the network.
-        threads: Number of CPU threads.
         versions: Libraries with their versions, for example ``"torch 2.13.0"``.
         calls: Mean number of calls behind the median of an option of a layer.
         layer_macs: MACs of each gated layer, which identify the network.
@@ -126,11 +123,7 @@ class LatencyProfile:
         return 100.0 * sum(errors) / max(len(errors), 1)
 
     def at(self, batch_size: int) -> "LatencyProfile":
-        """Return the profile with one batch size alone.
-
-        Raises:
-            ConfigError: If the batch size was not measured.
-        """
+        """Return the profile with one batch size alone, or raise ConfigError."""
         if batch_size not in self.batch_sizes:
             raise ConfigError(
                 f"batch_size is {batch_size}, but the profile has {list(self.batch_sizes)}."
@@ -144,11 +137,7 @@ class LatencyProfile:
     def milliseconds(
         self, part: PartName, layer: int | None = None, bits: int | None = None
     ) -> float:
-        """Return the time of a part per image, at the smallest batch size.
-
-        Raises:
-            ConfigError: If the profile lacks the part.
-        """
+        """Return the time of a part per image, at the smallest batch size, or raise ConfigError."""
         found = self._medians.get((part, layer, bits))
         if found is None:
             where = "" if layer is None or part == "layer" else " before layer"
@@ -195,11 +184,7 @@ def read_latency_profile(path: str | Path) -> LatencyProfile:
 
 
 def check_cost(cost: str, latency: LatencySettings) -> None:
-    """Check that a profile is given if the cost is latency, and only then.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Raise ConfigError unless a profile is given if the cost is latency, and only then."""
     if cost == LATENCY and latency.profile is None:
         raise ConfigError(
             "cost is latency, but latency.profile is not given; measure the network with: python "

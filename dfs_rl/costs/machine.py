@@ -41,11 +41,7 @@ def library_versions(runtime: Runtime) -> tuple[str, ...]:
 
 
 def check_machine(profile: LatencyProfile) -> None:
-    """Check that a profile was measured on a machine like this one, with the same libraries.
-
-    Raises:
-        ConfigError: If it was not.
-    """
+    """Raise ConfigError if a profile is of another machine, or of other libraries."""
     theirs = ", ".join((profile.machine, *profile.versions))
     ours = ", ".join((machine_name(profile.device), *library_versions(profile.runtime)))
     if theirs != ours:
@@ -73,11 +69,7 @@ def load_latency_profile(settings: LatencySettings) -> LatencyProfile | None:
 def measured_costs(costs: CostTable, profile: Path | None) -> CostTable | None:
     """Return costs by the cost model ``latency``: themselves, or with the times of a profile.
 
-    ``None`` if neither is there.
-
-    Raises:
-        RunFolderError: If the file is missing or damaged.
-        ConfigError: If it is no profile of this network and machine, or the costs are measured.
+    ``None`` if neither is there; for the errors see ``load_latency_profile``.
     """
     if profile is None:
         return None if costs.profile is None else costs
