@@ -1,8 +1,7 @@
 """Contents of a sweep's YAML file, and their validation; every error names file and line."""
 
-import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.sweeping.commands import CommandName, command_of
+from dfs_rl.sweeping.commands import CommandName, Config, check, config_type_of
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
 from dfs_rl.utils.config import (
@@ -21,6 +20,7 @@ from dfs_rl.utils.config import (
     NonNegativeInt,
     PositiveFloat,
     Seed,
+    allowed_names,
     config_from_dict,
     config_to_dict,
     configuration,
@@ -155,6 +155,16 @@ class SweepFile:
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
 
     @property
+    def config_type(self) -> type[Config]:
+        """Configuration of the command."""
+        return config_type_of(self.command)
+
+    @property
+    def trains_gates(self) -> bool:
+        """True unless the command trains backbones."""
+        return self.command != "train_backbone"
+
+    @property
     def combinations(self) -> int:
         """Number of combinations of all grid values; 1 without grids."""
         return math.prod(len(domain.grid) for domain in self.search.values() if domain.grid)
@@ -172,15 +182,15 @@ class SweepFile:
             for name, value in values.items()
         }
 
-    def config(self, values: Mapping[str, object], **overrides: object) -> Any:  # noqa: ANN401
+    def config(self, values: Mapping[str, object], **overrides: object) -> Config:
         """Return the command's configuration with searched settings, and others of the sweep."""
-        config_type, source = command_of(self.command).config_type, "a trial"
+        source = "a trial"
         # Resolve choices first: each algorithm has different settings in its block.
-        choosing = [setting for setting, _ in getattr(config_type, "CHOICES", {}).values()]
+        choosing = [setting for setting, _ in getattr(self.config_type, "CHOICES", {}).values()]
         base = self._settings_with({name: values[name] for name in choosing if name in values})
         settings = with_settings(base, values) | overrides
         try:
-            return config_from_dict(settings, config_type, source)
+            return config_from_dict(settings, self.config_type, source)
         except ConfigError as error:
             raise ConfigError(str(error).removeprefix(f"{source}: ")) from error
 
@@ -190,10 +200,8 @@ class SweepFile:
         return self._settings_with({})
 
     def _settings_with(self, changes: Mapping[str, object]) -> dict[str, Any]:
-        config_type = command_of(self.command).config_type
-        return config_to_dict(
-            config_from_dict({**self.settings, **changes}, config_type, "settings")
-        )
+        settings = {**self.settings, **changes}
+        return config_to_dict(config_from_dict(settings, self.config_type, "settings"))
 
 
 def load_sweep_file(path: Path, changes: Mapping[str, object] | None = None) -> SweepFile:
@@ -228,27 +236,32 @@ def parse_overrides(words: Sequence[str]) -> dict[str, object]:
 
 def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate settings, every choice and both ends of every range against data and backbone."""
-    command, given = command_of(file.command), read_yaml(path)
+    given = read_yaml(path)
     with _located(given, str(path), "objective"):
         _check_objective_unit(file)
     with _located(given, str(path), "settings"):
-        command.check(file.config({}), dataset)
+        check(file.config({}), dataset)
     for name in file.search:
         with _located(given, str(path), "search", name):
-            _check_samples(file, name, lambda config: command.check(config, dataset))
+            _check_samples(file, name, dataset)
 
 
 def _validated(given: YamlSettings, source: str) -> SweepFile:
     file = config_from_dict(given, SweepFile, source)
-    fields_from_dict(given.part("settings"), command_of(file.command).config_type, source)
+    fields_from_dict(given.part("settings"), file.config_type, source)
     with _located(given, source, "settings"):
         _check_settings(file)
     for name in file.search:
         with _located(given, source, "search", name):
             _check_searched(file, name)
-    for place, check in _CHECKS.items():
-        with _located(given, source, *place):
-            check(file)
+    with _located(given, source, "trials"):
+        _check_trials(file)
+    with _located(given, source, "searcher"):
+        _check_searcher(file)
+    with _located(given, source, "scheduler", "name"):
+        _check_scheduler(file)
+    with _located(given, source, "objective", "name"):
+        _check_objective(file)
     return file
 
 
@@ -262,11 +275,13 @@ def _located(given: YamlSettings, source: str, *place: str) -> Iterator[None]:
         raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {error}") from error
 
 
-def _check_samples(file: SweepFile, name: str, check: Callable[[Any], None]) -> None:
-    """Check the configuration of each sample of a searched setting."""
+def _check_samples(file: SweepFile, name: str, dataset: Dataset | None = None) -> None:
+    """Check the configuration of each sample of a searched setting, with the data set if given."""
     for value in file.search[name].samples:
         try:
-            check(file.config({name: value}))
+            config = file.config({name: value})
+            if dataset is not None:
+                check(config, dataset)
         except ConfigError as error:  # noqa: PERF203 - there are few samples
             raise ConfigError(f"{name} may be {value}, which is not allowed: {error}") from error
 
@@ -286,7 +301,7 @@ def _check_settings(file: SweepFile) -> None:
             f"settings has seed {base['seed']}, but fresh seeds start {FIRST_RETRAIN_SEED} above "
             f"it and the highest one is {SEEDS - 1}; take a lower seed."
         )
-    if base["dataset"] != DIGITS and command_of(file.command).trains_gates and not base["backbone"]:
+    if base["dataset"] != DIGITS and file.trains_gates and not base["backbone"]:
         raise ConfigError(
             f"settings has data set {base['dataset']!r} but no backbone, so every trial would "
             "train its own; train one with train_backbone and name its run."
@@ -301,10 +316,10 @@ def _check_searched(file: SweepFile, name: str) -> None:
         get_setting(base, name)
     except (KeyError, ConfigError):
         known = [known for known in flat_settings(base) if known not in _NOT_SEARCHED]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"the closest one is {close[0]}" if close else f"allowed are {', '.join(known)}"
-        raise ConfigError(f"{name} is not a setting of {file.command}; {hint}.") from None
-    _check_samples(file, name, lambda _: None)
+        raise ConfigError(
+            f"{name} is not a setting of {file.command}; {allowed_names(name, known)}."
+        ) from None
+    _check_samples(file, name)
 
 
 def _check_trials(file: SweepFile) -> None:
@@ -355,7 +370,7 @@ def _check_scheduler(file: SweepFile) -> None:
 def _check_objective(file: SweepFile) -> None:
     if file.objective.name != "pareto_front":
         return
-    if not command_of(file.command).trains_gates:
+    if not file.trains_gates:
         raise ConfigError(
             "objective.name is 'pareto_front', but a backbone has a point for every bit width; "
             "take another objective."
@@ -376,12 +391,3 @@ def _check_objective_unit(file: SweepFile) -> None:
             f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
             f"{theirs!r}; give both in one unit."
         )
-
-
-_CHECKS: dict[tuple[str, ...], Callable[[SweepFile], None]] = {
-    ("trials",): _check_trials,
-    ("searcher",): _check_searcher,
-    ("scheduler", "name"): _check_scheduler,
-    ("objective", "name"): _check_objective,
-}
-"""Checks of a sweep by the place that their errors name."""

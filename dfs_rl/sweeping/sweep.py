@@ -15,13 +15,9 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
-from dfs_rl.experiments.backbone_resolver import (
-    load_data,
-    load_or_train_backbone,
-    preview_backbone,
-)
-from dfs_rl.experiments.config import program, with_percent_budgets
-from dfs_rl.sweeping.commands import command_of
+from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
+from dfs_rl.experiments.config import program
+from dfs_rl.sweeping.commands import budgets_in_percent
 from dfs_rl.sweeping.config import SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
 from dfs_rl.sweeping.report import results_csv, sweep_page, sweep_text
@@ -76,13 +72,13 @@ def run(invocation: Invocation[SweepConfig]) -> None:
         moved = {"settings.dataset": _absolute_path(config.dataset)} if config.dataset else {}
         file = load_sweep_file(folder.path / _FILE, moved)
     base = file.config({})
-    if command_of(file.command).trains_gates:
+    if file.trains_gates:
         dataset = load_data(base)
     else:
         dataset = load_dataset(base.dataset, image_size=base.image_size, flip=base.flip)
     if folder is None:
         check_with_dataset(file, dataset, config.file)
-        file = with_percent_objective(file, dataset)
+        file = replace(file, objective=budgets_in_percent(file.objective, base, dataset))
     else:
         folder.check_data(dataset.fingerprint, dataset.name)
     reference_point = reference_point_of(file, dataset)
@@ -136,19 +132,11 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     """
     if file.objective.reference_point is not None:
         return CurvePoint(*file.objective.reference_point)
-    if not command_of(file.command).trains_gates:
+    if not file.trains_gates:
         return CurvePoint(REFERENCE_COMPUTATION, 100.0 / dataset.n_classes)
     stored = load_or_train_backbone(file.config({}), dataset)
     running = uniform_points(stored.backbone, stored.info.accuracy)
     return hypervolume_reference_point(running, [], gates=running)
-
-
-def with_percent_objective(file: SweepFile, dataset: Dataset) -> SweepFile:
-    """Return the sweep with the budget of its objective in percent."""
-    if file.objective.budget_unit == "percent":
-        return file
-    costs = preview_backbone(file.config({}), dataset).backbone.costs
-    return replace(file, objective=with_percent_budgets(file.objective, costs))
 
 
 def _create_run(
@@ -293,11 +281,10 @@ def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str
 def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord]) -> tuple[str, ...]:
     """Return command lines that train and evaluate the best configuration and repeat the sweep."""
     lines = []
-    command = command_of(file.command)
     if chosen:
-        lines.append([*command.prog.split(), "--config", str(folder.path / _BEST)])
+        lines.append([*program(file.command).split(), "--config", str(folder.path / _BEST)])
         run = folder.path / _BEST_RUNS / chosen[0].name / run_name(file.base["seed"])
-        if command.trains_gates:
+        if file.trains_gates:
             lines.append(["python", "-m", "dfs_rl.evaluate", str(run)])
     return tuple(shlex.join(line) for line in (*lines, folder.record().command))
 

@@ -19,7 +19,7 @@ from ray import tune
 from dfs_rl.data import Dataset
 from dfs_rl.errors import DfsRlError
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.sweeping.commands import SweepCommand, command_of
+from dfs_rl.sweeping import commands
 from dfs_rl.sweeping.spec import SweepFile
 from dfs_rl.utils.device import set_threads
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
@@ -77,19 +77,17 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
     if (checkpoint := tune.get_checkpoint()) is not None:
         checkpoint.to_directory(str(folder))
     reporter = _TrialReporter(plan, folder, len(seeds))
-    command = command_of(plan.file.command)
     try:
         with trusting(plan.trusted):
             for seed in seeds:
                 settings = plan.file.config(values, seed=seed, run_dir=str(folder / run_name(seed)))
                 set_threads(settings.threads)
-                settings = command.with_percent_budgets(settings, shared)
-                run = resume_if_started(command, settings)
-                run = run or command.create(settings, shared)
+                settings = commands.budgets_in_percent(settings, settings, shared)
+                run = resume_if_started(settings) or commands.create(settings, shared)
                 with run.lock():
                     watched = replace(run, after_save=partial(reporter.report_progress, run))
-                    command.train(settings, shared, watched)
-                reporter.add(run, command.points_on_val(run))
+                    commands.train(settings, shared, watched)
+                reporter.add(run, commands.points_on_val(run))
     except Exception as error:  # noqa: BLE001 - the other trials continue after any error
         reporter.fail(error)
     finally:
@@ -101,7 +99,7 @@ def run_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  # noqa: ANN401
+def resume_if_started(config: commands.Config) -> RunFolder | None:
     """Open a training that has started, or return None.
 
     If its settings differ, as in a copy of another trial, they are replaced, and the validation
@@ -110,8 +108,8 @@ def resume_if_started(command: SweepCommand, config: Any) -> RunFolder | None:  
     path = config.run_dir
     if not (path / RECORD).is_file():
         return None
-    run, resolved = RunFolder.open(path), command.with_resolved_defaults(config)
-    if replace(run.config(command.config_type), run_dir=path) != resolved:
+    run, resolved = RunFolder.open(path), commands.with_resolved_defaults(config)
+    if replace(run.config(type(config)), run_dir=path) != resolved:
         run.replace_config(resolved)
         if run.has_checkpoint(LAST_CHECKPOINT):
             tensors, state = run.load_checkpoint(LAST_CHECKPOINT)

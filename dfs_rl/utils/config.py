@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict, dataclass_transform
 
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.io import to_json_value, write_bytes_atomic
+from dfs_rl.utils.io import to_json_value
 from dfs_rl.utils.yaml_core import KeyPath, YamlSettings, dump_yaml, read_yaml
 
 T = TypeVar("T")
@@ -107,11 +107,7 @@ def config_from_dict(data: Mapping[str, object], cls: type[T], source: str) -> T
 
 
 def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict[str, Any]:
-    """Check plain values like ``config_from_dict``, but do not build the dataclass.
-
-    Returns:
-        Checked values of the fields that ``data`` names, with nested blocks built.
-    """
+    """Check plain values like ``config_from_dict``, and return them with nested blocks built."""
     checker = _checker(cls, tuple(chosen_blocks(cls, data).items()))
     try:
         # Strict JSON accepts lists for tuples and text for paths, and converts nothing else.
@@ -156,9 +152,9 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
     return flat
 
 
-def save_config(config: object, path: Path) -> None:
-    """Write a dataclass atomically as YAML that ``load_config`` reads to an equal one."""
-    write_bytes_atomic(path, dump_yaml(config_to_dict(config)).encode())
+def config_bytes(config: object) -> bytes:
+    """Return a dataclass as YAML that ``load_config`` reads to an equal one."""
+    return dump_yaml(config_to_dict(config)).encode()
 
 
 def field_names(cls: object) -> tuple[str, ...]:
@@ -199,7 +195,7 @@ def error_message(
         return path, "a value contains text that is not Unicode, or is nested too deeply."
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         path = path or (last,)
-        names = _allowed_names(str(last), field_names(_block(cls, path[:-1], data)))
+        names = allowed_names(str(last), field_names(_block(cls, path[:-1], data)))
         return path, f"{_dotted(path) or repr('')} is not a setting; {names}."
     if fault["type"] == "missing" and isinstance(last, str):
         return path, f"{_dotted((*path, last))} is missing and has no default."
@@ -257,7 +253,8 @@ def _dataclass_in(hint: object) -> type | None:
     return next((found for part in get_args(hint) if (found := _dataclass_in(part))), None)
 
 
-def _allowed_names(name: str, names: Sequence[str]) -> str:
+def allowed_names(name: str, names: Sequence[str]) -> str:
+    """Return the end of a sentence about an unknown name: the closest one, or all of them."""
     close = difflib.get_close_matches(name.replace("-", "_"), names, n=1)
     return f"the closest one is {close[0]}" if close else f"allowed are {', '.join(names)}"
 

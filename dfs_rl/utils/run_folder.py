@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from dfs_rl.errors import CheckpointError, DataError, RunFolderError
-from dfs_rl.utils.config import config_to_dict, load_config
+from dfs_rl.utils.config import config_bytes, load_config
 from dfs_rl.utils.io import (
     OnWait,
     add_path_to_errors,
@@ -32,11 +32,11 @@ from dfs_rl.utils.run_records import (
     check_no_links,
     digest,
     has_digest,
-    new_record,
+    machine,
     read_record,
+    versions,
     write_run,
 )
-from dfs_rl.utils.yaml_core import dump_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,8 +105,19 @@ class RunFolder:
             RunFolderError: If the folder already contains a run, or is not writable.
             BusyError: If another process is creating a run there.
         """
-        contents = {_CONFIG: _config_bytes(config), **(files or {})}
-        record = new_record(kind, config, command, contents, fingerprint)
+        contents = {_CONFIG: config_bytes(config), **(files or {})}
+        record = RunRecord(
+            format=FORMAT,
+            kind=kind,
+            command=tuple(command),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            seed=getattr(config, "seed", None),
+            device=getattr(config, "device", None),
+            versions=versions(),
+            machine=machine(),
+            data=fingerprint,
+            files={file: digest(content) for file, content in contents.items()},
+        )
         for place in [path] if path is not None else _default_folders(name):
             try:
                 write_run(place, record, contents)
@@ -187,7 +198,7 @@ class RunFolder:
 
     def replace_config(self, config: object) -> None:
         """Replace the stored configuration; the run continues with the new one."""
-        content = _config_bytes(config)
+        content = config_bytes(config)
         record = self.record()
         files = {name: value for name, value in record.files.items() if name != _CONFIG}
         # A process killed between these writes leaves one configuration without a wrong digest.
@@ -212,11 +223,7 @@ class RunFolder:
                 raise
 
     def check_data(self, fingerprint: str, name: str) -> None:
-        """Check that the images are those on which the run started.
-
-        Raises:
-            DataError: If ``fingerprint``, of the current images, is not the run's.
-        """
+        """Raise DataError unless the ``fingerprint`` of the images is that of the run's images."""
         run_fingerprint = self.record().data
         if run_fingerprint not in (None, fingerprint):
             raise DataError(
@@ -241,19 +248,11 @@ class RunFolder:
             self.after_log(record)
 
     def read_metrics(self) -> list[dict[str, object]]:
-        """Return the logged records in order, without an incomplete last line.
-
-        Raises:
-            RunFolderError: If a complete line is damaged.
-        """
+        """Return the logged records in order, without an incomplete last line."""
         return [record for _, record in self._metrics()]
 
     def truncate_metrics(self, n_lines: int) -> None:
-        """Keep the first ``n_lines`` records, those logged before the checkpoint of a resumed run.
-
-        Raises:
-            RunFolderError: If there are fewer records, or one of them is damaged.
-        """
+        """Keep the first ``n_lines`` records, logged before the checkpoint of a resumed run."""
         kept = [line for line, _ in itertools.islice(self._metrics(), n_lines)]
         if len(kept) < n_lines:
             raise RunFolderError(
@@ -277,10 +276,7 @@ class RunFolder:
             yield line, record
 
     def add_seconds(self, seconds: float) -> float:
-        """Add time spent on the run, and return the total in seconds over all resumptions.
-
-        The time of a killed process is lost.
-        """
+        """Add time spent on the run, and return the total in seconds over all resumptions."""
         total = self._seconds() + seconds
         write_json(self.path / _TIMING, {"seconds": total})
         return total
@@ -320,10 +316,6 @@ def _default_folders(name: str) -> Iterator[Path]:
     stem = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{name}"
     yield Path("runs") / stem
     yield from (Path("runs") / f"{stem}-{number}" for number in itertools.count(2))
-
-
-def _config_bytes(config: object) -> bytes:
-    return dump_yaml(config_to_dict(config)).encode()
 
 
 def _drop_partial_line(file: IO[bytes]) -> None:

@@ -5,10 +5,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,14 +42,10 @@ class RunRecord:
     """Content of ``run.json``.
 
     Attributes:
-        format: Format version of the run folder.
-        kind: Command that wrote the run.
         command: Command line, program first.
         created: Time of creation, ISO format in UTC.
         seed: Seed of the configuration, if it has one.
         device: Device of the configuration, if it has one.
-        versions: Versions of Python and of packages.
-        machine: System, processor, cores and GPU.
         data: ``Dataset.fingerprint`` of the run's images.
         files: SHA-256 of every other initial file of the run, by name.
     """
@@ -74,34 +69,22 @@ class Timing:
     seconds: float
 
 
-def new_record(
-    kind: str,
-    config: object,
-    command: Sequence[str],
-    contents: Mapping[str, bytes],
-    fingerprint: str | None,
-) -> RunRecord:
-    """Return the record of a run that starts now on this machine with the files ``contents``."""
-    return RunRecord(
-        format=FORMAT,
-        kind=kind,
-        command=tuple(command),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        seed=getattr(config, "seed", None),
-        device=getattr(config, "device", None),
-        versions={
-            "python": platform.python_version(),
-            **{name: package_version(name) for name in _RECORDED_PACKAGES},
-        },
-        machine={
-            "system": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": _gpu_name(),
-        },
-        data=fingerprint,
-        files={file: digest(content) for file, content in contents.items()},
-    )
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that runs record."""
+    packages = {name: package_version(name) for name in _RECORDED_PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def machine() -> dict[str, Any]:
+    """Return system, processor, cores and GPU of this machine."""
+    torch = sys.modules.get("torch")  # a command that never imported torch uses no GPU
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+    }
 
 
 def package_version(package: str) -> str | None:
@@ -110,13 +93,6 @@ def package_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")  # a command that never imported torch uses no GPU
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return str(torch.cuda.get_device_name())
 
 
 def read_record(path: Path, cls: type[T]) -> T:

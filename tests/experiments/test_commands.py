@@ -15,7 +15,7 @@ from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.reward import RewardTerms
-from dfs_rl.utils.config import load_config, save_config
+from dfs_rl.utils.config import config_bytes, load_config
 
 NAMES = (
     *("train_backbone", "train_agent", "train_gumbel", "train_static", "train_cascade"),
@@ -187,5 +187,5 @@ def test_bad_input_is_refused(refusal, command, flags, words):
     ids=lambda config: config.KIND,
 )
 def test_settings_survive_the_run_folders_yaml(tmp_path, config):
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_bytes(config_bytes(config))
     assert load_config(tmp_path / "config.yaml", type(config)) == config

@@ -7,7 +7,7 @@ import pytest
 
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping import commands
 from dfs_rl.sweeping.spec import check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
@@ -35,13 +35,13 @@ def test_one_trial_trains(name, digits, tmp_path):
     check_with_dataset(file, digits, path)
     values = {setting: domain.samples[0] for setting, domain in file.search.items()}
     config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
-    run = command_of(command).create(config, digits)
-    command_of(command).train(config, digits, run)
+    run = commands.create(config, digits)
+    commands.train(config, digits, run)
     progress, points = validations(run)[-1]
     assert progress == 1.0
     reference_point = reference_point_of(file, digits)
     assert reference_point.computation == 10.0
-    for shown in (points, command_of(command).points_on_val(run)):
+    for shown in (points, commands.points_on_val(run)):
         assert all(isinstance(point, CurvePoint) for point in shown)
         value = file.objective.values(list(shown), reference_point)
         assert set(value) == set(file.objective.modes)

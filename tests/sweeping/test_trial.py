@@ -1,5 +1,6 @@
 """Resuming of a training in a trial, and its reports."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.gating.reward import RewardTerms
-from dfs_rl.sweeping.commands import command_of
+from dfs_rl.sweeping import commands
 from dfs_rl.sweeping.config import SweepConfig
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile, check_with_dataset, load_sweep_file
-from dfs_rl.sweeping.sweep import resolved, sweep_yaml, with_percent_objective
+from dfs_rl.sweeping.sweep import resolved, sweep_yaml
 from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, resume_if_started
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import write_json
@@ -37,19 +38,18 @@ objective: {name: accuracy, budget: 13.86, budget_unit: ms}
 
 
 def test_other_settings_reset_the_best_gate(tmp_path: Path) -> None:
-    command = command_of("train_agent")
     config = TrainAgentConfig(run_dir=tmp_path / "seed0", device="cpu")
-    assert resume_if_started(command, config) is None
+    assert resume_if_started(config) is None
 
-    run = command.create(config, load_dataset("digits"))
+    run = commands.create(config, load_dataset("digits"))
     state = {"validation": {"best": {"mean_reward": 0.5}}}
     run.save_checkpoint(LAST_CHECKPOINT, {"weights": torch.ones(2)}, state)
-    assert state_of(resume_if_started(command, config)) == state
+    assert state_of(resume_if_started(config)) == state
 
     other = TrainAgentConfig(
         run_dir=tmp_path / "seed0", device="cpu", reward=RewardTerms(accuracy=1.0)
     )
-    assert state_of(resume_if_started(command, other)) == {"validation": None}
+    assert state_of(resume_if_started(other)) == {"validation": None}
     stored = load_config(run.config_path, TrainAgentConfig)
     assert (stored.reward.accuracy, stored.start, stored.group_size) == (1.0, "rule", 1)
 
@@ -62,17 +62,17 @@ def test_budgets_in_milliseconds_are_converted_once(tmp_path, monkeypatch):
     file, digits = resolved(SweepConfig(file=tmp_path / "sweep.yaml")), load_dataset("digits")
     assert file.settings["latency"]["profile"] == str(tmp_path / "profile.json")
     check_with_dataset(file, digits, tmp_path / "sweep.yaml")
-    file = with_percent_objective(file, digits)
-    (tmp_path / "sweep.yaml").write_text(sweep_yaml(file))
-    again = with_percent_objective(load_sweep_file(tmp_path / "sweep.yaml"), digits)
-    assert again.objective.budget == file.objective.budget == pytest.approx(20.0)
+    objective = commands.budgets_in_percent(file.objective, file.config({}), digits)
+    (tmp_path / "sweep.yaml").write_text(sweep_yaml(replace(file, objective=objective)))
+    again = load_sweep_file(tmp_path / "sweep.yaml")
+    assert commands.budgets_in_percent(again.objective, again.config({}), digits) == objective
+    assert objective.budget == pytest.approx(20.0)
 
-    command = command_of("train_static")
     given = file.config({"budget": 20.79}, run_dir=str(tmp_path / "seed0"))
-    config = command.with_percent_budgets(given, digits)
-    assert command.with_percent_budgets(config, digits) == config
-    run = command.create(config, digits)
-    assert resume_if_started(command, config) is not None
+    config = commands.budgets_in_percent(given, given, digits)
+    assert commands.budgets_in_percent(config, config, digits) == config
+    run = commands.create(config, digits)
+    assert resume_if_started(config) is not None
     assert load_config(run.config_path, TrainStaticConfig).budget == pytest.approx(30.0)
 
 
