@@ -56,9 +56,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path, *, ours: bool = True) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file to the CPU.
-
-    Files that ``save_tensors`` did not write have no checksum; they are loaded unless ``ours``.
+    """Load the tensors of a safetensors file to the CPU; if ``ours``, it must have a checksum.
 
     Raises:
         CheckpointError: If the file is missing, unreadable, truncated, altered, not safetensors, or
@@ -97,11 +95,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_finite(module: nn.Module, source: Path | str) -> None:
-    """Check that all parameters are finite; buffers, such as masks, may contain infinities.
-
-    Raises:
-        CheckpointError: If a parameter is not finite; it names the ``source`` of the module.
-    """
+    """Raise CheckpointError for a parameter, not a buffer such as a mask, that is not finite."""
     for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise CheckpointError(f"{source} contains values of {name} that are not finite.")
@@ -122,12 +116,7 @@ def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Restore a module's state from ``module_tensors``; names with other prefixes are ignored.
-
-    Raises:
-        RuntimeError: If the tensors do not fit the module.
-        CheckpointError: If a parameter is not finite.
-    """
+    """Restore a module's state from ``module_tensors``; names with other prefixes are ignored."""
     module.load_state_dict(_without_prefix(tensors, prefix))
     check_finite(module, "the checkpoint")
 

@@ -35,11 +35,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 
 
 def check_devices(device: torch.device, *, workers: int, gpus: int) -> None:
-    """Check that the machine, with ``gpus`` GPUs, has a device for each worker process.
-
-    Raises:
-        ConfigError: If there are too few GPUs, or several workers request the same one.
-    """
+    """Raise ConfigError unless the machine, with ``gpus`` GPUs, has a device for each worker."""
     if workers == 1 or device.type == "cpu":
         return
     if device != torch.device("cuda"):
@@ -62,11 +58,7 @@ _GROUP_LIMITS = (  # of control groups, versions 2 and 1
 
 
 def check_cpus(name: str, cpus: int) -> None:
-    """Check that the machine has the CPUs that the setting ``name`` asks for.
-
-    Raises:
-        ConfigError: If it has fewer.
-    """
+    """Raise ConfigError if the setting ``name`` asks for more CPUs than the machine has."""
     here = os.cpu_count() or 1
     if cpus > here:
         raise ConfigError(
@@ -77,8 +69,7 @@ def check_cpus(name: str, cpus: int) -> None:
 def set_threads(threads: int, *, resumed: bool = False) -> None:
     """Set the number of CPU threads of torch.
 
-    A ``resumed`` run may come from a larger machine: it uses all CPUs, and a status message says so
-    if there are fewer than ``threads``.
+    With fewer CPUs, a ``resumed`` run, perhaps of a larger machine, uses all of them and says so.
 
     Raises:
         ConfigError: If the machine has fewer CPUs and no run resumes.
@@ -109,14 +100,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
-    """Check that settings need no more memory than is free on a device.
+    """Raise ConfigError if settings need more memory than is free on a device.
 
-    Args:
-        needs: Approximate bytes by setting and value, such as ``{"num_envs is 512": 1e9}``.
-        device: Device that provides the memory.
-
-    Raises:
-        ConfigError: With the estimate and the largest setting, if the memory is too small.
+    ``needs`` are approximate bytes by setting and value, such as ``{"num_envs is 512": 1e9}``.
     """
     total, free = sum(needs.values()), free_bytes(device)
     if total <= free:

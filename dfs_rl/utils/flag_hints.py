@@ -22,11 +22,7 @@ def error_summary(
 ) -> str:
     """Extract the error from the box that tyro prints; for an unknown flag, suggest another one.
 
-    Args:
-        complaint: Output of tyro.
-        flags: Dataclass that tyro parsed.
-        config_type: Configuration of the command.
-        commands: Configurations of all commands, as ``"module:class"``, by the commands' names.
+    ``flags`` is the dataclass that tyro parsed; for ``commands`` see ``run_command``.
     """
     paragraphs: list[list[str]] = [[]]
     for line in complaint.splitlines():

@@ -42,11 +42,7 @@ def check_repository_name(name: str) -> None:
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn errors of the hub's library in the block, on the repository ``name``, into a HubError.
-
-    Raises:
-        HubError: In place of any error.
-    """
+    """Turn errors of the hub's library about the repository ``name`` into a HubError."""
     from huggingface_hub import errors
 
     try:

@@ -64,8 +64,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Create or replace ``path``, and its folder if missing, with ``data``.
 
     The content is flushed to disk before the rename, and the rename before the return, so neither a
-    killed process nor a crashed machine leaves a half-written file. A killed process leaves a
-    hidden temporary file that nothing reads.
+    killed process nor a crashed machine leaves more than a hidden file that nothing reads.
 
     Raises:
         OSError: With ``path``, if the disk is full or not writable.
@@ -106,11 +105,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Check that files can be created in the folder of ``path``, or in the nearest that exists.
-
-    Raises:
-        OSError: With ``path``, if they cannot.
-    """
+    """Raise OSError unless the folder of ``path``, or the nearest that exists, takes new files."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     with add_path_to_errors(path), tempfile.TemporaryFile(dir=folder):
         pass
@@ -128,10 +123,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def check_not_stream(path: Path) -> None:
-    """Check that a path is a regular file or a folder.
-
-    Opening a pipe waits for a writer, and reading a device may never end.
-    """
+    """Raise OSError for a pipe, which waits for a writer, or a device, which may never end."""
     if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
 

@@ -74,9 +74,7 @@ def start_ray(
 
 
 def restrict_ray_to_localhost() -> None:
-    """Set the environment variables that restrict a local Ray instance to this machine.
-
-    Ray reads them at its import.
+    """Set the variables that restrict a local Ray to this machine, which its import reads.
 
     Raises:
         TrainingError: If Ray is already imported without these settings.

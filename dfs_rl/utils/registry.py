@@ -25,10 +25,7 @@ class Registry(UserDict[str, T]):
 
     An entry may be a string ``"module:attribute"``, which is imported at its first use: names are
     then known without importing torch.
-
-    Args:
-        kind: Kind of the entries, for errors, for example ``"reward term"``.
-        entries: First entries.
+    ``kind`` is that of the entries in errors, for example ``"reward term"``.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T | str] | None = None) -> None:
