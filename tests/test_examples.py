@@ -1,9 +1,10 @@
-"""Each example runs at toy size in a process of its own, and what it made fits what it printed."""
+"""Each example runs at toy size, and what it made fits what it printed."""
 
 import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,12 @@ from stable_baselines3 import PPO
 import dfs_rl
 from dfs_rl.backbones import default_digits
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
+from dfs_rl.gating.reward import REWARD_TERMS
 from dfs_rl.runtime import OnnxModel
+from tests.helpers.custom_models import forgotten_trust
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -35,19 +41,28 @@ def network():
     return default_digits().to_inference()
 
 
-def printed(name, folder, *arguments):
-    """Run an example in a folder and return the numbers of each line that it printed."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    return [[float(number) for number in NUMBER.findall(line)] for line in done.stdout.splitlines()]
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """Return a function that runs an example and returns the numbers of each printed line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(REWARD_TERMS, "data", dict(REWARD_TERMS.data))
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with forgotten_trust():
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        shown = capsys.readouterr()
+        assert "Warning" not in shown.err
+        return numbers(shown.out)
+
+    return run
+
+
+def numbers(text):
+    """Return the numbers of each line."""
+    return [[float(number) for number in NUMBER.findall(line)] for line in text.splitlines()]
 
 
 def accuracy(logits, labels):
@@ -82,8 +97,8 @@ def test_readme_lists_every_example():
     assert sorted(re.findall(r"^\| \[`(\w+)\.py`\]\(\1\.py\)", text, re.MULTILINE)) == NAMES
 
 
-def test_environment_loop(tmp_path, digits, network):
-    rows = [row[-3:] for row in printed("environment_loop", tmp_path, "--episodes", "300")]
+def test_environment_loop(printed, digits, network):
+    rows = [row[-3:] for row in printed("environment_loop", "--episodes", "300")]
     *uniform, random, unsure = np.array(rows)
     costs = network.costs
     for option, row in enumerate(uniform):
@@ -98,8 +113,8 @@ def test_environment_loop(tmp_path, digits, network):
     assert max(row[2] for row in rows) <= 0.5  # the weight of accuracy
 
 
-def test_sb3_unchanged(tmp_path, digits):
-    *rows, gate = printed("sb3_unchanged", tmp_path, "--timesteps", "3072")
+def test_sb3_unchanged(printed, tmp_path, digits):
+    *rows, gate = printed("sb3_unchanged", "--timesteps", "3072")
     folder = tmp_path / "runs/sb3"
     stored = np.load(folder / "evaluations.npz")
     shares = [100 * successes.mean() for successes in stored["successes"]]
@@ -118,8 +133,8 @@ def test_sb3_unchanged(tmp_path, digits):
     assert gate[1] > infos["computation"].mean()  # which does without the policy's own cost
 
 
-def test_train_and_ship(tmp_path, digits):
-    rows = printed("train_and_ship", tmp_path, "--timesteps", "3000")
+def test_train_and_ship(printed, tmp_path, digits):
+    rows = printed("train_and_ship", "--timesteps", "3000")
     summary = json.loads((tmp_path / "runs/gate/summary.json").read_text())
     gate = summary["methods"][0]
     right, computation = measured(tmp_path / "runs/gate", digits)
@@ -133,10 +148,8 @@ def test_train_and_ship(tmp_path, digits):
         assert rows[place + 1] == pytest.approx(shown, abs=0.006)
 
 
-def test_own_model(tmp_path, digits, monkeypatch):
-    rows = printed("own_model", tmp_path, "--epochs", "2", "--timesteps", "600")
-    monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+def test_own_model(printed, tmp_path, digits):
+    rows = printed("own_model", "--epochs", "2", "--timesteps", "600")
     run = tmp_path / "runs/own"
     model = dfs_rl.load(run, trust_code=True)
     assert model.backbone.costs.n_layers == 4
@@ -148,8 +161,8 @@ def test_own_model(tmp_path, digits, monkeypatch):
     assert table[-1][0] == pytest.approx(full, abs=0.006)
 
 
-def test_own_reward_term(tmp_path, digits):
-    plain, sure = printed("own_reward_term", tmp_path, "--timesteps", "3000")
+def test_own_reward_term(printed, tmp_path, digits):
+    plain, sure = printed("own_reward_term", "--timesteps", "3000")
     rows = {"plain": plain, "sure": sure}
     for name, terms in (("plain", []), ("sure", [["sure", 0.5]])):
         run = tmp_path / "runs" / name
@@ -160,10 +173,10 @@ def test_own_reward_term(tmp_path, digits):
     assert sure[2] > plain[2]
 
 
-def test_latency_and_onnx(tmp_path, digits):
-    (full, budget), table = printed(
-        "latency_and_onnx", tmp_path, "--epochs", "1", "--backbone", "resnet8"
-    )[-2:]
+def test_latency_and_onnx(printed, tmp_path, digits):
+    (full, budget), table = printed("latency_and_onnx", "--epochs", "1", "--backbone", "resnet8")[
+        -2:
+    ]
     record = json.loads((tmp_path / "profile.json").read_text())
     times = {(p["part"], p["layer"], p["bits"]): p["median"] for p in record["parts"]}
     bits = [int(value) for value in table[:3]]
@@ -179,7 +192,18 @@ def test_latency_and_onnx(tmp_path, digits):
 
 
 def test_tune_with_asha(tmp_path):
-    rows = printed("tune_with_asha", tmp_path, "--timesteps", "1200", "--trials", "2")[-2:]
+    """In a process of its own, which starts Ray."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "tune_with_asha.py", "--timesteps", "1200", "--trials", "2"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    rows = numbers(done.stdout)[-2:]
     results = [
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (tmp_path / "runs/tune").glob("*/*/result.json")
@@ -198,8 +222,8 @@ def test_tune_with_asha(tmp_path):
         assert 3e-4 < rate < 1e-2
 
 
-def test_compare_gates(tmp_path, digits):
-    *table, learned, cascade, difference = printed("compare_gates", tmp_path, "--timesteps", "3000")
+def test_compare_gates(printed, tmp_path, digits):
+    *table, learned, cascade, difference = printed("compare_gates", "--timesteps", "3000")
     points = list(
         csv.DictReader((tmp_path / "runs/comparison/points.csv").read_text().splitlines())
     )
