@@ -14,11 +14,41 @@ pytestmark = pytest.mark.timeout(300)
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "extending.md"
 PLUGIN = Path(__file__).parent / "helpers" / "plugin"
-AGENT = (
-    *("--algo", "toy_ppo", "--algorithm.target-kl", "0.3", "--dataset", "toy_lights"),
-    *("--timesteps", "64", "--num-envs", "16", "--reward.terms", "thrift", "0.5"),
-    *("--cost", "traffic"),
-)
+SMALL = "--dataset toy_lights --backbone plain --timesteps 64"
+AGENT = f"train_agent {SMALL} --num-envs 16"
+COMMANDS = {
+    "help of train_agent": "train_agent --help",
+    "help of train_gumbel": "train_gumbel --help",
+    "help of train_static": "train_static --help",
+    "help of compare": "compare --help",
+    "plain": "train_backbone --dataset toy_lights --backbone toy_plain --bits 0 8 32 --epochs 1",
+    "agent": f"{AGENT} --algo toy_ppo --algorithm.target-kl 0.3 --reward.terms thrift 0.5 "
+    "--cost traffic",
+    "other": AGENT,
+    "compared": f"compare {SMALL} --gates gumbel_linear toy_argmax_linear static_toy_uniform "
+    "--seeds 1 --budgets 50 --cost traffic",
+    "two cost models": "compare agent other",
+    "swept_agent": "sweep train_agent.yaml --cpus 1 --retrain-seeds 0",
+    "swept_gumbel": "sweep train_gumbel.yaml --cpus 1 --retrain-seeds 0",
+}
+"""Commands by the folder that they write, if they do."""
+PROGRAM = """
+import contextlib, io, json, sys
+from pathlib import Path
+
+from dfs_rl import load
+from dfs_rl.__main__ import main
+
+results = {}
+for name, command in json.loads(sys.argv[1]).items():
+    shown = io.StringIO()
+    folder = ["--run-dir", name] if name.isidentifier() else []
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = main([*command.split(), *folder])
+    results[name] = code, shown.getvalue()
+(run,) = Path("compared/gates").glob("gumbel_linear-*/")
+print(json.dumps([results, type(load(run).gate).__name__]))
+"""
 SWEEP = """\
 command: {command}
 settings:
@@ -29,11 +59,11 @@ objective: {{name: hypervolume, reference_point: [100, 1]}}
 trials: 2
 """
 SWEPT = {
-    "algorithm.target_kl": (
-        "train_agent",
+    "train_agent": (
+        "algorithm.target_kl",
         "algo: toy_ppo, num_envs: 16, reward: {terms: [[thrift, 0.5]]}",
     ),
-    "training.sharpness": ("train_gumbel", "method: toy_argmax, budget: 50"),
+    "train_gumbel": ("training.sharpness", "method: toy_argmax, budget: 50"),
 }
 
 
@@ -49,20 +79,27 @@ def place(tmp_path_factory):
     return folder
 
 
-def python(place, *arguments, code=0):
-    """Run Python with the package, in the folder, and return what it prints."""
+@pytest.fixture(scope="module")
+def results(place):
+    """Run all commands in a process that has the package, and return codes and outputs."""
+    for command, (searched, settings) in SWEPT.items():
+        sweep = SWEEP.format(command=command, settings=settings, searched=searched)
+        (place / f"{command}.yaml").write_text(sweep)
     paths = [str(place / "installed"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", PROGRAM, json.dumps(COMMANDS)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "COLUMNS": "100"},
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=290,
         check=False,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, kind = json.loads(done.stdout.splitlines()[-1])
+    codes = {name: code for name, (code, _) in found.items() if code}
+    assert codes == {"two cost models": 2}, found
+    return {name: output for name, (_, output) in found.items()} | {"loaded": kind}
 
 
 @pytest.mark.parametrize(
@@ -73,35 +110,19 @@ def test_the_page_shows_the_tested_code(file):
     assert code in PAGE.read_text()
 
 
-@pytest.fixture(scope="module")
-def backbone(place):
-    python(
-        place,
-        *("-m", "dfs_rl.train_backbone", "--dataset", "toy_lights", "--backbone", "toy_plain"),
-        *("--bits", "0", "8", "32", "--epochs", "1", "--run-dir", "plain"),
-    )
-    return "plain"
-
-
-@pytest.fixture(scope="module")
-def agent(place, backbone):
-    flags = (*AGENT, "--backbone", backbone, "--run-dir", "agent")
-    return python(place, "-m", "dfs_rl.train_agent", *flags)
-
-
-def test_help_lists_the_extensions(place):
+def test_help_lists_the_extensions(results):
     for command, names in {
         "train_agent": ("toy_ppo", "traffic", "thrift"),
         "train_gumbel": ("linear", "toy_argmax", "traffic"),
         "train_static": ("toy_uniform",),
         "compare": ("toy_ppo", "gumbel_linear", "toy_argmax_linear", "static_toy_uniform"),
     }.items():
-        shown = "".join(python(place, "-m", f"dfs_rl.{command}", "--help").split())
+        shown = "".join(results[f"help of {command}"].split())
         assert [name for name in names if name not in shown] == []
 
 
-def test_a_run_stores_the_extensions(place, agent):
-    assert "traffic %" in agent  # the table says which cost it shows
+def test_a_run_stores_the_extensions(place, results):
+    assert "traffic %" in results["agent"]  # the table says which cost it shows
     stored = json.loads((place / "agent" / "backbone" / "backbone.json").read_text())
     assert (stored["kind"], stored["cost_model"]) == ("toy_plain", "traffic")
     summary = json.loads((place / "agent" / "summary.json").read_text())
@@ -111,11 +132,7 @@ def test_a_run_stores_the_extensions(place, agent):
     assert "thrift" in config
 
 
-def test_a_comparison_trains_the_extensions(place, backbone):
-    gates = ("--gates", "gumbel_linear", "toy_argmax_linear", "static_toy_uniform")
-    flags = ("--dataset", "toy_lights", "--backbone", backbone, *gates)
-    small = ("--seeds", "1", "--timesteps", "64", "--budgets", "50", "--cost", "traffic")
-    python(place, "-m", "dfs_rl.compare", *flags, *small, "--run-dir", "compared")
+def test_a_comparison_trains_the_extensions(place, results):
     compared = json.loads((place / "compared" / "comparison.json").read_text())
     assert compared["cost_model"] == "traffic"
     gates = {}
@@ -126,26 +143,17 @@ def test_a_comparison_trains_the_extensions(place, backbone):
         "toy_argmax_linear-seed0-at-50": ("linear", "toy argmax LINEAR"),
         "static_toy_uniform-seed0-at-50": ("table", "toy uniform"),
     }
-    (run,) = (place / "compared" / "gates").glob("gumbel_linear-*/")
-    code = f"import dfs_rl; print(type(dfs_rl.load({str(run)!r}).gate).__name__)"
-    assert python(place, "-c", code).strip() == "LinearGate"
+    assert results["loaded"] == "LinearGate"
 
 
-def test_runs_of_other_cost_models_are_not_compared(place, backbone, agent):
-    flags = ["--dataset", "toy_lights", "--backbone", backbone, "--timesteps", "64"]
-    python(place, "-m", "dfs_rl.train_agent", *flags, "--num-envs", "16", "--run-dir", "other")
-    refusal = python(place, "-m", "dfs_rl.compare", "agent", "other", code=2)
-    assert "its cost model is computation, not traffic" in refusal
+def test_runs_of_other_cost_models_are_not_compared(results):
+    assert "its cost model is computation, not traffic" in results["two cost models"]
 
 
-@pytest.mark.parametrize("searched", SWEPT)
-def test_a_sweep_tunes_the_extensions(place, backbone, searched):
-    command, settings = SWEPT[searched]
-    sweep = SWEEP.format(command=command, settings=settings, searched=searched)
-    (place / "sweep.yaml").write_text(sweep)
-    flags = ("--cpus", "1", "--retrain-seeds", "0", "--run-dir", command)
-    python(place, "-m", "dfs_rl.sweep", "sweep.yaml", *flags)
-    with (place / command / "results.csv").open() as lines:
+@pytest.mark.parametrize("command", SWEPT)
+def test_a_sweep_tunes_the_extensions(place, results, command):
+    searched, _ = SWEPT[command]
+    with (place / command.replace("train", "swept") / "results.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert [row["status"] for row in rows] == ["finished", "finished"]
     assert all(0.1 <= float(row[searched]) <= 1 for row in rows)
