@@ -45,8 +45,8 @@ settings.load_profile("repeatable")
 
 _HERE = Path(__file__).parent
 _START_RAY = (
-    *("sweeping", "experiments/test_worker_training.py", "test_readme.py"),
-    *("clients/test_rllib.py", "test_examples.py"),
+    *("sweeping", "experiments/test_worker_training.py"),
+    *("clients/test_rllib.py", "test_examples.py::test_tune_with_asha"),
 )
 
 
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         path = item.path.relative_to(_HERE).as_posix()
-        group = "ray" if path.startswith(_START_RAY) else path
+        group = "ray" if f"{path}::{item.name}".startswith(_START_RAY) else path
         item.add_marker(pytest.mark.xdist_group(group))
 
 

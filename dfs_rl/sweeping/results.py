@@ -34,14 +34,12 @@ class TrialRecord:
     Attributes:
         name: Name of the trial: ``001`` and so on, in the order of their creation.
         settings: Searched settings at the end of the trial, by dotted name.
-        status: Final state.
         reason: Reason of the failure; ``None`` otherwise.
         progress: Completed fraction of a training, in [0, 1].
         values: Final values of the objective by name; empty without validations.
         history: ``(progress, value)`` of the first objective at every validation.
         points: Operating points of the final result on val; several for a budget-conditioned gate
             or a supernet.
-        seconds: Training time.
     """
 
     name: str
@@ -91,16 +89,13 @@ class SweepRecord:
     """Result of a whole sweep.
 
     Attributes:
-        title: Name of the sweep and of its data set.
         about: One line: number of val images, searcher, scheduler, objective.
-        file: The sweep.
         trials: All trials, in the order of their creation.
         best: Names of the best trials, the best one first; with two objectives the non-dominated
             trials.
         retrained: Best trials and defaults, retrained on fresh seeds.
         importance: Fraction of the first objective's variance that each searched setting explains,
             by dotted name, in [0, 1]; empty if it cannot be estimated.
-        reference_point: Bound of the hypervolume.
         commands: Command lines that train the best configuration and repeat the sweep.
         seconds: Wall time, all resumptions together.
     """

@@ -126,19 +126,13 @@ class SweepFile:
     """A sweep.
 
     Attributes:
-        command: Command whose settings are searched.
         settings: Settings of all trials, as in the command's configuration files.
         search: Domains of the searched settings, by dotted name.
-        objective: Objective of the search.
         searcher: random, which grids require; tpe: the tree-structured Parzen estimator of Optuna,
             for one objective or two; nsga2: Optuna's genetic algorithm, for two.
-        scheduler: Rule for stopping or copying trials early.
         trials: Number of trials; with grids a multiple of their combinations.
         seeds: Number of sequential trainings per trial, whose objectives are averaged.
         seed: Seed of the search; trainings start with the seed in ``settings``.
-        resources: Resources of one trial.
-        stop: Limits on time and retries.
-        retrain: Retraining of the best trials.
     """
 
     command: CommandName

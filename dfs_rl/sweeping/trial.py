@@ -43,8 +43,6 @@ class TrialPlan:
     """Common data of all trials.
 
     Attributes:
-        file: The sweep.
-        reference_point: Bound of the hypervolume.
         seeds: Seeds of each trial's trainings; the fresh seeds if there are candidates.
         candidates: Searched settings to retrain on fresh seeds, a trial for each pair; empty in the
             search.

@@ -59,14 +59,8 @@ _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 def run_trials(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> list[Result]:
     """Run or resume the search or, for a plan with candidates, their training on fresh seeds.
 
-    Args:
-        plan: Common data of the trials.
-        shared: The data set.
-        storage: Folder or URI that all nodes can write to.
-        log: File for Ray's log.
-
-    Returns:
-        Results of the trials, in the order of their creation.
+    ``storage`` is a folder or URI that all nodes can write to, ``log`` a file for Ray's log. The
+    results are in the order of the trials' creation.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C; a later call resumes from Tune's stored state.
