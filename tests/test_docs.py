@@ -1,4 +1,4 @@
-"""The documentation's Python code runs as it stands, and its commands parse."""
+"""The documentation's Python code runs, with shorter trainings, and its commands parse."""
 
 import re
 import shlex
@@ -25,8 +25,9 @@ RUN_ELSEWHERE = {
     *("docs/environments/fractional-skipping.md", "docs/environments/network-wide.md"),
     *("docs/how-to/other-libraries.md", "docs/how-to/hub.md"),
 }
+TRAININGS = re.compile(r"(?<=timesteps=)[\d_]+|(?<=model\.learn\()[\d_]+")
 PROGRAMS = {
-    page: "\n".join(code)
+    page: TRAININGS.sub("1536", "\n".join(code))
     for page, text in PAGES.items()
     if page not in RUN_ELSEWHERE and (code := blocks(text, "python"))
 }
@@ -37,7 +38,7 @@ LINES = sorted({(page, *line) for page, text in PAGES.items() for line in comman
 def trained(tmp_path_factory):
     """A short run for all budgets, in place of those that the pages train."""
     path = tmp_path_factory.mktemp("docs") / "run"
-    dfs_rl.train_gate(None, "digits", method="gumbel", timesteps=2000, run_dir=path)
+    dfs_rl.train_gate(None, "digits", method="gumbel", timesteps=1000, run_dir=path)
     return path
 
 
