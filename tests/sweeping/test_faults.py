@@ -93,34 +93,6 @@ def trial_workers(driver):
     return [pid for pid in found if belongs(pid)]
 
 
-def test_sweep_survives_killed_processes(file, tmp_path):
-    run, log = tmp_path / "run", tmp_path / "log"
-    first = start(log, file, "--run-dir", run, "--cpus", "1")
-    wait_until(lambda: ended(run), first, log)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(timeout=120) == 143, log.read_text()
-    assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-    second = start(log, "--resume", run)
-    wait_until(lambda: len(ended(run)) > 1, second, log)
-    os.killpg(second.pid, signal.SIGKILL)
-    second.wait()
-    done = ended(run)
-    assert len(done) == 2
-
-    third = start(log, "--resume", run)
-    wait_until(lambda: trial_workers(third.pid), third, log)
-    os.kill(trial_workers(third.pid)[0], signal.SIGKILL)
-    assert third.wait(timeout=400) == 0, log.read_text()
-    check_all_finished(run)
-    for path, before in done.items():
-        now = path.read_text()
-        assert now.startswith(before)
-        # A finished trial may report its end once more, but trains nothing.
-        assert all(json.loads(line)["progress"] == 100 for line in now[len(before) :].splitlines())
-
-
 def test_failed_node_loses_no_trial(file, tmp_path):
     with ray_deprecations_ignored():
         from ray.cluster_utils import Cluster
@@ -149,3 +121,30 @@ def test_failed_node_loses_no_trial(file, tmp_path):
     assert removed
     assert code == 0
     check_all_finished(run)
+
+
+def test_sweep_survives_killed_processes(file, tmp_path, ray_here):
+    run, log = tmp_path / "run", tmp_path / "log"
+    first = start(log, file, "--run-dir", run, "--cpus", "1")
+    wait_until(lambda: ended(run), first, log)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+
+    second = start(log, "--resume", run)
+    wait_until(lambda: trial_workers(second.pid), second, log)
+    os.kill(trial_workers(second.pid)[0], signal.SIGKILL)
+    wait_until(lambda: len(ended(run)) > 1, second, log)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(timeout=120) == 143, log.read_text()
+    assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    done = ended(run)
+    assert len(done) == 2
+
+    assert main(["--resume", str(run)]) == 0
+    check_all_finished(run)
+    for path, before in done.items():
+        now = path.read_text()
+        assert now.startswith(before)
+        # A finished trial may report its end once more, but trains nothing.
+        assert all(json.loads(line)["progress"] == 100 for line in now[len(before) :].splitlines())
