@@ -45,7 +45,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import check_cpus
-from dfs_rl.utils.io import write_bytes_atomic, write_json
+from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
@@ -246,7 +246,6 @@ def _collect_results(
         metrics = result.metrics or {}
         if metrics.get(TRACEBACK):
             path = folder.path / "failures" / f"{trial.name}.txt"
-            path.parent.mkdir(exist_ok=True)
             write_bytes_atomic(path, metrics[TRACEBACK].encode())
         if result.checkpoint is None:
             continue
@@ -259,12 +258,9 @@ def _collect_results(
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder atomically; an existing target stays, because users may have added files."""
-    if target.exists():
-        return
-    half = target.with_name(f".{target.name}.part")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(source, half)
-    half.rename(target)
+    if not target.exists():
+        with replaced_folder(target) as new:
+            shutil.copytree(source, new, dirs_exist_ok=True)
 
 
 def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str:

@@ -121,15 +121,10 @@ def run_command(
     ``KeyboardInterrupt`` with a sentence on how to resume. Any other exception is a bug and keeps
     its traceback.
 
-    Args:
-        main: Function that does the command's work.
-        config_type: Configuration of the command.
-        prog: Program name in help texts, for example ``"python -m dfs_rl.train_agent"``.
-        description: One or two sentences for the help page.
-        kind: Kind of the command's run folders, which enables ``--resume``; ``None`` without them.
-        argv: Arguments after the program's name; ``None`` uses those of the process.
-        commands: Configurations of all commands, as ``"module:class"``, by the commands' names, to
-            name the command that an unknown flag belongs to.
+    ``prog`` and ``description`` are for help pages. The ``kind`` of the command's run folders
+    enables ``--resume``. ``argv`` are the process's arguments unless given. ``commands`` are the
+    configurations of all commands, as ``"module:class"``, by name: an error about an unknown flag
+    names the command that it belongs to.
     """
     # OpenMP reads this variable once, when torch loads it. Threads that spin while another process
     # needs their core slow torch down by an order of magnitude. An existing value stays.
