@@ -142,7 +142,7 @@ def test_flipped_bytes_raise_only_data_errors(parquet_folder):
     data = path.read_bytes()
     generator = np.random.default_rng(0)
     refused = 0
-    for _ in range(30):
+    for _ in range(16):
         damaged = bytearray(data)
         for position in generator.integers(0, len(data), 8).tolist():
             damaged[position] ^= 0xFF
@@ -151,7 +151,7 @@ def test_flipped_bytes_raise_only_data_errors(parquet_folder):
             load_dataset(str(parquet_folder))
         except DataError:
             refused += 1
-    assert refused > 15
+    assert refused > 7
 
 
 @pytest.mark.parametrize(
@@ -226,20 +226,24 @@ def test_splits_are_chosen_by_their_words(pets, caplog):
 
 
 LOAD = """
+import sys
 from dfs_rl.data import SPLIT_NAMES, load_dataset
 from dfs_rl.errors import DataError
-try:
-    dataset = load_dataset("somebody/pets")
-    print(dataset.name, dataset.class_names, [len(dataset.split(name)) for name in SPLIT_NAMES])
-except DataError as error:
-    print(error)
+for name in sys.argv[1:]:
+    try:
+        dataset = load_dataset(name)
+        print(dataset.name, dataset.class_names, [len(dataset.split(n)) for n in SPLIT_NAMES])
+    except DataError as error:
+        print(error)
 """
+UNREACHABLE = "is no existing folder, the hub cannot be reached (no network, or HF_HUB_OFFLINE is"
 
 
-def load_offline(cache: Path, **variables: str) -> str:
+def load_offline(cache: Path, *names: str, **variables: str) -> list[str]:
+    """Load data sets in a process, and return the line that it prints for each."""
     places = {"HF_HOME": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD],
+        [sys.executable, "-c", LOAD, *names],
         capture_output=True,
         text=True,
         check=True,
@@ -247,16 +251,12 @@ def load_offline(cache: Path, **variables: str) -> str:
         env={**os.environ, **places, "HF_HUB_OFFLINE": "0", **variables},
     )
     assert "Retry" not in done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    "variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
-)
-def test_unreachable_hub_is_one_sentence(tmp_path, variables):
-    message = load_offline(tmp_path, **variables)
-    assert message.startswith("data set 'somebody/pets' is no existing folder, the hub cannot be")
-    assert message.count("\n") == 0
+def test_missing_data_set_is_one_sentence_offline(tmp_path):
+    (message,) = load_offline(tmp_path, "somebody/pets", HF_HUB_OFFLINE="1")
+    assert message.startswith(f"data set 'somebody/pets' {UNREACHABLE}")
 
 
 def test_cache_serves_without_network(tmp_path, write_parquet):
@@ -276,5 +276,7 @@ def test_cache_serves_without_network(tmp_path, write_parquet):
     written.rename(target)
     for path in target.glob("parquet-*.arrow"):
         path.rename(path.with_name(path.name.replace("parquet-", "pets-")))
-    expected = "somebody/pets ('cat', 'dog') [12, 4, 4, 3]"
-    assert load_offline(tmp_path / "hf", HF_ENDPOINT="http://127.0.0.1:9") == expected
+    names = ("somebody/pets", "somebody/else")
+    found, missing = load_offline(tmp_path / "hf", *names, HF_ENDPOINT="http://127.0.0.1:9")
+    assert found == "somebody/pets ('cat', 'dog') [12, 4, 4, 3]"
+    assert missing.startswith(f"data set 'somebody/else' {UNREACHABLE}")
