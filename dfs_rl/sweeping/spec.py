@@ -265,8 +265,7 @@ def _located(given: YamlSettings, source: str, *place: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        line = given.line(place)
-        raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {error}") from error
+        raise ConfigError(f"{given.where(source, place)}: {error}") from error
 
 
 def _check_samples(file: SweepFile, name: str, dataset: Dataset | None = None) -> None:

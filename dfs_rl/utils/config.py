@@ -114,8 +114,8 @@ def fields_from_dict(data: Mapping[str, object], cls: type, source: str) -> dict
         checked = checker.validate_json(json.dumps(data))
     except ValidationError as error:
         place, text = error_message(error, data, cls)
-        line = data.line(place) if isinstance(data, YamlSettings) else None
-        raise ConfigError(f"{source}{'' if line is None else f', line {line}'}: {text}") from error
+        where = data.where(source, place) if isinstance(data, YamlSettings) else source
+        raise ConfigError(f"{where}: {text}") from error
     empty = [name for name in data if data[name] == "" and isinstance(checked[name], Path)]
     if empty:  # Path("") is the current folder
         raise ConfigError(f"{source}: {empty[0]} is ''; allowed is a path that is not empty.")

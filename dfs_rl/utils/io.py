@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dfs_rl.errors import BusyError, RunFolderError
+from dfs_rl.errors import BusyError, DfsRlError, RunFolderError
 
 OnWait = Callable[[], None] | None
 """Callback of ``file_lock`` before it waits; ``None`` raises instead of waiting."""
@@ -128,13 +128,19 @@ def check_not_stream(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
 
 
-def read_limited(path: Path, *, limit: int) -> bytes:
-    """Read a regular file of at most ``limit`` bytes; any other one raises ``OSError``."""
-    check_not_stream(path)
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
+def read_limited(path: Path, *, limit: int, error: type[DfsRlError]) -> bytes:
+    """Read a regular file of at most ``limit`` bytes; for any other one raise ``error``."""
+    try:
+        check_not_stream(path)
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError as fault:
+        raise error(f"{path} does not exist.") from fault
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror}.") from fault
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit / 2**20:g} MiB, the most allowed here")
+        most = f"{limit / 2**20:g} MiB"
+        raise error(f"{path} cannot be read: it has more than {most}, the most allowed here.")
     return content
 
 
@@ -144,17 +150,14 @@ def read_json(path: Path) -> object:
     Raises:
         RunFolderError: If the file is missing, unreadable, too large or not strict JSON.
     """
+    content = read_limited(path, limit=_JSON_LIMIT, error=RunFolderError)
     try:
         return json.loads(
-            read_limited(path, limit=_JSON_LIMIT),
+            content,
             parse_int=_parse_int64,
             parse_float=_parse_finite,
             parse_constant=_parse_finite,
         )
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} does not exist.") from error
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise RunFolderError(
             f"{path} is not valid JSON, so it is damaged or not ours: {error}."

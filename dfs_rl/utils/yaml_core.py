@@ -43,11 +43,11 @@ class YamlSettings(dict[str, Any]):
         super().__init__(settings)
         self.lines = lines
 
-    def line(self, place: KeyPath) -> int | None:
-        """Return the line, from 1, of the value at ``place`` or of its nearest parent."""
+    def where(self, source: str, place: KeyPath) -> str:
+        """Return ``source`` with the line of the value at ``place`` or of its nearest parent."""
         while place and place not in self.lines:
             place = place[:-1]
-        return self.lines.get(place)
+        return f"{source}, line {self.lines[place]}" if place in self.lines else source
 
     def part(self, name: str) -> "YamlSettings":
         """Return the block ``name`` with its line numbers, empty if there is none."""
@@ -62,12 +62,9 @@ def read_yaml(path: Path) -> YamlSettings:
         ConfigError: If the file cannot be read, is not valid YAML, or is not a mapping.
     """
     lines: dict[KeyPath, int] = {}
+    content = read_limited(path, limit=_LIMIT, error=ConfigError)
     try:
-        data = _load(read_limited(path, limit=_LIMIT), lines)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+        data = _load(content, lines)
     except _FAULTS as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     if not isinstance(data, dict | None):
