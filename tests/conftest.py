@@ -45,8 +45,9 @@ settings.load_profile("repeatable")
 
 _HERE = Path(__file__).parent
 _START_RAY = (
-    *("sweeping", "experiments/test_worker_training.py"),
-    *("clients/test_rllib.py", "test_examples.py::test_tune_with_asha"),
+    *("sweeping/test_faults.py", "sweeping/test_ray_start.py", "sweeping/test_sweep_command.py"),
+    *("experiments/test_worker_training.py", "clients/test_rllib.py"),
+    "test_examples.py::test_tune_with_asha",
 )
 
 
