@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.helpers.recipes import recipe
+from tests.helpers.pages import recipe
 
 VARIABLE = "CLEANRL_PPO"
 SMALL = " --total-timesteps 256 --num-envs 4 --num-steps 32 --no-cuda"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID
-from tests.helpers.recipes import ROOT, recipe, run_recipe
+from tests.helpers.pages import DOCS, recipe, run_recipe
 
 pytest.importorskip("rl_zoo3", reason="rl_zoo3 is not installed")
 
@@ -19,7 +19,7 @@ FAST = ["--seed", "0", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("zoo")
-    (path / "tune_configs").symlink_to(ROOT / "tune_configs")
+    (path / "tune_configs").symlink_to(DOCS.parent / "tune_configs")
     return path
 
 
@@ -78,4 +78,4 @@ def test_optimize(folder):
 
 
 def test_every_environment_has_hyperparameters():
-    assert set(yaml.safe_load((ROOT / CONFIG).read_text())) == {ENV_ID, NETWORK_WIDE_ID}
+    assert set(yaml.safe_load((DOCS.parent / CONFIG).read_text())) == {ENV_ID, NETWORK_WIDE_ID}

@@ -6,7 +6,7 @@ import pytest
 
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.utils.ray import start_ray
-from tests.helpers.recipes import run_recipe
+from tests.helpers.pages import run_recipe
 
 for package in ("tree", "scipy", "lz4", "ormsgpack"):  # of the extra ray[rllib]
     pytest.importorskip(package, reason="ray[rllib] is not installed")

@@ -1,7 +1,7 @@
 """The recipe for Stable-Baselines3 trains a policy and makes it a gate."""
 
 import dfs_rl
-from tests.helpers.recipes import run_recipe
+from tests.helpers.pages import run_recipe
 
 
 def test_recipe(tmp_path, monkeypatch, capsys):

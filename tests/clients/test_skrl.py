@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfs_rl.envs import ENV_ID
-from tests.helpers.recipes import run_recipe
+from tests.helpers.pages import run_recipe
 from tests.helpers.toy_env import toy_kwargs
 
 wrappers = pytest.importorskip("skrl.envs.wrappers.torch", reason="skrl is not installed")

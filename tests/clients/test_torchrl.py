@@ -5,7 +5,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from dfs_rl.envs import ENV_ID
-from tests.helpers.recipes import run_recipe
+from tests.helpers.pages import run_recipe
 from tests.helpers.toy_env import toy_kwargs
 
 torchrl_envs = pytest.importorskip("torchrl.envs", reason="torchrl is not installed")

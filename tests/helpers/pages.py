@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -42,3 +43,17 @@ def commands(text: str) -> list[tuple[str, str]]:
     """Return name and arguments of each command of a page that begins a line of a shell block."""
     lines = "\n".join(blocks(text, "(?:bash|sh)")).replace("\\\n", " ")
     return re.findall(r"^(?:python -m dfs_rl\.|dfs-rl )(\w[\w-]+) ?(.*)$", lines, re.MULTILINE)
+
+
+def recipe(library: str, language: str = "python") -> str:
+    """Return the code of a section of the page about other libraries."""
+    section = read("how-to/other-libraries.md").split(f"\n## {library}\n")[1].split("\n## ")[0]
+    (code,) = blocks(section, language)
+    return code
+
+
+def run_recipe(library: str) -> dict[str, Any]:
+    """Run the Python code of one of these sections and return its variables."""
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(recipe(library), library, "exec"), variables)
+    return variables
