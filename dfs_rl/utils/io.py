@@ -153,10 +153,7 @@ def read_json(path: Path) -> object:
     content = read_limited(path, limit=_JSON_LIMIT, error=RunFolderError)
     try:
         return json.loads(
-            content,
-            parse_int=_parse_int64,
-            parse_float=_parse_finite,
-            parse_constant=_parse_finite,
+            content, parse_int=_parse_int64, parse_float=_parse_finite, parse_constant=_parse_finite
         )
     except (ValueError, RecursionError) as error:
         raise RunFolderError(

@@ -8,14 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from dfs_rl.costs import (
-    ALLOWED_BITS,
-    BitOptions,
-    CostTable,
-    ExitCost,
-    FixedCost,
-    parse_bit_options,
-)
+from dfs_rl.costs import ALLOWED_BITS, BitOptions, CostTable, ExitCost, FixedCost, parse_bit_options
 from dfs_rl.errors import ConfigError
 
 

@@ -109,12 +109,7 @@ CUT = object()
         ("test", {"class_names": ["cat", "cow"]}, {}, "{} has the classes cat, cow"),
         ("test", {"labels": [0, 1, 2], "class_names": None}, {}, "{} has the classes 0, 1, 2"),
         ("test", {"labels": [0] * 5}, {}, "split 'test' has no image of class 'dog'"),
-        (
-            "test",
-            {"labels": [-1] * 5},
-            {},
-            "{} has label -1 in row 0, as in a source that",
-        ),
+        ("test", {"labels": [-1] * 5}, {}, "{} has label -1 in row 0, as in a source that"),
     ],
 )
 def test_damaged_tables_are_named(

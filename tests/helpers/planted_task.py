@@ -149,11 +149,7 @@ def gate_of(model: BaseAlgorithm, config: AlgorithmConfig, **settings: Any) -> L
 
 
 def make_gate(
-    kind: str = "ff",
-    backbone: GatedBackbone | None = None,
-    *,
-    hidden: int = 16,
-    **settings: Any,
+    kind: str = "ff", backbone: GatedBackbone | None = None, *, hidden: int = 16, **settings: Any
 ) -> LearnedGate:
     """Return an untrained gate; the same weights every time."""
     torch.manual_seed(0)

@@ -65,12 +65,7 @@ def test_values_are_set_by_dotted_name():
     before = copy.deepcopy(NESTED)
     values = {"b.c": 9, "b.d.1.0": 8, "e.f.g": 7, "new": [1, 2]}
     updated = with_settings(NESTED, values)
-    assert updated == {
-        "a": 1,
-        "b": {"c": 9, "d": [3, [8, 5]]},
-        "e": {"f": {"g": 7}},
-        "new": [1, 2],
-    }
+    assert updated == {"a": 1, "b": {"c": 9, "d": [3, [8, 5]]}, "e": {"f": {"g": 7}}, "new": [1, 2]}
     assert before == NESTED
     assert {name: get_setting(updated, name) for name in values} == values
 

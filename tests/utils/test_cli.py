@@ -158,14 +158,8 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
     [
         ("--algo x", "invalid choice 'x' for argument '--algo'. Expected one of ('ppo', 'a2c'); "),
         ("--sed=1", "--sed is no flag of this command; the closest one is --seed; see "),
-        (
-            "--ppo.clip-rang 1",
-            "--ppo.clip-rang is no flag of this command; the closest one is --pp",
-        ),
-        (
-            "--n_epochs 1",
-            "--n_epochs is no flag of this command; the closest one is --ppo.n-epochs",
-        ),
+        ("--ppo.clip-rang 1", "--ppo.clip-rang is no flag of this command; the closest one is --p"),
+        ("--n_epochs 1", "--n_epochs is no flag of this command; the closest one is --ppo.n-epoc"),
         ("--split val", "--split is no flag of this command; it belongs to evaluate; see "),
         ("--run x", "--run is no flag of this command; the closest one is --run-dir; see "),
         ("--zzz 1", "--zzz is no flag of this command; see "),
