@@ -191,6 +191,7 @@ def test_latency_and_onnx(printed, tmp_path, digits):
     assert accuracy(result.logits, digits.test.labels) == pytest.approx(table[-1], abs=0.006)
 
 
+@pytest.mark.timeout(300)
 def test_tune_with_asha(tmp_path):
     """In a process of its own, which starts Ray."""
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "extending.md"
 PLUGIN = Path(__file__).parent / "helpers" / "plugin"
@@ -28,8 +28,8 @@ COMMANDS = {
     "compared": f"compare {SMALL} --gates gumbel_linear toy_argmax_linear static_toy_uniform "
     "--seeds 1 --budgets 50 --cost traffic",
     "two cost models": "compare agent other",
-    "swept_agent": "sweep train_agent.yaml --cpus 1 --retrain-seeds 0",
-    "swept_gumbel": "sweep train_gumbel.yaml --cpus 1 --retrain-seeds 0",
+    "swept_agent": "sweep train_agent.yaml --retrain-seeds 0",
+    "swept_gumbel": "sweep train_gumbel.yaml --retrain-seeds 0",
 }
 """Commands by the folder that they write, if they do."""
 PROGRAM = """
@@ -38,14 +38,16 @@ from pathlib import Path
 
 from dfs_rl import load
 from dfs_rl.__main__ import main
+from dfs_rl.utils.ray import start_ray
 
 results = {}
-for name, command in json.loads(sys.argv[1]).items():
-    shown = io.StringIO()
-    folder = ["--run-dir", name] if name.isidentifier() else []
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        code = main([*command.split(), *folder])
-    results[name] = code, shown.getvalue()
+with start_ray(cpus=1):
+    for name, command in json.loads(sys.argv[1]).items():
+        shown = io.StringIO()
+        folder = ["--run-dir", name] if name.isidentifier() else []
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            code = main([*command.split(), *folder])
+        results[name] = code, shown.getvalue()
 (run,) = Path("compared/gates").glob("gumbel_linear-*/")
 print(json.dumps([results, type(load(run).gate).__name__]))
 """
@@ -92,7 +94,7 @@ def results(place):
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=590,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
