@@ -134,7 +134,7 @@ def test_sb3_unchanged(printed, tmp_path, digits):
 
 
 def test_train_and_ship(printed, tmp_path, digits):
-    rows = printed("train_and_ship", "--timesteps", "3000")
+    rows = printed("train_and_ship", "--timesteps", "1000")
     summary = json.loads((tmp_path / "runs/gate/summary.json").read_text())
     gate = summary["methods"][0]
     right, computation = measured(tmp_path / "runs/gate", digits)
@@ -224,7 +224,7 @@ def test_tune_with_asha(tmp_path):
 
 
 def test_compare_gates(printed, tmp_path, digits):
-    *table, learned, cascade, difference = printed("compare_gates", "--timesteps", "3000")
+    *table, learned, cascade, difference = printed("compare_gates", "--timesteps", "1000")
     points = list(
         csv.DictReader((tmp_path / "runs/comparison/points.csv").read_text().splitlines())
     )
