@@ -99,7 +99,7 @@ class StaticGreedy(StaticMethod):
     """Greedy search by sensitivity, which ends at the budget and draws nothing at random."""
 
     label = "static greedy"
-    find = "dfs_rl.agents.static.greedy:descend"
+    find = "dfs_rl.agents.static.searches:descend"
     is_seeded = False
 
     @staticmethod
@@ -114,5 +114,5 @@ class StaticLocalSearch(StaticMethod):
     """Local search over bits, skips and exits, from uniform tables; draws nothing at random."""
 
     label = "static search"
-    find = "dfs_rl.agents.static.climbing:climb"
+    find = "dfs_rl.agents.static.searches:climb"
     is_seeded = False

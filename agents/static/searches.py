@@ -1,7 +1,7 @@
-"""Local search for a static bit table, which also starts from tables that skip layers or exit.
+"""Searches for a static bit table, which draw nothing at random.
 
-On a network that was trained at many depths and bits this is the search of once-for-all networks
-(Cai et al., ICLR 2020): the best sub-network within a budget, without training.
+On a network that was trained at many depths and bits, ``climb`` is the search of once-for-all
+networks (Cai et al., ICLR 2020): the best sub-network within a budget, without training.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScore,
     static_table_computation,
 )
-from dfs_rl.evaluation.static_tables.search import climb_tables
+from dfs_rl.evaluation.static_tables.search import climb_tables, greedy_path
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 
 
@@ -33,19 +33,16 @@ class _ReportingScorer:
         wanted = list(tables)
         new = [table for table in dict.fromkeys(wanted) if table not in self.scores]
         scores = self._env.scorer.score(wanted)
-        costs = self._env.task.backbone.costs
+        n_layers = self._env.task.backbone.costs.n_layers
         first = len(self.scores) - len(new) + 1
         for number, table in enumerate(new, start=first):
-            accuracy = self._env.scorer.accuracy(table)
-            computation = static_table_computation(costs, table)
-            steps = number * costs.n_layers
-            if not self._on_table(EvaluatedTable(steps, table, accuracy, computation, reward=None)):
+            if not _report(self._env, number * n_layers, table, self._on_table):
                 raise _Stopped
         return scores
 
 
 def climb(env: NetworkWideEnv, episodes: int, _seed: int, on_table: OnTable) -> None:
-    """Try at most ``episodes`` tables within the budget of the environment's task."""
+    """Try at most ``episodes`` tables within the budget, also ones that skip layers or exit."""
     backbone, budget = env.task.backbone, env.task.budget
     assert budget is not None
     try:
@@ -58,3 +55,19 @@ def climb(env: NetworkWideEnv, episodes: int, _seed: int, on_table: OnTable) -> 
         )
     except _Stopped:
         return
+
+
+def descend(env: NetworkWideEnv, _episodes: int, _seed: int, on_table: OnTable) -> None:
+    """Lower the least sensitive layer of the most expensive table until the budget is met."""
+    budget = env.task.budget
+    assert budget is not None
+    for step, table in enumerate(greedy_path(env.scorer, env.task.backbone.costs, budget)):
+        if not _report(env, step, table, on_table):
+            return
+
+
+def _report(env: NetworkWideEnv, timesteps: int, table: StaticTable, on_table: OnTable) -> bool:
+    """Report a scored table, and return whether to continue."""
+    accuracy = env.scorer.accuracy(table)
+    computation = static_table_computation(env.task.backbone.costs, table)
+    return on_table(EvaluatedTable(timesteps, table, accuracy, computation, reward=None))
