@@ -6,9 +6,9 @@ option with the highest reward at each cost weight, or within each budget. The i
 keeps probability on neighbouring options, so that training still explores them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def behavior_cloning(
         weights: Reward weights of the evaluation of the options; their cost weight is ignored.
         choose: Function that chooses the options to imitate; called with preference 1 for a gate
             for one budget.
-        budget: Per-input budget that the gate observes, in percent; ``None`` for none.
+        budget: Per-input budget that the gate observes, in percent.
         seed: Seed of the images and of the random draws.
     """
     device = images.labels.device
@@ -130,45 +130,41 @@ def behavior_cloning(
     uniform = evaluate_uniform_options(backbone, drawn, weights, budget=budget, gate_macs=gate.macs)
     where = torch.ones(1) if preferences is None else preferences.cpu()
     options = choose(uniform, where.double()).to(device).expand(IMAGES)
-    probabilities, seen = [], []
+    seen: list[tuple[Observation, Tensor]] = []
+    settings: dict[str, Any] = {"budget": budget, "preferences": preferences}
     with torch.no_grad():
         state = run_stem(backbone, drawn.images)
         while state.layer < backbone.costs.n_layers:
-            probabilities.append(target_probabilities(options, backbone.costs, state.layer))
-            seen.append(
-                observe(
-                    backbone, state, budget=budget, gate_macs=gate.macs, preferences=preferences
-                )
-            )
-            to_stay = probabilities[-1][:, : len(backbone.options)]
+            probabilities = target_probabilities(options, backbone.costs, state.layer)
+            observation = observe(backbone, state, gate_macs=gate.macs, **settings)
+            seen.append((observation, probabilities))
+            to_stay = probabilities[:, : len(backbone.options)]
             sampled = torch.multinomial(to_stay, 1, generator=generator)[:, 0]
             state = run_layer(backbone, state, sampled)
-    _fit_gate(gate, probabilities, seen, generator)
 
-
-def _fit_gate(
-    gate: LearnedGate,
-    probabilities: Sequence[Tensor],
-    seen: Sequence[Observation],
-    generator: torch.Generator,
-) -> None:
-    """Fit a gate to each layer's target probabilities by cross-entropy."""
-    n, device = len(probabilities[0]), probabilities[0].device
-    optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=_STEPS)
-    gate.train()
-    for _ in range(_STEPS):
-        rows = torch.randint(n, (_BATCH,), generator=generator, device=device)
+    def cross_entropy() -> Tensor:
+        rows = torch.randint(IMAGES, (_BATCH,), generator=generator, device=device)
         gate.reset(_BATCH)
-        log_probabilities = [
-            gate(s.features[rows], s.layer, s.context[rows]).log_softmax(dim=1) for s in seen
+        terms = [
+            (wanted[rows] * gate(s.features[rows], s.layer, s.context[rows]).log_softmax(dim=1))
+            .sum(dim=1)
+            .mean()
+            for s, wanted in seen
         ]
-        loss = -sum(
-            (theirs[rows] * ours).sum(dim=1).mean()
-            for theirs, ours in zip(probabilities, log_probabilities, strict=True)
-        )
+        return -torch.stack(terms).sum()
+
+    minimize(gate, cross_entropy, steps=_STEPS)
+
+
+def minimize(gate: LearnedGate, loss_of_batch: Callable[[], Tensor], *, steps: int) -> None:
+    """Minimize a loss by Adam, with a learning rate that falls linearly to 0."""
+    optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    gate.train()
+    for _ in range(steps):
+        loss = loss_of_batch()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     gate.eval()

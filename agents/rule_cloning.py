@@ -5,13 +5,12 @@ The imitated distribution keeps some probability on neighbouring options and on 
 the end of a pass, so that training still explores them.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from dfs_rl.agents.pretraining import target_probabilities
+from dfs_rl.agents.pretraining import minimize, target_probabilities
 from dfs_rl.costs import CostTable
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.task import Task
@@ -26,53 +25,40 @@ _EXPLORATION = 0.05
 """Probability of the other steps at the end of a pass together."""
 _STEPS = 1500
 _BATCH = 512
-_LEARNING_RATE = 0.02
 
-
-class _Decisions(NamedTuple):
-    """What the gate sees at one layer, or at the end of a pass, and how it should act."""
-
-    features: Tensor  # float32 [n, width]
-    context: Tensor  # float32 [n, size]
-    probabilities: Tensor  # of the actions, float32 [n, actions]
+_Decisions = tuple[Tensor, Tensor, Tensor]
+"""Features ``[n, width]`` and context ``[n, size]``, and probabilities ``[n, actions]``."""
 
 
 def clone_rules(gate: LearnedGate, rules: RuleGate, task: Task, *, seed: int) -> None:
-    """Train a gate in place to act as rules do.
+    """Train a gate, on the device of the task, in place to act as rules do.
 
-    Args:
-        gate: Gate on the device of the task.
-        rules: The rules, with one for each of evenly spaced preferences if the task has a range of
-            cost weights.
-        task: Task of the training.
-        seed: Seed of the images and of the random draws.
+    If the task has a range of cost weights, there is a rule for each of evenly spaced preferences.
     """
     device = task.images.labels.device
     generator = torch_generator(seed, "rule start", device=device)
     decisions = _act(gate, rules, task, generator)
-    optimizer = torch.optim.Adam(gate.parameters(), lr=_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=_STEPS)
-    gate.train()
-    for _ in range(_STEPS):
+
+    def cross_entropy() -> Tensor:
         loss = torch.zeros((), device=device)
-        for layer, each in decisions.items():
-            n = len(each.context)
+        for layer, (features, context, probabilities) in decisions.items():
+            n = len(context)
             rows = torch.randint(n, (min(n, _BATCH),), generator=generator, device=device)
-            logits = gate(each.features[rows], layer, each.context[rows])
-            log_probabilities = logits.log_softmax(dim=1)
-            loss = loss - (each.probabilities[rows] * log_probabilities).sum(dim=1).mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    gate.eval()
+            log_probabilities = gate(features[rows], layer, context[rows]).log_softmax(dim=1)
+            loss = loss - (probabilities[rows] * log_probabilities).sum(dim=1).mean()
+        return loss
+
+    minimize(gate, cross_entropy, steps=_STEPS)
 
 
 @torch.no_grad()
 def _act(
     gate: LearnedGate, rules: RuleGate, task: Task, generator: torch.Generator
 ) -> dict[int, _Decisions]:
-    """Run episodes of the rules, with exploration; return the decisions at each layer."""
+    """Run episodes of the rules, with exploration; return the decisions by layer.
+
+    The end of a pass counts as a layer.
+    """
     costs, device = task.backbone.costs, task.images.labels.device
     episodes = BatchedEpisodes(task, EPISODES)
     drawn = torch.randint(len(task.images), (EPISODES,), generator=generator, device=device)
@@ -91,22 +77,20 @@ def _act(
             chosen = rules.decide(features, layer, context)
             probabilities = _probabilities(chosen, costs, layer, gate.n_actions)
             actions[rows] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-            each = _Decisions(features, context, probabilities)
-            found.setdefault(layer, []).append(each)
+            found.setdefault(layer, []).append((features, context, probabilities))
         episodes.advance(actions.cpu().numpy().astype(np.int64))
-    return {
-        layer: _Decisions(*(torch.cat(parts) for parts in zip(*each, strict=True)))
-        for layer, each in found.items()
-    }
+    decisions = {}
+    for layer, steps in found.items():
+        features, context, probabilities = (torch.cat(p) for p in zip(*steps, strict=True))
+        decisions[layer] = features, context, probabilities
+    return decisions
 
 
 def _probabilities(chosen: Tensor, costs: CostTable, layer: int, n_actions: int) -> Tensor:
     """Return the probabilities of all actions around the chosen ones, float32 ``[n, actions]``."""
     if layer < costs.n_layers:
         probabilities = target_probabilities(chosen, costs, layer)
-        missing = n_actions - probabilities.shape[1]
-        return torch.nn.functional.pad(probabilities, (0, missing))
+        return functional.pad(probabilities, (0, n_actions - probabilities.shape[1]))
     probabilities = torch.full((len(chosen), n_actions), _EXPLORATION / (N_END_ACTIONS - 1))
     probabilities[:, N_END_ACTIONS:] = 0.0
-    probabilities = probabilities.to(chosen.device)
-    return probabilities.scatter(1, chosen[:, None], 1.0 - _EXPLORATION)
+    return probabilities.to(chosen.device).scatter(1, chosen[:, None], 1.0 - _EXPLORATION)
