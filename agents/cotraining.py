@@ -65,19 +65,18 @@ def gated_rollout(
     return run_to_head(backbone, run_stem(backbone, images), choose)
 
 
+def divergence_from(teacher: Tensor, logits: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from a teacher, both logits ``[batch, n]``."""
+    ours, theirs = logits.log_softmax(dim=1), teacher.log_softmax(dim=1)
+    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
 class CoTrainer:
-    """Trains a backbone in place, by supervision under a gate's choices.
+    """Trains a backbone in place, by supervision under a gate's choices on the train split.
 
     Random draws follow from the seed and the number of steps, so only weights and moments are
-    saved. The norms stay in evaluation mode.
-
-    Args:
-        config: Hyperparameters.
-        backbone: The backbone in training form.
-        dataset: Dataset whose train split the backbone learns from.
-        seed: Seed of the run.
-        budget: Per-input budget of the gate in percent; ``None`` for none.
-        greedy: True if the gate takes its most likely options in training.
+    saved. The norms stay in evaluation mode. ``budget`` is the per-input budget of the gate in
+    percent; with ``greedy`` it takes its most likely options in training.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class CoTrainer:
 
     @contextmanager
     def frozen_weights(self) -> Iterator[None]:
-        """Disable gradients of the weights within the block."""
+        """Disable gradients of the weights."""
         for weight in self._weights:
             weight.requires_grad = False
         try:
@@ -115,11 +114,7 @@ class CoTrainer:
                 weight.requires_grad = True
 
     def step(self, gate: LearnedGate) -> dict[str, float]:
-        """Train the backbone for one step under ``gate``, and return the unweighted losses.
-
-        Raises:
-            TrainingError: If the loss or the weights are no longer finite.
-        """
+        """Train the backbone for one step under ``gate``, and return the unweighted losses."""
         loss, losses = self.prepare_step(gate)
         loss.backward()  # type: ignore[no-untyped-call]
         self.finish_step()
@@ -129,28 +124,21 @@ class CoTrainer:
         """Return the loss of the next step, to be completed by ``finish_step``, and its terms.
 
         The terms are the cross-entropy of the gated pass and, unless their weights are 0, its
-        divergence from the full-precision pass and the cross-entropy of that pass.
-
-        Raises:
-            TrainingError: If the loss is no longer finite.
+        divergence from the full-precision pass and the cross-entropy of that pass. A loss that is
+        not finite raises TrainingError, as do such weights in ``finish_step``.
         """
         config = self._config
         self._optimizer.zero_grad()
         images, labels = self._batch()
-        generator = torch_generator(
-            self._seed, "co-train options", self.steps, device=labels.device
-        )
+        draws = torch_generator(self._seed, "co-train options", self.steps, device=labels.device)
         gated = gated_rollout(
-            self.backbone, gate, images, generator, budget=self._budget, greedy=self._greedy
+            self.backbone, gate, images, draws, budget=self._budget, greedy=self._greedy
         )
         loss = functional.cross_entropy(gated, labels)
         losses = {"gated": float(loss.detach())}
         if config.distillation or config.full_precision:
             full = self.backbone(images)
-            teacher = full.detach().log_softmax(dim=1)
-            divergence = functional.kl_div(
-                gated.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
-            )
+            divergence = divergence_from(full.detach(), gated)
             label = functional.cross_entropy(full, labels)
             loss = loss + config.distillation * divergence + config.full_precision * label
             losses |= {"divergence": float(divergence.detach()), "full": float(label.detach())}
@@ -181,24 +169,18 @@ class CoTrainer:
         return weights | optimizer_tensors(self._optimizer, "backbone_optimizer")
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Restore the state after ``steps`` steps from ``tensors``.
-
-        Raises:
-            CheckpointError: If the tensors do not fit the backbone.
-        """
+        """Restore the state after ``steps`` steps; CheckpointError if ``tensors`` do not fit."""
         try:
             restore_module(self.backbone, tensors, "backbone")
             restore_optimizer(self._optimizer, tensors, "backbone_optimizer")
         except (LookupError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                "the checkpoint's backbone does not fit this run's backbone."
-            ) from error
+            sentence = "the checkpoint's backbone does not fit this run's backbone."
+            raise CheckpointError(sentence) from error
         self.steps = steps
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         images, labels = self._images.images, self._images.labels
         generator = torch_generator(self._seed, "co-train images", self.steps)
-        rows = torch.randint(len(labels), (self._config.batch_size,), generator=generator).to(
-            labels.device
-        )
+        rows = torch.randint(len(labels), (self._config.batch_size,), generator=generator)
+        rows = rows.to(labels.device)
         return augment(images[rows], generator, flip=self._flip), labels[rows]

@@ -77,16 +77,14 @@ class BlockDropTrainer(GateTrainer):
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         settings = self._blockdrop
-        opened = open_layers(
-            self.frozen.costs.n_layers, self.progress, curriculum=settings.curriculum
-        )
+        n_layers = self.frozen.costs.n_layers
+        opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
         with torch.no_grad():
             state = run_stem(self.frozen, batch.images)
         logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
         probabilities = bounded_probabilities(logits, settings.bound)  # [batch, opened, choices]
-        draws = sampled_choice(
-            probabilities.detach().flatten(0, 1).log(), generator=self._generator("blockdrop")
-        )
+        log_probabilities = probabilities.detach().flatten(0, 1).log()
+        draws = sampled_choice(log_probabilities, generator=self._generator("blockdrop"))
         drawn = draws.options.view(len(logits), opened)
         likeliest = logits.argmax(dim=2)  # [batch, opened]
         where = torch.ones(1, dtype=torch.float64)
@@ -95,15 +93,11 @@ class BlockDropTrainer(GateTrainer):
         for picked in (drawn, likeliest):
             answers.append(run_options(self.frozen, state, self._complete(picked)))
             relative.append(self._relative(picked))
-            right = answers[-1].argmax(dim=1) == batch.labels
-            rewards.append(
-                episode_rewards(right, multiplier * relative[-1], penalty=settings.penalty)
-            )
+            right, paid = answers[-1].argmax(dim=1) == batch.labels, multiplier * relative[-1]
+            rewards.append(episode_rewards(right, paid, penalty=settings.penalty))
         advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
         self._descend(reinforce_loss(probabilities, drawn, advantages))
-        self._multipliers.update(
-            where.expand(len(logits)), relative[1].cpu(), rate=self._config.multiplier_learning_rate
-        )
+        self._multipliers.update(where.expand(len(logits)), relative[1].cpu())
         return StepLosses(
             labels=float(functional.cross_entropy(answers[1], batch.labels)),
             divergence=None,

@@ -83,10 +83,9 @@ def straight_through_rollout(
         backbone: The backbone, in training form, with gradients.
         frozen: The same backbone with the same weights in inference form.
         gate: Gate that returns logits.
-        images: Images, uint8 ``[batch, c, h, w]``.
+        images: uint8 ``[batch, c, h, w]``.
         choose: Function that maps logits to choices.
-        preferences: Preference of each image, float32 ``[batch]``; ``None`` for gates for one
-            budget.
+        preferences: One per image, float32 ``[batch]``; ``None`` for gates for one budget.
     """
     gate.reset(len(images))
     state, probabilities = run_stem(backbone, images), []

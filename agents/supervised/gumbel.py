@@ -6,10 +6,9 @@ the budget and falls while it is below. A budget-conditioned gate interpolates m
 preferences.
 
 A trainer with a ``CoTrainer`` trains gate and backbone jointly, as the second phase of DFS does.
-One backward pass covers the backbone's loss on the train split and the gate's loss on the agent
-split. The backbone gets no gradients from the gate's images, whose labels it must not use, and the
-gate gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only
-the gate's loss has a cost term, because an option's cost does not depend on the weights.
+The backbone gets no gradients from the gate's images, whose labels it must not use, and the gate
+gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only the
+gate's loss has a cost term, because an option's cost does not depend on the weights.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.cotraining import CoTrainer
+from dfs_rl.agents.cotraining import CoTrainer, divergence_from
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.estimators import Estimator, gumbel_choice, straight_through_rollout
 from dfs_rl.agents.supervised.trainer import (
@@ -35,10 +34,7 @@ from dfs_rl.data import ImageSet
 
 
 class GumbelTrainer(GateTrainer):
-    """Trains a Gumbel gate; a budget-conditioned one runs each image at a random preference.
-
-    A ``cotrainer`` trains the task's backbone too.
-    """
+    """Trains a Gumbel gate; a budget-conditioned one runs each image at a random preference."""
 
     executed_everything = True
     """True if the backbone may learn; the gate of DFS first learns to execute everything."""
@@ -60,16 +56,13 @@ class GumbelTrainer(GateTrainer):
         )
 
     def _cost_weights(self, preferences: Tensor, spent: float) -> Tensor:
-        """Return the weight of each image's relative cost in the loss, float64 ``[batch]``.
-
-        ``spent`` is the mean cost of the batch relative to the budgets.
-        """
+        """Return the weight of each image's relative cost, whose mean is ``spent``, ``[batch]``."""
         del spent
         return self._multipliers.at(preferences)
 
     def _adjust(self, preferences: Tensor, relative: Tensor) -> None:
         """Update the cost weights after a step with relative costs ``relative``, ``[batch]``."""
-        self._multipliers.update(preferences, relative, rate=self._config.multiplier_learning_rate)
+        self._multipliers.update(preferences, relative)
 
     def _learn(self, batch: ImageSet) -> StepLosses:
         config, task, n = self._config, self._task, len(batch.images)
@@ -97,7 +90,15 @@ class GumbelTrainer(GateTrainer):
         if config.distillation:
             divergence = self._divergence(batch.images, rollout.logits)
             loss = loss + config.distillation * divergence
-        taught = self._descend_together(loss)
+        taught = None
+        if self._cotrainer is None or not self.executed_everything:
+            self._descend(loss)
+        else:
+            own, losses = self._cotrainer.prepare_step(self.gate)
+            self._descend(loss + own)
+            self._cotrainer.finish_step()
+            self.frozen = self._cotrainer.freeze()
+            taught = losses["gated"]
         self._adjust(where, relative.detach().cpu())
         return StepLosses(
             labels=float(labels.detach()),
@@ -108,30 +109,17 @@ class GumbelTrainer(GateTrainer):
             backbone=taught,
         )
 
-    def _descend_together(self, loss: Tensor) -> float | None:
-        """Update the gate and, if it learns, the backbone, whose cross-entropy is returned."""
-        if self._cotrainer is None or not self.executed_everything:
-            self._descend(loss)
-            return None
-        own, losses = self._cotrainer.prepare_step(self.gate)
-        self._descend(loss + own)
-        self._cotrainer.finish_step()
-        self.frozen = self._cotrainer.freeze()
-        return losses["gated"]
-
     def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
         frozen = self.frozen
         with torch.no_grad():
             full = frozen.options[frozen.options.full]
             hidden = run_layers(frozen, frozen.stem(images), full)
-            teacher = frozen.head(hidden).log_softmax(dim=1)
-        return functional.kl_div(
-            logits.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True
-        )
+            teacher = frozen.head(hidden)
+        return divergence_from(teacher, logits)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors for a checkpoint, with those of a co-trained backbone."""
+        """Return the tensors for a checkpoint."""
         return super().tensors() | (self._cotrainer.tensors() if self._cotrainer else {})
 
     @property

@@ -22,33 +22,30 @@ class LagrangeMultipliers:
     Args:
         n: Number of multipliers; 1 for a single budget.
         initial: Initial value of all multipliers, above 0.
+        rate: Change of a multiplier's logarithm per update at twice the budget.
     """
 
-    def __init__(self, n: int, initial: float) -> None:
+    def __init__(self, n: int, initial: float, rate: float) -> None:
         self.values = torch.full((n,), initial, dtype=torch.float64)
+        self._rate = rate
 
     def at(self, preferences: Tensor) -> Tensor:
         """Return the multiplier at each preference, float64 ``[batch]``."""
         return (self._shares(preferences) @ self.values.log()).exp()
 
-    def update(self, preferences: Tensor, relative: Tensor, *, rate: float) -> None:
+    def update(self, preferences: Tensor, relative: Tensor) -> None:
         """Update the multipliers after a batch; those without an image in it do not change.
 
-        ``relative`` is the cost of each image over its budget. At twice the budget a multiplier's
-        logarithm changes by ``rate``.
+        ``relative`` is the cost of each image over its budget.
         """
         shares = self._shares(preferences)  # [batch, knots]
         seen = shares.sum(dim=0)
         over = (shares.T @ (relative.double() - 1.0)) / seen.clamp(min=1e-12)
-        moved = rate * over.clamp(-_MAX_VIOLATION, _MAX_VIOLATION) * (seen > 0)
+        moved = self._rate * over.clamp(-_MAX_VIOLATION, _MAX_VIOLATION) * (seen > 0)
         self.values = (self.values * moved.exp()).clamp(_MIN, _MAX)
 
     def restore(self, values: Sequence[float]) -> None:
-        """Restore the multipliers from ``values``.
-
-        Raises:
-            CheckpointError: If the number of values differs.
-        """
+        """Restore the multipliers; another number of ``values`` raises CheckpointError."""
         if len(values) != len(self.values):
             raise CheckpointError(
                 f"the checkpoint has {len(values)} Lagrange multipliers, but this run has "

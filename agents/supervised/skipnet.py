@@ -32,8 +32,8 @@ from dfs_rl.data import ImageSet
 def leave_one_out_advantages(returns: Tensor) -> Tensor:
     """Return the returns minus the mean return of the other images, ``[batch, layers]``.
 
-    The returns of other images do not depend on an image's decisions, so the gradient stays
-    unbiased. A batch of one image has no baseline.
+    These do not depend on an image's decisions, so the gradient stays unbiased. A batch of one
+    image has no baseline.
     """
     others = len(returns) - 1
     if others == 0:
@@ -46,8 +46,7 @@ def entropy(probabilities: Tensor, choices: Sequence[int]) -> Tensor:
 
     Options ``[batch, layers, options]`` outside ``choices`` have probability 0 and no gradient.
     """
-    # one entropy per image, layer and choice: [batch, layers, choices]
-    each: Tensor = torch.special.entr(probabilities[:, :, list(choices)])
+    each: Tensor = torch.special.entr(probabilities[:, :, list(choices)])  # of the same shape
     return each.sum(dim=(1, 2)).mean()
 
 
@@ -69,7 +68,7 @@ def hybrid_loss(
 
 
 class SkipNetTrainer(GateTrainer):
-    """Trains the gate of SkipNet, which skips a layer or runs it at 32 bit, for one budget."""
+    """Trains the gate of SkipNet for one budget."""
 
     def __init__(self, config: SupervisedConfig, task: GateTask, *, skipnet: SkipNetConfig) -> None:
         super().__init__(config, task)
@@ -79,12 +78,9 @@ class SkipNetTrainer(GateTrainer):
         task = self._task
         pretraining = self.progress < self._skipnet.pretraining
         sampled = partial(sampled_choice, generator=self._generator("skipnet"))
+        choose = argmax_choice if pretraining else sampled
         rollout = straight_through_rollout(
-            task.backbone,
-            self.frozen,
-            self.gate,
-            batch.images,
-            argmax_choice if pretraining else sampled,
+            task.backbone, self.frozen, self.gate, batch.images, choose
         )
         where = torch.ones(1, dtype=torch.float64)
         target, multiplier = float(task.target(where)), float(self._multipliers.at(where))
@@ -98,11 +94,7 @@ class SkipNetTrainer(GateTrainer):
         weight = self._skipnet.ent_coef * (1.0 - self.progress)
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:
-            self._multipliers.update(
-                where.expand(len(relative)),
-                relative.cpu(),
-                rate=self._config.multiplier_learning_rate,
-            )
+            self._multipliers.update(where.expand(len(relative)), relative.cpu())
         return StepLosses(
             labels=float(labels.detach()),
             divergence=None,

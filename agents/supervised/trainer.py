@@ -39,8 +39,7 @@ class StepLosses(NamedTuple):
         accuracy: Accuracy of the batch under the hard choices, in percent.
         spent: Mean cost of the gated layers over their budget.
         multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
-        backbone: Cross-entropy of the backbone's images under the gate; ``None`` if the backbone
-            did not learn.
+        backbone: Cross-entropy of a backbone that learned, on its own images under the gate.
     """
 
     labels: float
@@ -53,7 +52,7 @@ class StepLosses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GateTask:
-    """Task of a gate, independent of the method.
+    """Task of a gate, independent of the method, for a training of ``steps`` steps.
 
     Attributes:
         backbone: The backbone in training form, in evaluation mode.
@@ -62,8 +61,6 @@ class GateTask:
         images: The split to learn from.
         target: Function from preferences to mean budgets of the gated layers as fractions, float64
             ``[n]`` in and out; called with preference 1 for a gate for one budget.
-        steps: Length of the training in steps.
-        seed: Seed of the run.
 
     Raises:
         ConfigError: If ``target`` is not positive.
@@ -120,10 +117,12 @@ class GateTrainer(ABC):
         self._config = config
         self._task = task
         self._multipliers = LagrangeMultipliers(
-            _N_MULTIPLIERS if task.gate.budget_conditioning is not None else 1, config.multiplier
+            _N_MULTIPLIERS if task.gate.budget_conditioning is not None else 1,
+            config.multiplier,
+            config.multiplier_learning_rate,
         )
         self._batch_size = min(config.batch_size, len(task.images))
-        self._order: tuple[int, list[Tensor]] | None = None
+        self._order: tuple[int, list[Tensor]] = (-1, [])
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
     def step(self) -> StepLosses:
@@ -155,10 +154,9 @@ class GateTrainer(ABC):
                 f"training stopped at step {self.steps}: its loss is {loss.item()}; "
                 "a smaller learning_rate may help."
             )
+        faded = 0.5 * (1.0 + math.cos(math.pi * self.progress))
         for group in self._optimizer.param_groups:
-            group["lr"] = (
-                self._config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * self.progress))
-            )
+            group["lr"] = self._config.learning_rate * faded
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.gate.parameters(), self._config.max_grad_norm)
@@ -174,11 +172,7 @@ class GateTrainer(ABC):
         return {"steps": self.steps, "multipliers": self._multipliers.values.tolist()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: TrainerState) -> None:
-        """Restore the training from ``tensors`` and ``state``.
-
-        Raises:
-            CheckpointError: If they do not fit this training.
-        """
+        """Restore the training; CheckpointError if ``tensors`` or ``state`` do not fit it."""
         try:
             restore_module(self.gate, tensors, "gate")
             restore_optimizer(self._optimizer, tensors, "optimizer")
@@ -189,12 +183,10 @@ class GateTrainer(ABC):
 
     def _rows(self) -> Tensor:
         """Return the image indices of the next step; an epoch has each image at most once."""
-        images, seed = self._task.images, self._task.seed
-        epoch, place = divmod(self.steps, len(images) // self._batch_size)
-        if self._order is None or self._order[0] != epoch:
-            order = epoch_batches(
-                len(images), self._batch_size, seed=seed, epoch=epoch, drop_last=True
-            )
+        n, size, seed = len(self._task.images), self._batch_size, self._task.seed
+        epoch, place = divmod(self.steps, n // size)
+        if self._order[0] != epoch:
+            order = epoch_batches(n, size, seed=seed, epoch=epoch, drop_last=True)
             self._order = (epoch, list(order))
         return self._order[1][place]
 
