@@ -10,7 +10,7 @@ each backward pass, a step has two, and the norms and quantizers of a pass chang
 """
 
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -123,11 +123,8 @@ def shared_batch_norm(
     return out  # type: ignore[no-any-return]
 
 
-class _Order(NamedTuple):
-    """Message of the leader: load a state, take part in a step, or, with neither, end."""
-
-    state: dict[str, Tensor] | None = None
-    step: tuple[int, int, Tensor] | None = None  # epoch, number and rows
+_Order = dict[str, Tensor] | tuple[int, int, Tensor] | None
+"""Message of the leader: load a state, take part in a step, by epoch, number and rows, or end."""
 
 
 class ParallelTrainer(SupernetTrainer):
@@ -140,27 +137,24 @@ class ParallelTrainer(SupernetTrainer):
     def follow(self) -> None:
         """Take part in the leader's steps until it dismisses."""
         self.backbone.train()
-        while True:
-            order = self._exchange(None)
-            if order.state is not None:
-                self.restore(order.state, self.position)
-            elif order.step is not None:
-                with suppress(TrainingError):  # the leader raises the same error
-                    self._train_step(*order.step)
+        while (order := _exchange(None)) is not None:
+            if isinstance(order, dict):
+                self.restore(order, self.position)
             else:
-                return
+                with suppress(TrainingError):  # the leader raises the same error
+                    self._train_step(*order)
 
     def dismiss(self) -> None:
         """End ``follow`` on the other processes."""
-        self._exchange(_Order())
+        _exchange(None)
 
     def _begin_epoch(self) -> None:
         super()._begin_epoch()
-        self._exchange(_Order(state={k: v.cpu() for k, v in self.tensors().items()}))
+        _exchange({k: v.cpu() for k, v in self.tensors().items()})
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
         if distributed.get_rank() == LEADER:
-            self._exchange(_Order(step=(epoch, step, rows)))
+            _exchange((epoch, step, rows))
         return super()._train_step(epoch, step, rows)
 
     def _backward(
@@ -191,8 +185,9 @@ class ParallelTrainer(SupernetTrainer):
         labels, *distillation = means.tolist()
         return StepLosses(labels=labels, distillation=distillation[0] if distillation else None)
 
-    def _exchange(self, order: _Order | None) -> _Order:
-        """Send the leader's message to all others and return it."""
-        message = [order]
-        distributed.broadcast_object_list(message, src=LEADER)
-        return message[0]  # type: ignore[return-value]
+
+def _exchange(order: _Order) -> _Order:
+    """Send the leader's message to all others and return it."""
+    message = [order]
+    distributed.broadcast_object_list(message, src=LEADER)
+    return message[0]
