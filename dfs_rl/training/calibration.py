@@ -85,10 +85,8 @@ def calibrate_norms(
     An average over batches at fixed weights is less noisy than the running mean of training. A norm
     whose bits never occur keeps its statistics. The backbone is left in evaluation mode.
 
-    Args:
-        backbone: Backbone, changed in place.
-        batches: Images, uint8 ``[batch, c, h, w]``.
-        settings: Mixes that share a batch in equal parts.
+    Each of the ``settings`` has mixes, which share a batch, uint8 ``[batch, c, h, w]``, in equal
+    parts.
     """
     norms = [module for module in backbone.modules() if isinstance(module, BatchNormPerBits)]
     for norm in norms:
@@ -153,7 +151,7 @@ def fit_exits(
         backbone: Backbone, changed in place.
         after: Numbers of gated layers before the exits.
         batches: Images, uint8 ``[batch, c, h, w]``.
-        generator: Random generator of the mixes.
+        generator: Source of the mixes.
 
     Raises:
         ConfigError: If there are no such layers.

@@ -30,18 +30,11 @@ def build_custom_backbone(
     stem_bits: int = 32,
     per_channel: bool = True,
 ) -> Backbone:
-    """Build a user's network for a data set, neither calibrated nor trained.
+    """Build the network of a constructor for a data set, neither calibrated nor trained.
 
     A model gets images normalised by the statistics of the train split; a constructor that returns
-    a backbone chooses normalisation and bit options itself.
-
-    Args:
-        name: Constructor, ``module:function``.
-        dataset: Data set.
-        weights: Weights to load into the network.
-        bits: Bit options of the gated layers.
-        stem_bits: Bits of everything that is never gated.
-        per_channel: One weight scale per output channel instead of one per layer.
+    a backbone chooses normalisation and bit options itself. What is never gated runs at
+    ``stem_bits``, and weight scales are ``per_channel`` or per layer.
 
     Raises:
         DataError: If the network does not fit the data set.
@@ -79,7 +72,7 @@ def calibrate_custom_backbone(
 ) -> StoredBackbone:
     """Calibrate a user's pretrained network on the train split, without labels.
 
-    The val split measures the accuracy of uniform bits; ``name`` is that of the constructor.
+    The val split measures the accuracy of uniform bits.
     """
     print_status(
         f"Calibrating the network of {name} on images of the train split; its weights stay fixed."

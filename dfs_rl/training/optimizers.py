@@ -1,26 +1,17 @@
 """Optimizers of backbones and their default settings."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dfs_rl.utils.constants import OptimizerName
 
-
-class Usual(NamedTuple):
-    """Default settings of an optimizer; ``max_norm`` clips the gradient, ``None`` disables that."""
-
-    lr: float
-    weight_decay: float
-    max_norm: float | None
-
-
-USUAL: dict[OptimizerName, Usual] = {
-    "sgd": Usual(lr=0.1, weight_decay=5e-4, max_norm=None),
-    "adamw": Usual(lr=1e-3, weight_decay=0.05, max_norm=1.0),
+USUAL: dict[OptimizerName, tuple[float, float, float | None]] = {
+    "sgd": (0.1, 5e-4, None),
+    "adamw": (1e-3, 0.05, 1.0),
 }
+"""Default learning rate, weight decay and maximum norm of the gradient of an optimizer."""
 
 
 def make_optimizer(

@@ -44,7 +44,17 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
         ConfigError: If ``backbone`` is no backbone.
         DataError: If there are fewer than two images, or they have another shape, type or range.
     """
-    _check(backbone, images)
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize "
+            "first."
+        )
+    check_pixels(images)
+    if tuple(images.shape[1:]) != backbone.image_shape or len(images) < _MIN_IMAGES:
+        raise DataError(
+            f"images are {list(images.shape)}; calibration needs at least {_MIN_IMAGES} of "
+            f"{list(backbone.image_shape)}."
+        )
     first = images[:_STEP_IMAGES]
     if isinstance(backbone, Fractionalized):
         backbone.measure(first)
@@ -53,27 +63,8 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
     copy_full_norms(backbone)
     _match_norms(backbone, (images[rows] for rows in _rows(len(images), seed)))
     batches = (images[rows] for rows in _rows(len(images), seed))
-    labelled = (ImageSet(_bytes(batch), _predicted(backbone, batch)) for batch in batches)
+    labelled = (_labelled(backbone, batch) for batch in batches)
     measure_features(backbone, labelled, torch_generator(seed, "features"))
-
-
-def _check(backbone: object, images: object) -> None:
-    if not isinstance(backbone, Backbone):
-        raise ConfigError(
-            f"backbone is a {type(backbone).__name__}; make one of a model with fractionalize "
-            "first."
-        )
-    check_pixels(images)
-    assert isinstance(images, Tensor)
-    if tuple(images.shape[1:]) != backbone.image_shape or len(images) < _MIN_IMAGES:
-        raise DataError(
-            f"images are {list(images.shape)}; calibration needs at least {_MIN_IMAGES} of "
-            f"{list(backbone.image_shape)}."
-        )
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
 
 class _Matching:
@@ -127,9 +118,11 @@ def _match_norms(backbone: Backbone, batches: Iterator[Tensor]) -> None:
                 backbone(batch, bits)
 
 
-def _predicted(backbone: Backbone, images: Tensor) -> Tensor:
+def _labelled(backbone: Backbone, images: Tensor) -> ImageSet:
+    """Return images in bytes, with the predictions of the largest bit width as labels."""
     logits: Tensor = backbone(images, backbone.options[backbone.options.full])
-    return logits.argmax(dim=1)
+    pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return ImageSet(pixels, logits.argmax(dim=1))
 
 
 def _rows(n: int, seed: int) -> Iterator[Tensor]:

@@ -6,10 +6,9 @@ Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision De
 AAAI 2021). The outputs of the layers can be targets too (Romero et al., "FitNets", ICLR 2015). The
 first epochs can run the first pass alone, so that quantizers start from trained weights.
 
-With the recipe ``elastic`` the second batch is in four parts, which run at the same bits but skip
-other layers: the whole network, the smallest one, nested depths, in which the first layers of each
-stage run (Cai et al., "Once-for-All", ICLR 2020), and any layers. All parts share the norms of a
-layer that runs, as the images of a gate's batch do; skipped layers correct their shortcut.
+With the recipe ``elastic`` the second batch is in four parts, see ``elastic_mixes`` (Cai et al.,
+"Once-for-All", ICLR 2020), which share the norms of a layer that runs, as the images of a gate's
+batch do; skipped layers correct their shortcut.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
@@ -47,7 +46,7 @@ from dfs_rl.training.mixed_batch import in_parts, run_parts
 from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils import precision
-from dfs_rl.utils.checkpoint import optimizer_tensors, restore_optimizer
+from dfs_rl.utils.checkpoint import module_tensors, optimizer_tensors, restore_optimizer
 from dfs_rl.utils.constants import Recipe
 from dfs_rl.utils.seeding import torch_generator
 
@@ -123,7 +122,7 @@ class SupernetTrainer:
         epochs: Passes over the train split, at least 1.
         seed: Seed of the run.
         device: Device to compute on.
-        recipe: See the module.
+        recipe: What the second pass runs.
     """
 
     def __init__(
@@ -139,24 +138,20 @@ class SupernetTrainer:
     ) -> None:
         if epochs < 1:
             raise ConfigError(f"epochs is {epochs}; allowed are 1 or more.")
-        self.config = config
-        self.recipe = recipe
-        self.label_weight, self.distillation_weight = (
-            (config.alpha, 1.0 - config.alpha) if recipe == "adn" else (1.0, 1.0)
-        )
+        self.config, self.recipe = config, recipe
+        self.epochs, self.seed, self.device = epochs, seed, device
+        self.label_weight = self.distillation_weight = 1.0
+        if recipe == "adn":
+            self.label_weight, self.distillation_weight = config.alpha, 1.0 - config.alpha
         usual_weights = {"supernet": 0.0, "elastic": 0.3, "adn": backbone.feature_weight}
         self.feature_weight = (
             usual_weights[recipe] if config.feature_weight is None else config.feature_weight
         )
-        n_layers = len(backbone.blocks)
         ends = [end - 1 for end in itertools.accumulate(backbone.stages)]
-        self.compared = range(n_layers) if recipe == "supernet" else ends
-        self.epochs = epochs
+        self.compared = range(len(backbone.blocks)) if recipe == "supernet" else ends
         self.warmup_epochs = int(epochs * config.warmup)
         if config.pad is not None:
             check_pad(config.pad, *dataset.image_shape[1:], name="training.pad")
-        self.seed = seed
-        self.device = device
         self.flip = dataset.flip
         self.images = dataset.train.to(device)
         self.backbone = backbone.to(device)
@@ -173,14 +168,13 @@ class SupernetTrainer:
         has_low_bits = len([b for b in backbone.options if b != SKIP]) > 1
         self.has_low_mixes = has_low_bits or recipe == "elastic"
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
-        usual = USUAL[name]
-        self.lr = usual.lr if config.learning_rate is None else config.learning_rate
-        self.max_norm = usual.max_norm
+        usual_lr, usual_decay, self.max_norm = USUAL[name]
+        self.lr = usual_lr if config.learning_rate is None else config.learning_rate
         self.optimizer = make_optimizer(
             name,
             backbone.named_parameters(),
             lr=self.lr,
-            weight_decay=usual.weight_decay if config.weight_decay is None else config.weight_decay,
+            weight_decay=usual_decay if config.weight_decay is None else config.weight_decay,
             momentum=config.momentum,
         )
         # Without full precision as an option, the gated layers are quantized from the first step.
@@ -236,7 +230,7 @@ class SupernetTrainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that training changes, for a checkpoint."""
-        weights = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        weights = module_tensors(self.backbone, "backbone")
         return weights | optimizer_tensors(self.optimizer, "optimizer")
 
     def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
@@ -287,10 +281,9 @@ class SupernetTrainer:
             recipe=self.recipe,
             quantized=self.has_low_mixes and epoch >= self.warmup_epochs,
         )
+        sizes = [len(batch)]
         if len(mixes) > 1:
             batch, sizes = in_parts(batch, len(mixes), first=first)
-        else:
-            sizes = [len(batch)]
         whole = (self.full,) * len(self.backbone.blocks)
         keep = bool(mixes) and self.feature_weight > 0.0
         logits, features = self._run(batch.images, [whole], [len(batch)], keep=keep)
@@ -350,11 +343,10 @@ class SupernetTrainer:
 
         The network has fitted the plain train images: their statistics do not suit unseen images.
         """
-        size = min(CALIBRATION_BATCH, len(self.images))
+        n, seed = len(self.images), self.seed
+        size = min(CALIBRATION_BATCH, n)
         for epoch in itertools.count(self.epochs):
-            order = epoch_batches(
-                len(self.images), size, seed=self.seed, epoch=epoch, drop_last=True
-            )
+            order = epoch_batches(n, size, seed=seed, epoch=epoch, drop_last=True)
             for step, rows in enumerate(order):
                 yield self._batch(epoch, step, rows)
 

@@ -42,9 +42,6 @@ class SupernetConfig:
             1.
         precision: Number format of the training; "auto" multiplies in bfloat16 where the hardware
             is fast at it.
-
-    Raises:
-        ConfigError: If a value is outside its range.
     """
 
     warmup: UnitInterval = 0.3
