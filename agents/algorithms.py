@@ -50,14 +50,13 @@ def build_algorithm(
         hidden: Width of each layer's hidden layer, in all networks.
         timesteps: Length of the whole training, which, like ``start``, sets defaults.
         start: Initial policy of the gate.
-        group_size: Rollouts of one image that share a baseline; 1 for no group baseline.
+        group_size: Rollouts of one image that share a baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
         device: Device of the policy.
 
     Raises:
-        ConfigError: If the environments do not divide into groups, or the algorithm does not
-            support groups.
+        ConfigError: If the environments do not divide into groups, or the algorithm has none.
     """
     resolved_group_size(config, group_size, start=start)
     assert isinstance(env.observation_space, spaces.Dict)
@@ -70,16 +69,14 @@ def build_algorithm(
     if "n_quantiles" in arguments:
         policy["n_quantiles"] = arguments.pop("n_quantiles")
     outputs = int(env.action_space.n) * policy.get("n_quantiles", 1)
-    extractor = {"feature_sizes": feature_sizes, "hidden": hidden, "outputs": outputs}
+    extractor: dict[str, Any] = {"feature_sizes": feature_sizes}
     if config.gate == "lstm":
-        extractor = {"feature_sizes": feature_sizes, "outputs": hidden}
+        policy["features_extractor_class"] = PerLayerEmbedding
+        policy["features_extractor_kwargs"] = extractor | {"outputs": hidden}
         policy["lstm_hidden_size"] = hidden
-    policy |= {
-        "features_extractor_class": PerLayerEmbedding
-        if config.gate == "lstm"
-        else PerLayerExtractor,
-        "features_extractor_kwargs": extractor,
-    }
+    else:
+        policy["features_extractor_class"] = PerLayerExtractor
+        policy["features_extractor_kwargs"] = extractor | {"hidden": hidden, "outputs": outputs}
     if isinstance(config, OnPolicyConfig):
         policy["net_arch"] = {"pi": [], "vf": []}  # the extractor is the whole network
         policy["share_features_extractor"] = False  # the critic must not shape the deployed actor
@@ -87,11 +84,9 @@ def build_algorithm(
         # The scale of rewards depends on the reward weights that the user chooses.
         arguments["normalize_advantage"] = True
         if group_size > 1 or sync_episodes:
+            grouping = {"group_size": group_size, "sync_episodes": sync_episodes}
             arguments["rollout_buffer_class"] = resolve_name(config.rollout_buffer)
-            arguments["rollout_buffer_kwargs"] = {
-                "group_size": group_size,
-                "sync_episodes": sync_episodes,
-            }
+            arguments["rollout_buffer_kwargs"] = grouping
     else:
         policy["net_arch"] = []  # the extractor is the whole network
         arguments |= {

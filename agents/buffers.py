@@ -79,15 +79,11 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     of an episode, see ``SB3GatingVecEnv``, are excluded from updates.
 
     Args:
-        args: Arguments of Stable-Baselines3's buffers. ``group_size`` must divide ``n_envs``;
-            ``gae_lambda`` is unused if ``group_size`` is above 1.
-        group_size: Rollouts per input, in consecutive environments; 1 for Stable-Baselines3's
-            advantages.
+        args: Arguments of Stable-Baselines3's buffers.
+        group_size: Rollouts per input, in consecutive environments; it divides ``n_envs``. With 1
+            advantages are Stable-Baselines3's, else ``gae_lambda`` is unused.
         sync_episodes: True if episodes may end before the rollout does.
         kwargs: Keyword arguments of Stable-Baselines3's buffers.
-
-    Raises:
-        ConfigError: If ``group_size`` does not divide the number of environments.
     """
 
     def __init__(

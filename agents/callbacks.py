@@ -26,8 +26,7 @@ _DIVERGED = (
 class SyncEpisodes(BaseCallback):
     """Excludes padding steps from an algorithm's step count, for episodes of different lengths.
 
-    Stable-Baselines3 counts one step per environment. The callback also marks the first step of
-    each rollout as the start of new episodes. It must precede callbacks that read the count.
+    Each rollout starts new episodes. It must precede callbacks that read the count.
     """
 
     model: OnPolicyAlgorithm
@@ -92,9 +91,9 @@ class UpdateCallback(BaseCallback):
     def __init__(
         self,
         *,
-        before_log: Callable[[int], None] | None = None,
-        after_log: Callable[[int], None] | None = None,
-        save: Callable[[], None] | None = None,
+        before_log: Callable[[int], None] = lambda _: None,
+        after_log: Callable[[int], None] = lambda _: None,
+        save: Callable[[], None] = lambda: None,
         every: int = 1,
         stop: StopRequest | None = None,
         resumed_at: int | None = None,
@@ -144,29 +143,21 @@ class UpdateCallback(BaseCallback):
             return
         if not has_finite_weights(self.model):
             raise TrainingError(_DIVERGED.format(timesteps))
-        if self._before_log is not None:
-            self._before_log(timesteps)
-        self._log(timesteps)
-        if self._after_log is not None:
-            self._after_log(timesteps)
-        self._checkpoint(timesteps)
-        self._done_at = timesteps
-
-    def _log(self, timesteps: int) -> None:
+        self._before_log(timesteps)
         if self.logger.name_to_value:
             steps = timesteps - self.model._num_timesteps_at_start
             rate = steps / max(time.perf_counter() - self._started, 1e-9)
             self.logger.record("time/steps_per_second", rate, exclude=(METRICS,))
             self.logger.dump(timesteps)
-
-    def _checkpoint(self, timesteps: int) -> None:
+        self._after_log(timesteps)
         requested = self._stop.requested  # read once: a signal may change it at any time
         last, ended = self._saved_at, timesteps >= self.model._total_timesteps
         due = last is None or timesteps // self._every > last // self._every
-        if self._save is not None and (due or ended or requested):
+        if due or ended or requested:
             self._save()
             self._saved_at = timesteps
         self._stop_granted = requested
+        self._done_at = timesteps
 
 
 def has_finite_weights(model: BaseAlgorithm) -> bool:

@@ -19,6 +19,8 @@ from dfs_rl.utils.checkpoint import (
     restore_optimizer,
 )
 
+_MISFITS = (LookupError, RuntimeError, ValueError, TypeError, OverflowError, InvalidAction)
+
 
 def capture(model: BaseAlgorithm) -> Checkpoint:
     """Return the state between two updates; random streams follow from seed and step count."""
@@ -26,11 +28,7 @@ def capture(model: BaseAlgorithm) -> Checkpoint:
     tensors |= optimizer_tensors(model.policy.optimizer, "optimizer")
     env = model.get_env()
     assert isinstance(env, SB3GatingVecEnv)
-    state = {
-        "timesteps": model.num_timesteps,
-        "updates": model._n_updates,
-        "env": env.get_state(),
-    }
+    state = {"timesteps": model.num_timesteps, "updates": model._n_updates, "env": env.get_state()}
     if isinstance(model, OffPolicyAlgorithm):
         assert isinstance(model.replay_buffer, DictReplayBuffer)
         tensors |= replay_tensors(model.replay_buffer, "replay")
@@ -39,11 +37,7 @@ def capture(model: BaseAlgorithm) -> Checkpoint:
 
 
 def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
-    """Restore the state from ``capture`` in a new algorithm.
-
-    Raises:
-        CheckpointError: If the checkpoint does not fit its configuration.
-    """
+    """Restore a captured state in a new algorithm; CheckpointError if it does not fit."""
     tensors, state = checkpoint
     try:
         restore_module(model.policy, tensors, "policy")
@@ -59,15 +53,7 @@ def restore(model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
             assert isinstance(model.replay_buffer, DictReplayBuffer)
             position = cast("int", state["replay"])
             restore_replay(model.replay_buffer, tensors, "replay", position=position)
-    except (
-        LookupError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        OverflowError,
-        InvalidAction,
-    ) as error:
+    except _MISFITS as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"the checkpoint does not fit this run's configuration: {reason}."
-        ) from error
+        sentence = f"the checkpoint does not fit this run's configuration: {reason}."
+        raise CheckpointError(sentence) from error

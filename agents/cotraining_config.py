@@ -1,7 +1,4 @@
-"""Hyperparameters of co-training, with the reasons for their defaults.
-
-The module does not import torch, so that help pages load quickly.
-"""
+"""Hyperparameters of co-training, with the reasons for their defaults; imports no torch."""
 
 from typing import Literal
 
@@ -25,9 +22,6 @@ class CoTrainConfig:
             its cross-entropy.
         full_precision: Weight of the full-precision pass's cross-entropy, which keeps the teacher
             from drifting.
-
-    Raises:
-        ConfigError: If a value is out of range.
     """
 
     batch_size: PositiveInt = 64

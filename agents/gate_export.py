@@ -2,10 +2,9 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -42,12 +41,11 @@ def gate_shape(
     By default, unless it is an LSTM, a gate takes ``GATE_SHARE`` of the gated layers' MACs, with 8
     to 32 units: fewer separate images of small backbones badly, and more bring no gain.
     """
-    available = tuple(backbone.feature_sizes)
-    sizes = {
-        "none": (0,) * len(available),
-        "confidence": confidence_sizes(available),
-        "all": available,
-    }[features]
+    sizes = tuple(backbone.feature_sizes)
+    if features == "none":
+        sizes = (0,) * len(sizes)
+    elif features == "confidence":
+        sizes = confidence_sizes(sizes)
     if hidden is None and kind == "lstm":
         return sizes, RECURRENT_WIDTH
     if hidden is None:
@@ -72,10 +70,7 @@ def untrained_gate(
     passes: PassSettings = SINGLE_PASS,
     **settings: Any,  # noqa: ANN401 - passed on
 ) -> LearnedGate:
-    """Build a gate of a kind in ``GATES``; ``hidden`` is ``None`` for the default width.
-
-    ``settings`` are name, budget and choices, see ``LearnedGate``.
-    """
+    """Build a gate of a kind in ``GATES``; ``settings`` are name, budget and choices."""
     sizes, width = gate_shape(
         backbone,
         kind=kind,
@@ -106,14 +101,14 @@ def untrained_gate(
 def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
     """Return a copy of ``template``, of the policy's shape, with the weights of its actor."""
     gate = copy.deepcopy(template)
+    policy: Any = model.policy
     extractor = _extractor(model)
     if isinstance(gate, LSTMGate):
         for layer, embedding in enumerate(gate.embeddings):
             _copy_linear(embedding, *extractor.layer_weights(layer))
-        lstm, head = _recurrent_actor(model)
         for name, parameter in gate.cell.named_parameters():  # one layer of an LSTM
-            parameter.copy_(lstm.get_parameter(f"{name}_l0"))
-        _copy_linear(gate.scores, head.weight, head.bias)
+            parameter.copy_(policy.lstm_actor.get_parameter(f"{name}_l0"))
+        _copy_linear(gate.scores, policy.action_net.weight, policy.action_net.bias)
     elif isinstance(gate, MLPGate):
         assert isinstance(extractor, PerLayerExtractor)
         parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
@@ -126,7 +121,7 @@ def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
                 extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
                 extractor.outer_bias[layer].view(parts).mean(dim=0),
             )
-    return gate.to(model.policy.device).eval()
+    return gate.to(policy.device).eval()
 
 
 def _extractor(model: BaseAlgorithm) -> PerLayerEmbedding:
@@ -142,29 +137,14 @@ def _extractor(model: BaseAlgorithm) -> PerLayerEmbedding:
     return extractor
 
 
-def _recurrent_actor(model: BaseAlgorithm) -> tuple[nn.LSTM, nn.Linear]:
-    policy = model.policy
-    assert isinstance(policy, RecurrentActorCriticPolicy)
-    return policy.lstm_actor, _linear(policy.action_net)
-
-
 def _copy_linear(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    linear = _linear(module)
+    linear = cast("nn.Linear", module)
     linear.weight.copy_(weight)
     linear.bias.copy_(bias)
 
 
-def _linear(module: nn.Module) -> nn.Linear:
-    assert isinstance(module, nn.Linear)
-    return module
-
-
 def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
-    """Check that the gate of ``source`` can initialize the gate to be trained.
-
-    Raises:
-        ConfigError: If kind, options, choices, features or width differ.
-    """
+    """Raise ConfigError if the gate of ``source`` cannot initialize the gate to be trained."""
     for what, has, needs in (
         ("kind", type(gate).__name__, type(wanted).__name__),
         ("bit options", list(gate.options), list(wanted.options)),
@@ -189,27 +169,28 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     policy for one budget at its current preference; a gate for one budget initializes a
     budget-conditioned policy equally at all preferences.
     """
+    policy: Any = model.policy
     extractor = _extractor(model)
     if isinstance(gate, LSTMGate):
         for layer, embedding in enumerate(gate.embeddings):
-            _set_inner(extractor, layer, _linear(embedding), gate)
-        lstm, head = _recurrent_actor(model)
+            _set_inner(extractor, layer, embedding, gate)
         for name, parameter in gate.cell.named_parameters():
-            lstm.get_parameter(f"{name}_l0").copy_(parameter)
-        _copy_linear(head, gate.scores.weight, gate.scores.bias)
+            policy.lstm_actor.get_parameter(f"{name}_l0").copy_(parameter)
+        _copy_linear(policy.action_net, gate.scores.weight, gate.scores.bias)
     elif isinstance(gate, MLPGate):
         assert isinstance(extractor, PerLayerExtractor)
         for layer, network in enumerate(gate.networks):
             first, _, last = network.children()
-            _set_inner(extractor, layer, _linear(first), gate)
-            extractor.outer[layer].copy_(_linear(last).weight.T)
-            extractor.outer_bias[layer].copy_(_linear(last).bias)
+            _set_inner(extractor, layer, first, gate)
+            extractor.outer[layer].copy_(cast("nn.Linear", last).weight.T)
+            extractor.outer_bias[layer].copy_(cast("nn.Linear", last).bias)
 
 
 def _set_inner(
-    extractor: PerLayerEmbedding, layer: int, linear: nn.Linear, gate: LearnedGate
+    extractor: PerLayerEmbedding, layer: int, module: nn.Module, gate: LearnedGate
 ) -> None:
     """Copy a linear map of features and context into one layer of an extractor."""
+    linear = cast("nn.Linear", module)
     inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
     context: Tensor = inner[extractor.features_width :]  # [C, width]
     theirs = linear.weight[:, size:].T  # [C of the gate, width]

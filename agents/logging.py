@@ -64,11 +64,7 @@ class ProgressBar:
         self._validated: dict[str, str] = {}
 
     def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
-        """Show the metrics of a validation.
-
-        Accuracy and computation of a gate for all budgets are those of the point that would ship,
-        estimated between preferences that parts of the split were run at.
-        """
+        """Show the metrics of a validation, for a gate for all budgets estimates."""
         self._validated = {
             "val accuracy": f"{record['accuracy']:.1f} %",
             "computation": f"{record['computation']:.2f} %",

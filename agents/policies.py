@@ -68,14 +68,12 @@ class PerLayerEmbedding(BaseFeaturesExtractor):
             [observations["features"][:, : self.features_width], observations["context"]], dim=1
         )  # [batch, S + C]
         layer = observations["layer"].flatten(1).argmax(dim=1)  # [batch]
-        first = int(layer[0])
+        first, n_layers = int(layer[0]), len(self.inner)
         if bool((layer == first).all()):  # a rollout: all samples are at the same layer
             return self.one_layer(inputs, first)
-        slots, capacity = _slots(layer, len(self.inner))
-        stacked = inputs.new_zeros(len(self.inner) * capacity, inputs.shape[1]).index_copy(
-            0, slots, inputs
-        )
-        stacked = stacked.view(len(self.inner), capacity, -1)  # [layers, capacity, S + C]
+        slots, capacity = _slots(layer, n_layers)
+        table = inputs.new_zeros(n_layers * capacity, inputs.shape[1]).index_copy(0, slots, inputs)
+        stacked = table.view(n_layers, capacity, -1)  # [layers, capacity, S + C]
         return self.all_layers(stacked).flatten(0, 1).index_select(0, slots)
 
 
@@ -103,7 +101,7 @@ class PerLayerExtractor(PerLayerEmbedding):
         return torch.addmm(self.outer_bias[layer], hidden, self.outer[layer])
 
     def all_layers(self, inputs: Tensor) -> Tensor:
-        """Map inputs ``[layers, n, S + C]`` to scores ``[layers, n, outputs]``."""
+        """Map each layer's inputs to scores ``[layers, n, outputs]``."""
         hidden = torch.tanh(super().all_layers(inputs))
         return torch.baddbmm(self.outer_bias[:, None], hidden, self.outer)
 

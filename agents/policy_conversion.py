@@ -33,15 +33,13 @@ Policy = BaseAlgorithm | BasePolicy | str | Path
 Normalization = VecNormalize | str | Path
 """Wrapper that normalised the observations of a policy, or the file that it was saved to."""
 _ACTORS = ActorCriticPolicy, MaskableActorCriticPolicy
-_FLATTENING = (CombinedExtractor, FlattenExtractor)
-Statistics = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Mean, standard deviation and bound of each value of the flat observation."""
+_FLATTENING = CombinedExtractor, FlattenExtractor
 
 
 def load_policy(policy: Policy) -> tuple[BasePolicy, int]:
     """Return the policy of an algorithm, and the number of decisions that it learned from.
 
-    A saved file can run code. The number of a policy alone is 0, because it is unknown.
+    A saved file can run code. The number of a policy alone is unknown, and 0.
 
     Raises:
         ConfigError: If it is no policy of Stable-Baselines3.
@@ -59,18 +57,15 @@ def load_policy(policy: Policy) -> tuple[BasePolicy, int]:
     try:
         data, tensors, _ = load_from_zip_file(policy, device="cpu")
         assert data is not None
+        spaces = data["observation_space"], data["action_space"]
         loaded: BasePolicy = data["policy_class"](
-            data["observation_space"],
-            data["action_space"],
-            ConstantSchedule(0.0),
-            **data["policy_kwargs"],
+            *spaces, ConstantSchedule(0.0), **data["policy_kwargs"]
         )
         weights: Any = tensors["policy"]
         loaded.load_state_dict(weights)
     except (OSError, ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{policy} is no algorithm that Stable-Baselines3 saved: {error}."
-        ) from error
+        sentence = f"{policy} is no algorithm that Stable-Baselines3 saved: {error}."
+        raise CheckpointError(sentence) from error
     return loaded, int(data["num_timesteps"])
 
 
@@ -82,7 +77,7 @@ def normalization_of(policy: Policy, given: Normalization | None) -> VecNormaliz
 
     Raises:
         ConfigError: If ``given`` is neither a wrapper nor a path.
-        CheckpointError: If a file is missing or has no wrapper.
+        CheckpointError: If the file cannot be read.
     """
     if given is None and isinstance(policy, BaseAlgorithm):
         given = policy.get_vec_normalize_env()
@@ -117,28 +112,28 @@ def gate_of_policy(
 
     Args:
         policy: Policy with a perceptron as its actor or its action values.
-        backbone: Backbone of the environment that trained it.
+        backbone: Backbone of the environment that trained it, like the next settings.
         normalization: Wrapper that normalised its observations.
-        passes: Passes of the environment.
-        budget: Per-input budget of the environment in percent.
+        passes: Passes of an episode.
+        budget: Per-input budget in percent.
         budget_conditioning: True if the environment drew cost weights.
         name: Name in tables and plots.
 
     Raises:
         ConfigError: If the policy is of another kind, or fits another environment.
     """
-    _check_kind(policy, backbone, passes, budget)
     space = observation_space(backbone, budget_conditioning=budget_conditioning, passes=passes)
-    _check_spaces(policy, space, backbone, passes)
+    _check_policy(policy, space, backbone, passes, budget)
     linears, activation = _perceptron(policy)
+    widths = [linear.out_features for linear in linears[:-1]]
     gate = SharedMLPGate(
         backbone.feature_sizes,
         backbone.options,
-        widths=[linear.out_features for linear in linears[:-1]],
+        widths=widths,
         activation=activation,
         normalizes=normalization is not None,
         feature_macs=backbone.feature_macs,
-        hidden=max((linear.out_features for linear in linears[:-1]), default=1),
+        hidden=max(widths, default=1),
         budget=budget,
         budget_conditioning=BudgetConditioning() if budget_conditioning else None,
         exits=exit_info(backbone),
@@ -174,12 +169,9 @@ def gate_of_policy(
 def check_environment(
     policy: Policy, backbone: GatedBackbone, *, passes: PassSettings, budget: float | None
 ) -> None:
-    """Check settings against the environment of an algorithm, if it has one in this process.
+    """Raise ConfigError if settings differ from the environment that an algorithm has, if any.
 
     The observations of environments with different settings can have the same shape.
-
-    Raises:
-        ConfigError: If they differ.
     """
     env = policy.get_env() if isinstance(policy, BaseAlgorithm) else None
     if env is None or isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("task"):
@@ -197,10 +189,14 @@ def check_environment(
         )
 
 
-def _check_kind(
-    policy: BasePolicy, backbone: GatedBackbone, passes: PassSettings, budget: float | None
+def _check_policy(
+    policy: BasePolicy,
+    space: gymnasium.spaces.Dict,
+    backbone: GatedBackbone,
+    passes: PassSettings,
+    budget: float | None,
 ) -> None:
-    """Check that a policy is of a kind that can be a gate."""
+    """Check that a policy can be a gate, for observations in ``space`` or in its flat form."""
     kind, several = type(policy).__name__, passes.limit > 1
     if isinstance(policy, RecurrentActorCriticPolicy):
         raise ConfigError(
@@ -221,15 +217,6 @@ def _check_kind(
             f"budget is {budget:g} and passes is {passes.limit}; a policy that was trained without "
             "the cost of its own network keeps a budget in a single pass alone."
         )
-
-
-def _check_spaces(
-    policy: BasePolicy,
-    space: gymnasium.spaces.Dict,
-    backbone: GatedBackbone,
-    passes: PassSettings,
-) -> None:
-    """Check that a policy has the spaces of an environment, whose observations may be flat."""
     actions = action_space(backbone, passes)
     if policy.action_space != actions:
         raise ConfigError(
@@ -295,14 +282,15 @@ def _statistics(
     normalization: VecNormalize,
     space: gymnasium.spaces.Dict,
     columns: dict[str, NDArray[np.int64]],
-) -> Statistics:
-    """Return the statistics of the flat observation; what stays as it is has 0, 1 and infinity."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean, standard deviation and bound of each value of the flat observation.
+
+    What stays as it is has 0, 1 and infinity.
+    """
     width = gymnasium.spaces.flatdim(space)
     mean, std, limit = np.zeros(width), np.ones(width), np.full(width, np.inf)
     measured: Any = normalization.obs_rms
-    if not isinstance(measured, dict):
-        measured = {None: measured}
-    for key, found in measured.items():
+    for key, found in measured.items() if isinstance(measured, dict) else [(None, measured)]:
         where = slice(None) if key is None else columns[key]
         if found.mean.shape != mean[where].shape:
             raise ConfigError(

@@ -36,13 +36,8 @@ def rewards_of(
 ) -> Tensor:
     """Return the return of each recorded episode in the environment, float64 ``[n]``.
 
-    Args:
-        records: Records of a gate; a budget-conditioned gate ran image ``i`` at the ``i``-th of
-            ``low_discrepancy_preferences``.
-        costs: Cost table of the backbone.
-        weights: Reward weights.
-        budget: Per-input budget in percent; ``None`` for none.
-        cost_weight_range: Range of the cost weight; ``None`` to use ``weights.cost``.
+    ``budget`` is the per-input budget in percent. With a range of cost weights, which replace
+    ``weights.cost``, image ``i`` ran at the ``i``-th of ``low_discrepancy_preferences``.
     """
     cost_weight = None
     if cost_weight_range is not None:
@@ -53,10 +48,8 @@ def rewards_of(
         fixed = costs.fixed_cost(gate_macs=records.gate_macs)
         spent = spent + records.earlier.total(lambda options: costs.fractions(options) + fixed)
     scores = PredictionScores(records.predictions, records.correct, records.log_likelihood)
-    allowed = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
-    terminal = terminal_reward(
-        weights, scores, spent, gated_budget=allowed, cost_weight=cost_weight
-    )
+    left = None if budget is None else gated_budget(costs, budget, gate_macs=records.gate_macs)
+    terminal = terminal_reward(weights, scores, spent, gated_budget=left, cost_weight=cost_weight)
     return terminal - step_cost(weights, spent, cost_weight=cost_weight)
 
 
@@ -92,23 +85,22 @@ class ValidationState:
 class Validator:
     """Evaluates gates on the validation split and selects the best one.
 
-    The criterion is the mean reward of the deterministic gate under its training reward. A
-    budget-conditioned gate runs each image at ``repeats`` budgets. The best gate is the latest one
-    within one standard error of the highest mean, because the highest of many noisy means often
-    belongs to an early, lucky gate. The metrics of the best gate are biased upwards; report those
-    of another split.
+    The criterion is the mean reward of the deterministic gate under its training reward. The best
+    gate is the latest one within one standard error of the highest mean, because the highest of
+    many noisy means often belongs to an early, lucky gate. The metrics of the best gate are biased
+    upwards; report those of another split.
 
     Args:
         images: The validation split.
         reward: Function that returns the reward of each image.
         every: Steps between two validations.
         total: Steps of the whole training.
-        repeats: Episodes per image of a budget-conditioned gate; their mean is its reward.
+        repeats: Episodes per image of a budget-conditioned gate, each at another budget; their
+            mean is its reward.
         backbone: Function that returns the current backbone.
 
     Attributes:
-        records: Records of the latest validation; repeats follow the images in order. ``None``
-            before the first one.
+        records: Records of the latest validation; repeats follow the images in order.
     """
 
     def __init__(
@@ -139,11 +131,7 @@ class Validator:
         return {} if self._highest is None else {_HIGHEST: self._highest}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restore ``state`` and ``tensors`` from a checkpoint.
-
-        Raises:
-            CheckpointError: If they lack the rewards of these validation images.
-        """
+        """Restore a checkpoint; CheckpointError if it lacks the rewards of these images."""
         self._validated_at, self.best = state["validated_at"], state["best"]
         self._highest = tensors.get(_HIGHEST)
         if self._highest is None or self._highest.shape != (len(self.images),):
@@ -154,20 +142,14 @@ class Validator:
 
     def is_due(self, timesteps: int) -> bool:
         """Return whether to validate: at the start, after ``every`` steps and at the end."""
-        last = self._validated_at
-        return (
-            last is None
-            or timesteps // self._every > last // self._every
-            or timesteps >= self._total
-        )
+        last, every = self._validated_at, self._every
+        return last is None or timesteps // every > last // every or timesteps >= self._total
 
     def validate(self, gate: StoredGate, timesteps: int) -> tuple[dict[str, Any], bool]:
         """Evaluate ``gate``; return the record for the metrics, and True if it is the best."""
         backbone, images, preferences = self.backbone(), self.images, None
-        # Each episode runs under a different budget; together they cover the range.
         if gate.budget_conditioning is not None:
-            if self._repeats > 1:
-                images = images.subset(torch.arange(len(images)).repeat(self._repeats))
+            images = images.subset(torch.arange(len(images)).repeat(self._repeats))
             preferences = low_discrepancy_preferences(len(images)).to(images.images.device)
         records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=preferences)
         self.records = records

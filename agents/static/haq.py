@@ -52,8 +52,7 @@ def build_learner(
     """Build an algorithm, on the CPU because its networks are small.
 
     Short episodes have one reward at their end. Rewards are therefore not discounted, and
-    off-policy targets are returns to the end of the episode, as HAQ gives each step the reward of
-    its episode.
+    off-policy targets are returns to the end of the episode, which HAQ gives each step too.
     """
     n_layers = env.task.backbone.costs.n_layers
     shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}
@@ -96,16 +95,14 @@ class _EpisodeCallback(BaseCallback):
             return True
         info = self.locals["infos"][0]
         self._left -= 1
-        go_on = self._on_table(
-            EvaluatedTable(
-                timesteps=self.num_timesteps,
-                table=tuple(info["options"].tolist()),
-                accuracy=info["accuracy"],
-                computation=info["computation"],
-                reward=float(self.locals["rewards"][0]),
-            )
+        evaluated = EvaluatedTable(
+            timesteps=self.num_timesteps,
+            table=tuple(info["options"].tolist()),
+            accuracy=info["accuracy"],
+            computation=info["computation"],
+            reward=float(self.locals["rewards"][0]),
         )
-        return go_on and self._left > 0
+        return self._on_table(evaluated) and self._left > 0
 
 
 def learn(
