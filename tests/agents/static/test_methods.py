@@ -20,7 +20,7 @@ from tests.helpers.planted_table import (
 )
 
 SEARCHES = ("greedy", "search")  # without episodes
-ALGORITHMS = {"ddpg": (DDPG, 120), "td3": (TD3, 120), "sac": (SAC, 60), "ppo": (PPO, 240)}
+ALGORITHMS = {"ddpg": (DDPG, 100), "td3": (TD3, 100), "sac": (SAC, 60), "ppo": (PPO, 160)}
 
 
 def make_env(method):
