@@ -5,37 +5,23 @@ import torch
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
 from dfs_rl.agents.cotraining_config import CoTrainConfig
-from dfs_rl.backbones import ResNet, ResNetConfig
-from dfs_rl.data import Dataset, ImageSet, channel_statistics
 from dfs_rl.errors import TrainingError
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.training.calibration import calibrate_scales
+from tests.helpers.brightness import brightness
+from tests.helpers.small_backbone import small_backbone
 
 BITS = (0, 2, 8, 32)
 
 
 @pytest.fixture
 def dataset():
-    """Two classes that differ in brightness."""
-    generator = torch.Generator().manual_seed(0)
-
-    def images(n):
-        labels = torch.arange(n) % 2
-        noise = torch.randint(100, (n, 1, 8, 8), generator=generator)
-        pixels = noise + 150 * labels[:, None, None, None]
-        return ImageSet(images=pixels.to(torch.uint8), labels=labels)
-
-    splits = {name: images(40) for name in ("train", "agent", "val", "test")}
-    return Dataset(name="brightness", class_names=("dark", "light"), flip=True, **splits)
+    return brightness()
 
 
 @pytest.fixture
 def backbone(dataset):
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8, width=4, in_channels=1, n_classes=2, image_size=(8, 8), bits=BITS
-    )
-    backbone = ResNet(config, channel_statistics(dataset.train.images)).eval()
+    backbone = small_backbone(dataset, bits=BITS).backbone
     calibrate_scales(backbone, dataset.train.images, parts=[backbone])
     return backbone
 
@@ -126,7 +112,7 @@ def test_steps_lower_the_gated_loss(backbone, dataset):
     trainer = cotrainer(backbone, dataset, batch_size=32, learning_rate=1e-2)
     gate = gate_for(backbone, 2)
     losses = [trainer.step(gate)["gated"] for _ in range(30)]
-    assert losses[0] > 0.5  # an untrained network is at log 2 = 0.69 or worse
+    assert losses[0] > 0.9  # an untrained network is at log 3 = 1.1 or worse
     assert sum(losses[-5:]) / 5 < 0.2
 
 

@@ -12,7 +12,6 @@ from dfs_rl.agents.cotraining_config import CoTrainConfig, LabelCoTrainConfig
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.backbones import load_backbone
-from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import load_gate
@@ -27,6 +26,7 @@ from tests.agents.supervised.test_gumbel import (
     train,
 )
 from tests.experiments.test_resume import make_dataset, make_stored
+from tests.helpers.brightness import brightness
 from tests.helpers.pictures import no_pictures
 
 pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
@@ -37,16 +37,7 @@ BOTH_LOSSES = LabelCoTrainConfig(batch_size=8, distillation=1.0, full_precision=
 
 @pytest.fixture
 def dataset():
-    """Three classes that differ in brightness."""
-    generator = torch.Generator().manual_seed(0)
-
-    def images(n):
-        labels = torch.arange(n) % 3
-        noise = torch.randint(50, (n, 1, 8, 8), generator=generator)
-        return ImageSet((noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels)
-
-    splits = {name: images(36) for name in ("train", "agent", "val", "test")}
-    return Dataset(name="brightness", class_names=("a", "b", "c"), flip=True, **splits)
+    return brightness()
 
 
 def make_trainer(dataset, *, cotrain, method="gumbel", **changes):
