@@ -41,7 +41,6 @@ ONE_BATCH = {"batch_size": 10**6}
         (PPOConfig(**ONE_BATCH), 8, 8_000, 0.75),
         (PPOConfig(**ONE_BATCH), 1, 8_000, 0.75),
         (A2CConfig(), 8, 20_000, 0.70),
-        (A2CConfig(), 1, 20_000, 0.70),
         (TRPOConfig(), 8, 8_000, 0.75),
         (TRPOConfig(), 1, 8_000, 0.75),
         (RecurrentPPOConfig(**ONE_BATCH), 8, 8_000, 0.75),
