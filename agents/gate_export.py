@@ -1,6 +1,7 @@
 """Construction of gates, and conversion between policies and gates in plain torch."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -100,28 +101,45 @@ def untrained_gate(
 @torch.no_grad()
 def deploy(model: BaseAlgorithm, template: LearnedGate) -> LearnedGate:
     """Return a copy of ``template``, of the policy's shape, with the weights of its actor."""
-    gate = copy.deepcopy(template)
-    policy: Any = model.policy
-    extractor = _extractor(model)
-    if isinstance(gate, LSTMGate):
-        for layer, embedding in enumerate(gate.embeddings):
-            _copy_linear(embedding, *extractor.layer_weights(layer))
-        for name, parameter in gate.cell.named_parameters():  # one layer of an LSTM
-            parameter.copy_(policy.lstm_actor.get_parameter(f"{name}_l0"))
-        _copy_linear(gate.scores, policy.action_net.weight, policy.action_net.bias)
-    elif isinstance(gate, MLPGate):
-        assert isinstance(extractor, PerLayerExtractor)
-        parts = (extractor.features_dim // gate.n_actions, gate.n_actions)
-        for layer, network in enumerate(gate.networks):
-            first, _, last = network.children()
-            _copy_linear(first, *extractor.layer_weights(layer))
+    gate, extractor = copy.deepcopy(template), _extractor(model)
+    for layer, linear in enumerate(_first_maps(gate)):
+        weight, bias = extractor.layer_weights(layer)
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    for ours, theirs in _later_weights(gate, model):
+        values = theirs
+        if theirs.shape != ours.shape:
             # QR-DQN has several scores per option; their mean, again linear, is the action value.
-            _copy_linear(
-                last,
-                extractor.outer[layer].view(-1, *parts).mean(dim=1).T,
-                extractor.outer_bias[layer].view(parts).mean(dim=0),
-            )
-    return gate.to(policy.device).eval()
+            values = theirs.view(*theirs.shape[:-1], -1, gate.n_actions).mean(dim=-2)
+        ours.copy_(values)
+    return gate.to(model.policy.device).eval()
+
+
+def _first_maps(gate: LearnedGate) -> list[nn.Linear]:
+    """Return a gate's linear maps of features and context, one per decision."""
+    maps: list[nn.Module] = []
+    if isinstance(gate, LSTMGate):
+        maps = [*gate.embeddings]
+    elif isinstance(gate, MLPGate):
+        maps = [next(network.children()) for network in gate.networks]
+    return cast("list[nn.Linear]", maps)
+
+
+def _later_weights(gate: LearnedGate, model: BaseAlgorithm) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a gate's weights after the first maps, each with that of a policy's actor."""
+    policy: Any = model.policy
+    if isinstance(gate, LSTMGate):
+        for name, parameter in gate.cell.named_parameters():  # one layer of an LSTM
+            yield parameter, policy.lstm_actor.get_parameter(f"{name}_l0")
+        yield gate.scores.weight, policy.action_net.weight
+        yield gate.scores.bias, policy.action_net.bias
+    elif isinstance(gate, MLPGate):
+        extractor = _extractor(model)
+        assert isinstance(extractor, PerLayerExtractor)
+        for layer, network in enumerate(gate.networks):
+            *_, last = cast("nn.Sequential", network)
+            yield last.weight.T, extractor.outer[layer]
+            yield last.bias, extractor.outer_bias[layer]
 
 
 def _extractor(model: BaseAlgorithm) -> PerLayerEmbedding:
@@ -135,12 +153,6 @@ def _extractor(model: BaseAlgorithm) -> PerLayerEmbedding:
         extractor = policy.pi_features_extractor
     assert isinstance(extractor, PerLayerEmbedding)
     return extractor
-
-
-def _copy_linear(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    linear = cast("nn.Linear", module)
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
 
 
 def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> None:
@@ -169,28 +181,17 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     policy for one budget at its current preference; a gate for one budget initializes a
     budget-conditioned policy equally at all preferences.
     """
-    policy: Any = model.policy
     extractor = _extractor(model)
-    if isinstance(gate, LSTMGate):
-        for layer, embedding in enumerate(gate.embeddings):
-            _set_inner(extractor, layer, embedding, gate)
-        for name, parameter in gate.cell.named_parameters():
-            policy.lstm_actor.get_parameter(f"{name}_l0").copy_(parameter)
-        _copy_linear(policy.action_net, gate.scores.weight, gate.scores.bias)
-    elif isinstance(gate, MLPGate):
-        assert isinstance(extractor, PerLayerExtractor)
-        for layer, network in enumerate(gate.networks):
-            first, _, last = network.children()
-            _set_inner(extractor, layer, first, gate)
-            extractor.outer[layer].copy_(cast("nn.Linear", last).weight.T)
-            extractor.outer_bias[layer].copy_(cast("nn.Linear", last).bias)
+    for layer, linear in enumerate(_first_maps(gate)):
+        _set_inner(extractor, layer, linear, gate)
+    for ours, theirs in _later_weights(gate, model):
+        theirs.copy_(ours)
 
 
 def _set_inner(
-    extractor: PerLayerEmbedding, layer: int, module: nn.Module, gate: LearnedGate
+    extractor: PerLayerEmbedding, layer: int, linear: nn.Linear, gate: LearnedGate
 ) -> None:
     """Copy a linear map of features and context into one layer of an extractor."""
-    linear = cast("nn.Linear", module)
     inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
     context: Tensor = inner[extractor.features_width :]  # [C, width]
     theirs = linear.weight[:, size:].T  # [C of the gate, width]
