@@ -32,61 +32,35 @@ from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.seeding import torch_generator
 from tests.helpers.halves import train_all, trainer_of
 
-RESNET = {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}
-ADAPTIVE = {"blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
-ADN = {"recipe": "adn"}
-ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "affine_skips": True} | {
-    "recipe": "elastic"
-}
-# A network, its shape, epochs, and training.
+ADAPTIVE = {"recipe": "adn", "blocks": (2, 2), "width": 4, "bits": (0, 32), "stem_bits": 32}
+LOW_BITS = ADAPTIVE | {"bits": (0, 2, 8, 32), "stem_bits": 8}
+ELASTIC = {"depth": 14, "width": 3, "bits": (0, 2, 8, 32), "affine_skips": True}
+VIT = {"width": 12, "heads": 2, "patch": 2, "depth": 2, "bits": (2, 8, 32)}
+SWIN = {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 2, "bits": (0, 4, 32)}
+# A network, its shape, epochs, and learning rate.
 NETWORKS = {
-    "resnet": (ResNet, RESNET, 6, {"learning_rate": 0.05}),
-    "elastic": (ResNet, ELASTIC, 8, {"learning_rate": 0.05}),
-    "adaptive": (AdaptiveResNet, ADAPTIVE | ADN, 8, {"learning_rate": 0.05}),
-    "adaptive blocks": (
-        AdaptiveResNet,
-        ADAPTIVE | ADN | {"granularity": "block"},
-        8,
-        {"learning_rate": 0.05},
-    ),
-    "adaptive low bits": (
-        AdaptiveResNet,
-        ADAPTIVE | ADN | {"bits": (0, 2, 8, 32), "stem_bits": 8},
-        12,
-        {"learning_rate": 0.05},
-    ),
-    "vit": (
-        VisionTransformer,
-        {"width": 12, "heads": 2, "patch": 2, "depth": 2, "bits": (2, 8, 32)},
-        10,
-        {"learning_rate": 0.005},
-    ),
-    "swin": (
-        AdaptiveSwin,
-        ADN | {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 2, "bits": (0, 4, 32)},
-        16,
-        {"learning_rate": 0.003, "calibration_rounds": 1},
-    ),
+    "resnet": (ResNet, {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}, 6, 0.05),
+    "elastic": (ResNet, ELASTIC | {"recipe": "elastic"}, 8, 0.05),
+    "adaptive": (AdaptiveResNet, ADAPTIVE, 8, 0.05),
+    "adaptive blocks": (AdaptiveResNet, ADAPTIVE | {"granularity": "block"}, 8, 0.05),
+    "adaptive low bits": (AdaptiveResNet, LOW_BITS, 12, 0.05),
+    "vit": (VisionTransformer, VIT, 10, 0.005),
+    "swin": (AdaptiveSwin, SWIN | {"recipe": "adn"}, 16, 0.003),
 }
 
 
-def trainer(halves: Dataset, *, epochs: int = 6, **training: object) -> SupernetTrainer:
-    return trainer_of(
-        ResNet, halves, epochs=epochs, training={"learning_rate": 0.05, **training}, **RESNET
-    )
-
-
-def named(
-    name: str,
+def trainer(
     halves: Dataset,
+    name: str = "resnet",
     *,
     epochs: int | None = None,
-    training: dict | None = None,
-    **changes: object,
+    shape: dict | None = None,
+    **training: object,
 ) -> SupernetTrainer:
-    kind, shape, usual, settings = NETWORKS[name]
-    settings, shape = training or settings, shape | changes
-    return trainer_of(kind, halves, epochs=epochs or usual, training=settings, **shape)
+    kind, usual_shape, usual_epochs, rate = NETWORKS[name]
+    training = {"learning_rate": rate, "calibration_rounds": 2} | training
+    shape = usual_shape | (shape or {})
+    return trainer_of(kind, halves, epochs=epochs or usual_epochs, training=training, **shape)
 
 
 def accuracies(backbone: Backbone, images: ImageSet, mixes: list) -> list[float]:
@@ -100,7 +74,7 @@ def accuracies(backbone: Backbone, images: ImageSet, mixes: list) -> list[float]
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_mix_works_only_after_training(halves, name):
-    training = named(name, halves)
+    training = trainer(halves, name)
     net = training.backbone
     assert isinstance(training.optimizer, SGD if "resnet" in net.family else AdamW)
     mixes = list(net.meaningful_bits)
@@ -129,7 +103,7 @@ def test_every_mix_works_only_after_training(halves, name):
     ],
 )
 def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, stops):
-    whole, losses, saved = named(name, halves, epochs=epochs), [], {}
+    whole, losses, saved = trainer(halves, name, epochs=epochs), [], {}
     while whole.position.epoch < epochs:
         for loss in whole.train_epoch():
             losses.append(loss)
@@ -137,7 +111,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, stops
                 tensors = {name: tensor.clone() for name, tensor in whole.tensors().items()}
                 saved[len(losses)] = tensors, Position(*whole.position)
     for steps, checkpoint in saved.items():
-        resumed = named(name, halves, epochs=epochs)
+        resumed = trainer(halves, name, epochs=epochs)
         resumed.restore(*checkpoint)
         assert train_all(resumed) == losses[steps:]
         for part, tensor in whole.tensors().items():
@@ -145,9 +119,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, stops
 
 
 def test_without_full_precision_scales_fit_at_once(halves):
-    training = trainer_of(ResNet, halves, epochs=4, **RESNET | {"bits": (0, 2, 8)})
-    backbone = training.backbone
-    for block in backbone.layers:
+    training = trainer(halves, shape={"bits": (0, 2, 8)})
+    for block in training.backbone.layers:
         for layer in (block.conv1, block.conv2):
             expected = mse_scale(layer.weight.detach(), QuantRange.of(8, signed=True))
             scale = layer.quantizers.weight_scale(8, layer.weight).detach()
@@ -191,10 +164,10 @@ RECIPES = {
 def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_weight, soft_weight):
     # A batch that is the whole split, not augmented, has the same loss in any order.
     still = replace(halves, flip=False)
-    usual = {"batch_size": 96, "warmup": 0.0, "learning_rate": 0.05}
+    usual = {"batch_size": 96, "warmup": 0.0}
     # A stage of four blocks has a path of two, each a layer of its own.
     changes = {"blocks": (4, 2)} if name == "adaptive blocks" else {}
-    training = named(name, still, training=usual | training, **changes)
+    training = trainer(still, name, shape=changes, **(usual | training))
     for _ in training.train_epoch():
         pass  # one step, at a learning rate of 0
     net = copy.deepcopy(training.backbone)
@@ -233,16 +206,8 @@ def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_we
     assert compared > 10
 
 
-def adn_trainer(halves: Dataset, **training: object) -> SupernetTrainer:
-    return named(
-        "adaptive low bits", halves, epochs=2, training={"learning_rate": 0.05, **training}
-    )
-
-
 def test_the_base_net_teaches_the_path_nothing(halves):
-    training = named(
-        "adaptive", halves, training={"learning_rate": 0.05, "alpha": 1e-12}
-    )  # no labels
+    training = trainer(halves, "adaptive", alpha=1e-12)  # no labels
     next(training.train_epoch())
     gradients = dict(training.backbone.named_parameters())
     assert gradients["blocks.0.path.0.conv1.weight"].grad.abs().max() < 1e-9
@@ -253,7 +218,7 @@ def test_the_base_net_teaches_the_path_nothing(halves):
 
 
 def test_the_end_measures_the_norms_of_both_modes(halves):
-    training = adn_trainer(halves)
+    training = trainer(halves, "adaptive low bits", epochs=2)
     for name, buffer in training.backbone.named_buffers():
         if "running" in name:
             buffer.fill_(1e6)  # must leave no trace
@@ -264,7 +229,7 @@ def test_the_end_measures_the_norms_of_both_modes(halves):
 
 
 def test_new_quantizers_leave_the_base_net_unchanged(halves):
-    training = adn_trainer(halves, warmup=0.5)
+    training = trainer(halves, "adaptive low bits", epochs=2, warmup=0.5)
     for loss in training.train_epoch():
         assert loss.distillation is not None  # from the first step on
     before = {n: p.clone() for n, p in training.backbone.named_parameters()}
