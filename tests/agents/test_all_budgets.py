@@ -8,7 +8,6 @@ import torch
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import GumbelConfig
 from dfs_rl.agents.supervised.gumbel import GumbelTrainer
-from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.agents.validation import rewards_of
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import ImageSet
@@ -32,6 +31,7 @@ from tests.helpers.planted_task import (
     learn,
     make_agent,
     make_gate,
+    make_gate_task,
     make_task,
     planted_images,
     run_steps,
@@ -78,15 +78,7 @@ def test_gumbel_gate_keeps_every_budget():
     gate = make_gate(budget_conditioning=BudgetConditioning())
     assert regret(gate, 1.0) > 0.2
     assert accuracy_and_cost(gate, 1.0)[0] < 0.5
-    task = GateTask(
-        backbone=BACKBONE,
-        frozen=BACKBONE,
-        gate=gate,
-        images=planted_images(),
-        target=lambda preferences: BUDGETS.at(preferences) / 100,
-        steps=1200,
-        seed=0,
-    )
+    task = make_gate_task(gate, target=lambda at: BUDGETS.at(at) / 100, steps=1200)
     run_steps(GumbelTrainer(GumbelConfig(batch_size=18, learning_rate=0.03), task), 1200)
     found = [accuracy_and_cost(gate, preference) for preference in PREFERENCES]
     for (_, spent), budget in zip(found, BUDGETS.at(torch.tensor(PREFERENCES)), strict=True):

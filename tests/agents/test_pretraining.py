@@ -22,6 +22,9 @@ from dfs_rl.gating.rollout import rollout
 from dfs_rl.train_agent import main
 from dfs_rl.train_gumbel import main as train_gumbel
 from tests.helpers.planted_task import OPTIONS, PlantedBackbone, make_task, planted_images
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.5, cost=0.9)
 # Share of right images under the option at index 0, 1 and 2; logits are 3 and -3.

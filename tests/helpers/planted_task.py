@@ -180,13 +180,9 @@ def make_gate_task(
 ) -> GateTask:
     """Return the task of a supervised trainer; 600 steps on all images unless given."""
     backbone = backbone or SmoothPlantedBackbone()
-    return GateTask(
-        backbone=backbone,
-        frozen=backbone,
-        gate=gate,
-        target=lambda preferences: torch.full_like(preferences, budget),
-        **({"images": planted_images(), "steps": 600, "seed": 0} | settings),
-    )
+    usual = {"images": planted_images(), "steps": 600, "seed": 0}
+    usual["target"] = lambda preferences: torch.full_like(preferences, budget)
+    return GateTask(backbone=backbone, frozen=backbone, gate=gate, **(usual | settings))
 
 
 def run_steps(trainer: GateTrainer, steps: int) -> LearnedGate:
