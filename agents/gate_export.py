@@ -137,7 +137,7 @@ def _later_weights(gate: LearnedGate, model: BaseAlgorithm) -> Iterator[tuple[Te
         extractor = _extractor(model)
         assert isinstance(extractor, PerLayerExtractor)
         for layer, network in enumerate(gate.networks):
-            *_, last = cast("nn.Sequential", network)
+            *_, last = cast("list[nn.Linear]", list(network.children()))
             yield last.weight.T, extractor.outer[layer]
             yield last.bias, extractor.outer_bias[layer]
 
