@@ -78,8 +78,9 @@ def test_gumbel_gate_keeps_every_budget():
     gate = make_gate(budget_conditioning=BudgetConditioning())
     assert regret(gate, 1.0) > 0.2
     assert accuracy_and_cost(gate, 1.0)[0] < 0.5
-    task = make_gate_task(gate, target=lambda at: BUDGETS.at(at) / 100, steps=1200)
-    run_steps(GumbelTrainer(GumbelConfig(batch_size=18, learning_rate=0.03), task), 1200)
+    task = make_gate_task(gate, target=lambda at: BUDGETS.at(at) / 100, steps=600)
+    config = GumbelConfig(batch_size=18, learning_rate=0.03, multiplier_learning_rate=0.04)
+    run_steps(GumbelTrainer(config, task), 600)
     found = [accuracy_and_cost(gate, preference) for preference in PREFERENCES]
     for (_, spent), budget in zip(found, BUDGETS.at(torch.tensor(PREFERENCES)), strict=True):
         assert 100 * spent <= 1.2 * float(budget)

@@ -80,14 +80,14 @@ def outcomes(gate, *, budget=BUDGET):
 def test_masked_ppo_learns_within_the_budget():
     _, untrained, _ = train(MaskablePPOConfig(**ONE_BATCH), 0)
     assert outcomes(untrained)[1] == pytest.approx(UNTRAINED_REWARD)
-    _, masked, spent = train(MaskablePPOConfig(**ONE_BATCH), 12_000)
-    assert len(spent) >= 6_000
+    _, masked, spent = train(MaskablePPOConfig(**ONE_BATCH), 6_000)
+    assert len(spent) >= 3_000
     assert max(spent) + GATE <= BUDGET  # exploration stays within it
     computation, reward = outcomes(masked)
     assert computation <= BUDGET
     assert BEST_TABLE_REWARD + 0.1 < 0.75 <= reward <= BEST_REWARD + 1e-9
 
-    _, free, spent = train(PPOConfig(**ONE_BATCH), 12_000)
+    _, free, spent = train(PPOConfig(**ONE_BATCH), 6_000)
     assert max(spent) + GATE > BUDGET
     assert outcomes(free, budget=None)[0] > BUDGET
 
