@@ -38,9 +38,9 @@ from tests.helpers.planted_task import (
     make_task,
     mean_reward,
 )
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_images, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_images", "quick_runs"]
 
 LAYERS = 3
 OPTIONS = (16, 32)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.agents import pretraining
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.pretraining import (
     UniformOptionRewards,
@@ -23,9 +22,9 @@ from dfs_rl.gating.rollout import rollout
 from dfs_rl.train_agent import main
 from dfs_rl.train_gumbel import main as train_gumbel
 from tests.helpers.planted_task import OPTIONS, PlantedBackbone, make_task, planted_images
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_images, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_images", "quick_runs"]
 
 WEIGHTS = RewardWeights(accuracy=1.0, log_likelihood=0.5, cost=0.9)
 # Share of right images under the option at index 0, 1 and 2; logits are 3 and -3.
@@ -34,12 +33,6 @@ LIKELIHOOD = math.log1p(math.exp(-6.0)) / 3
 FREE = [p * (1.0 - 0.5 * LIKELIHOOD) - (1.0 - p) * 0.5 for p in RIGHT]
 SPENT = [(bits / 32) ** 2 for bits in OPTIONS]
 PREFERENCES = torch.linspace(0.0, 1.0, 101)
-
-
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    """Start from fewer images: enough for tasks as small as these."""
-    monkeypatch.setattr(pretraining, "IMAGES", 512)
 
 
 def clone(gate, task, *, seed):

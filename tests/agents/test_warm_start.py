@@ -24,9 +24,9 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRang
 from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import save_gate
 from tests.helpers.planted_task import PlantedBackbone, gate_of, make_agent, make_gate, make_task
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_images, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_images", "quick_runs"]
 
 OPTIONS = PlantedBackbone.options
 CONDITIONED = {True: BudgetConditioning(), False: None}
