@@ -106,7 +106,7 @@ def make_model(config, *, group=8):
 
 @pytest.mark.parametrize(
     ("config", "group", "steps"),
-    [(PPOConfig(**ONE_BATCH), 1, 24_000), (TRPOConfig(), 8, 12_000)],
+    [(PPOConfig(**ONE_BATCH), 1, 24_000), (TRPOConfig(), 8, 8_000)],
     ids=["critic", "groups"],
 )
 def test_images_learn_where_to_exit(config, group, steps):
