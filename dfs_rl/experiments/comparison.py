@@ -29,7 +29,12 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import EvaluateConfig, program, with_percent_budgets
+from dfs_rl.experiments.config import (
+    EvaluateConfig,
+    program,
+    resume_command,
+    with_percent_budgets,
+)
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
@@ -106,11 +111,16 @@ def compare(
         runs = [RunFolder.open(place) for place in places if place not in failed]
         reasons = {place.name: reason for place, reason in failed.items()}
         evaluated, reasons = _evaluate(runs, reasons, dataset, config, lambda run: run.path)
+        return folder, _write_report(folder, evaluated, reasons)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted and saved; continue with: {program(config.KIND)} --resume {folder.path}"
-        ) from None
-    return folder, _write_report(folder, evaluated, reasons)
+        raise _interruption(folder) from None
+
+
+def _interruption(folder: RunFolder | None) -> KeyboardInterrupt:
+    """Return the error that says how to go on; without a folder nothing is stored yet."""
+    if folder is None:
+        return KeyboardInterrupt("Interrupted before anything was stored; run the command again.")
+    return KeyboardInterrupt(f"Interrupted and saved; continue with: {resume_command(folder)}")
 
 
 def _create_run(
@@ -181,8 +191,11 @@ def _compare_given(
     def output_folder(run: RunFolder) -> Path:
         return own().path / EVALUATIONS_FOLDER / str(opened.index(run) + 1)
 
-    evaluated, failed = _evaluate(opened, {}, dataset, config, output_folder)
-    return own(), _write_report(own(), evaluated, failed)
+    try:
+        evaluated, failed = _evaluate(opened, {}, dataset, config, output_folder)
+        return own(), _write_report(own(), evaluated, failed)
+    except KeyboardInterrupt:
+        raise _interruption(folder) from None
 
 
 def _evaluate(
@@ -204,9 +217,8 @@ def _evaluate(
     def evaluate(run: RunFolder, on_wait: OnWait) -> None:
         print_status(f"{run.path} ...")
         if not (run.path / TRAINING_FILE).is_file():
-            resume_command = f"{program(run.kind)} --resume {run.path}"
             all_failed[str(run.path)] = (
-                f"its training is not finished; continue with {resume_command}."
+                f"its training is not finished; continue with {resume_command(run)}."
             )
             return
 

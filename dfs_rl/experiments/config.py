@@ -26,6 +26,7 @@ from dfs_rl.utils.constants import DIGITS, Corruptions
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
+    from dfs_rl.utils.run_folder import RunFolder
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
@@ -43,6 +44,11 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 def program(kind: str) -> str:
     """Return the command line prefix that runs a command."""
     return f"python -m dfs_rl.{kind}"
+
+
+def resume_command(run: "RunFolder") -> str:
+    """Return the command line that goes on with a run."""
+    return f"{program(run.kind)} --resume {run.path}"
 
 
 def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:

@@ -13,7 +13,7 @@ from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import TrainExitsConfig, program
+from dfs_rl.experiments.config import TrainExitsConfig, resume_command
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
@@ -81,8 +81,7 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
                 write_json(folder.path / SUMMARY, config_to_dict(summary))
                 save_backbone(stored.backbone, stored.info, folder.path / BACKBONE_FOLDER)
     except KeyboardInterrupt:
-        resume_command = f"{program(config.KIND)} --resume {folder.path}"
-        raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command}") from None
+        raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command(folder)}") from None
     stored = load_stored_backbone(folder.path)
     sys.stdout.write(_table(folder, stored) + "\n")
     sys.stdout.flush()

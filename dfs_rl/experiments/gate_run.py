@@ -18,7 +18,7 @@ from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
     GateTrainingConfig,
-    program,
+    resume_command,
     with_percent_budgets,
 )
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
@@ -137,9 +137,8 @@ class GateRun:
             method = _method(self.config)
             record: TrainingRecord = method.train(self.config, self.dataset, run, stored)
         except KeyboardInterrupt:
-            resume_command = f"{program(self.config.KIND)} --resume {path}"
             raise KeyboardInterrupt(
-                f"Interrupted and saved; go on with: {resume_command}"
+                f"Interrupted and saved; go on with: {resume_command(run)}"
             ) from None
         finally:
             seconds = run.add_seconds(time.perf_counter() - began)

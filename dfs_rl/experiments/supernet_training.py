@@ -23,7 +23,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import program
+from dfs_rl.experiments.config import resume_command
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
@@ -183,7 +183,7 @@ def train_supernet(
             if stopping.requested and progress.epoch < config.epochs:
                 raise KeyboardInterrupt(
                     f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
-                    f"saved. Go on with: {program(config.KIND)} --resume {run.path}"
+                    f"saved. Go on with: {resume_command(run)}"
                 )
     backbone = trainer.finish()
     val = dataset.val.to(trainer.device)

@@ -1,6 +1,7 @@
 """The command ``compare`` on real runs, and its errors."""
 
 import shutil
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from dfs_rl import train_gumbel
 from dfs_rl.compare import main as compare_main
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
+from dfs_rl.experiments import comparison
 from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
@@ -86,6 +88,26 @@ def test_runs_that_are_compared_are_left_as_they_are(tmp_path, runs):
     assert compare_main(["--resume", str(report)]) == 0
     assert contents(runs) == before
     assert contents([report / "evaluations"]) == stored
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_interruption_says_how_to_go_on(tmp_path, runs, capsys, monkeypatch, begun):
+    report = tmp_path / "report"
+
+    def interrupt(*_, store, **__):
+        with store() if begun else nullcontext():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "evaluate_run", interrupt)
+        assert compare_main([str(runs[0]), "--run-dir", str(report)]) == 130
+    said = sentence(capsys)
+    if begun:
+        assert said.endswith(f"continue with: python -m dfs_rl.compare --resume {report}")
+        assert compare_main(["--resume", str(report)]) == 0
+    else:
+        assert said == "Interrupted before anything was stored; run the command again."
+        assert not report.exists()
 
 
 def test_a_comparison_inside_a_run_is_refused(runs, capsys):
