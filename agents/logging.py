@@ -74,7 +74,7 @@ class ProgressBar:
             over = " over all budgets" if several else ""
             about = "about " if several else ""
             self._print_status(
-                f"step {timesteps:,} of {self._total:,}: "
+                f"step {min(timesteps, self._total):,} of {self._total:,}: "
                 f"val accuracy {about}{record['accuracy']:.2f} %, "
                 f"computation {about}{record['computation']:.3f} %; "
                 f"reward {record['reward']:.4f} and {record['patterns']} distinct patterns{over}"

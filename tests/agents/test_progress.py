@@ -24,6 +24,7 @@ def test_progress_is_shown(monkeypatch, stream):
     lines: list[str] = []
     bar = ProgressBar(256, print_status=lines.append)
     bar.report(0, RECORD)
+    bar.report(300, RECORD)  # the last rollout goes on to its end
     make_agent(PPOConfig()).learn(256, UpdateCallback(bar=bar), log_interval=sys.maxsize)
     if stream.isatty():
         assert "256/256" in stream.getvalue()
@@ -31,5 +32,6 @@ def test_progress_is_shown(monkeypatch, stream):
         assert lines == []
     else:
         assert stream.getvalue() == ""
-        (line,) = lines
-        assert line.startswith("step 0 of 256: val accuracy 91.25 %, computation 1.234 %")
+        first, last = lines
+        assert first.startswith("step 0 of 256: val accuracy 91.25 %, computation 1.234 %")
+        assert last.startswith("step 256 of 256: ")
