@@ -78,7 +78,7 @@ def test_exception_in_a_callback_ends_the_training(tmp_path):
         dfs_rl.train_gate(None, "digits", callback=stop, run_dir=tmp_path / "run", **SETTINGS)
 
 
-def test_backbone_in_memory_equals_the_stored_one(tmp_path):
+def test_backbone_in_memory_equals_the_stored_one(tmp_path, capsys):
     digits = load_dataset("digits")
     epochs = []
     backbone = dfs_rl.train_backbone(
@@ -91,6 +91,9 @@ def test_backbone_in_memory_equals_the_stored_one(tmp_path):
         dfs_rl.train_gate(source, digits, method="static_greedy", budget=8.0, run_dir=tmp_path / n)
         for n, source in (("a", backbone), ("b", tmp_path / "net"))
     ]
+    said = capsys.readouterr().err
+    for what, folder in (("backbone", "net"), ("gate", "a"), ("gate", "b")):
+        assert f"The {what} is in {tmp_path / folder}.\n" in said
     tables = [gate.load().gate.table for gate in gates]
     assert tables[0] == tables[1]
 

@@ -43,6 +43,7 @@ from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import set_threads
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -131,12 +132,13 @@ def train_backbone(
         _trust(name)
         if isinstance(dataset, str):
             dataset = load_dataset(dataset, image_size=config.image_size, flip=config.flip)
-        _, stored = supernet_training.train_run(
+        run, stored = supernet_training.train_run(
             config,
             dataset.clean,
             command=command_line(program(config.KIND), config),
             after_log=_validations_only(callback),
         )
+    print_status(f"The backbone is in {run.path}.")
     return stored.backbone
 
 
@@ -186,6 +188,7 @@ def train_gate(
             run.folder = replace(run.folder, after_log=_validations_only(callback))
             with run.folder.lock():
                 record = run.train()
+    print_status(f"The gate is in {run.folder.path}.")
     return TrainedGate(run.folder.path, record.best_on_val, record.points_on_val)
 
 
