@@ -82,6 +82,8 @@ class TunedRules:
         self.costs = backbone.costs
         self._val_images = dataset.val.to(device)
         settings = rule_settings(backbone, self._val_images, mirrored=mirrored)
+        n = len(dataset.agent) + len(dataset.val)
+        print_status(f"  running {len(settings)} settings of a pass on {n:,} images ...")
         agent = run_settings(backbone, dataset.agent.to(device), settings)
         self._val = run_settings(backbone, self._val_images, settings)
         self._searched = self._val.with_images(agent)
@@ -89,6 +91,7 @@ class TunedRules:
             PassSettings(limit=limit, mirrored=mirrored, answer=each)
             for each in (get_args(AnswerRule) if answer is None else (answer,))
         ]
+        print_status("  searching rules over these settings ...")
         gate = tuned_gate(agent, self._val, self.costs, candidates)
         assert gate is not None, "without a budget there is always a rule"
         # The rules may need fewer passes or views than the gate is allowed.
