@@ -11,6 +11,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.pass_outputs import rule_settings, run_settings
 from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.cascade_config import TrainCascadeConfig
+from dfs_rl.experiments.config import check_highest_budget
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.passes import PassSettings
@@ -36,6 +37,7 @@ def validate(config: TrainCascadeConfig, dataset: Dataset, backbone: Backbone) -
             f"budget is {costs.cost_text(budget, 4)}; the cheapest pass costs "
             f"{costs.cost_text(least, 4)}."
         )
+    check_highest_budget(budget, costs, passes=config.passes)
     return f"cascade-{dataset.name}"
 
 

@@ -23,6 +23,7 @@ from dfs_rl.utils.config import (
     configuration,
 )
 from dfs_rl.utils.constants import DIGITS, Corruptions
+from dfs_rl.utils.logging import print_status
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
@@ -68,6 +69,29 @@ def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
         elif given is not None:
             changes[name] = costs.percent_of_budget(given, unit)
     return replace(config, **changes)
+
+
+def check_highest_budget(
+    budget: float | None, costs: "CostTable", *, gate_macs: float = 0.0, passes: int = 1
+) -> None:
+    """Check that a budget on the mean is at most what an image can cost.
+
+    A budget in measured time may come from elsewhere, such as a frame rate, so it is only reported.
+
+    Raises:
+        ConfigError: If the budget is higher.
+    """
+    options = float(costs.option_costs().amax(dim=1).sum())
+    most = 100.0 * passes * (options + costs.fixed_cost(gate_macs=gate_macs))
+    if budget is None or budget <= most:
+        return
+    text = (
+        f"budget is {costs.cost_text(budget)}, but an image costs at most {costs.cost_text(most)}, "
+        "so it bounds nothing"
+    )
+    if costs.profile is None:
+        raise ConfigError(f"{text}; give a lower one.")
+    print_status(f"Warning: {text}.")
 
 
 def check_budget_unit(unit: BudgetUnit, cost: str) -> None:

@@ -37,6 +37,7 @@ from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
+from dfs_rl.experiments.config import check_highest_budget
 from dfs_rl.experiments.rule_start import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
@@ -106,6 +107,7 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         budget = getattr(config, name)
         if budget is not None:
             gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
+    check_highest_budget(config.budget, backbone.costs, gate_macs=gate.macs, passes=passes.limit)
     return f"{config.algo}-{dataset.name}"
 
 

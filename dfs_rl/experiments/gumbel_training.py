@@ -23,7 +23,7 @@ from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.config import DEFAULT_BUDGET
+from dfs_rl.experiments.config import DEFAULT_BUDGET, check_highest_budget
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
@@ -178,8 +178,10 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
     check_memory(needs, resolve_device(config.device))
+    gate_macs = build_gate(config, backbone).macs
+    check_highest_budget(config.budget, backbone.costs, gate_macs=gate_macs)
     try:
-        targets(config, backbone.costs, gate_macs=build_gate(config, backbone).macs)
+        targets(config, backbone.costs, gate_macs=gate_macs)
     except ConfigError as error:
         if config.budget != DEFAULT_BUDGET:
             raise

@@ -20,7 +20,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScorer,
     is_within_budget,
 )
-from dfs_rl.experiments.config import N_VALIDATIONS
+from dfs_rl.experiments.config import N_VALIDATIONS, check_highest_budget
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.gating.action_masks import gated_budget
@@ -155,6 +155,7 @@ class StaticSearch:
 def validate(config: TrainStaticConfig, dataset: Dataset, backbone: Backbone) -> str:
     """Validate the configuration against the backbone, and return the run's name."""
     gated_budget(backbone.costs, config.budget)
+    check_highest_budget(config.budget, backbone.costs)
     return f"static-{config.method}-{dataset.name}"
 
 

@@ -17,7 +17,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluate import main as evaluate_main
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import GateRunConfig
+from dfs_rl.experiments.config import GateRunConfig, check_highest_budget
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.config import config_from_dict, config_to_dict, load_config
@@ -217,6 +217,15 @@ def test_a_gate_has_one_aim(refusal, main, flags, words):
 def test_latency_has_no_default_budgets(refusal, profile):
     given = ["--dataset", "digits", "--latency.profile", str(profile), "--cost", "latency"]
     assert "cost is latency, which has no default budgets" in refusal(compare_main, given)
+
+
+def test_a_high_budget_in_measured_time_is_reported(capsys):
+    costs = default_digits().costs
+    check_highest_budget(2000.0, costs.with_cost_model("latency", made_up_profile(costs)))
+    assert capsys.readouterr().err == (
+        "Warning: budget is 2000 % (1386 ms), but an image costs at most 101.082 % (70.05 ms), "
+        "so it bounds nothing.\n"
+    )
 
 
 def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):

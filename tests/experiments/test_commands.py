@@ -42,6 +42,8 @@ BAD = {
         ("--dataset no/such/folder", "no/such/folder"),
         ("--device abacus", "device is 'abacus'"),
         ("--budget 0.0001", "budget 0.0001 % is not enough"),
+        ("--budget 302", "budget is 302 %, but an image costs at most 301.777 %, so it bounds"),
+        ("--budget 101 --passes 1", "budget is 101 %, but an image costs at most 100.393 %"),
         ("--per-input-budget 0.0001", "budget 0.0001 % is not enough"),
         ("--per-input-budget -1", "per_input_budget is -1.0; it must be above 0"),
         ("--budget 1 --cost-weight 5", "budget is 1 and cost_weight is 5"),
@@ -67,6 +69,7 @@ BAD = {
     ],
     "train_gumbel": [
         ("--budget 0.3", "budget 0.3 % is not enough"),
+        ("--budget 101", "budget is 101 %, but an image costs at most 100.393 %"),
         ("--gate lstm", "budget 1 % is not enough"),  # of 10, it costs more than that on digits
         ("--budgets 0.5 0.9", "budget is 1 %, but budgets is 0.5 to 0.9 %"),
         ("--budgets 2 0.5", "the first must be below the second"),
@@ -86,12 +89,14 @@ BAD = {
     ],
     "train_static": [
         ("--budget 0.05", "budget 0.05 % is not enough"),
+        ("--budget 101", "budget is 101 %, but an image costs at most 100.101 %"),
         ("--episodes 0", "episodes is 0; it must be at least 1"),
         ("--images 0", "images is 0; it must be at least 1"),
         ("--method sarsa", "method"),
     ],
     "train_cascade": [
         ("--budget 0.05", "budget is 0.05 %; the cheapest pass costs 0.1013 %"),
+        ("--budget 301", "budget is 301 %, but an image costs at most 300.304 %"),
         ("--passes 0", "passes is 0; it must be at least 1"),
         ("--passes 1 --mirrored", "mirrored is true, but passes is 1; it needs 2 or more"),
         ("--passes 1 --answer mean", "answer is mean, but passes is 1"),
