@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from PIL import Image
 
 from dfs_rl.backbones import save_backbone
 from dfs_rl.data import ImageSet, load_dataset
@@ -95,9 +94,6 @@ def test_run_gets_summary_and_figures(evaluated, digits):
     stored = json.loads(result.path.read_text())
     assert stored["methods"][0]["label"] == "tiny gate"
     assert sorted(path.name for path in run.plots_dir.iterdir()) == GATE_FILES
-    for path in run.plots_dir.iterdir():
-        with Image.open(path) as image:
-            assert min(image.size) > 300
 
 
 def test_gate_matches_the_loaded_model(evaluated, digits):

@@ -14,10 +14,7 @@ import dfs_rl
 from dfs_rl.data import load_dataset
 from dfs_rl.envs import ENV_ID
 from dfs_rl.errors import ConfigError
-from tests.helpers.quick import quick_runs
 from tests.helpers.small_backbone import small_backbone
-
-__all__ = ["quick_runs"]
 
 COSTS = {"reward": {"cost": 5.0}}
 

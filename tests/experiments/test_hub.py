@@ -13,9 +13,6 @@ import dfs_rl
 from dfs_rl.errors import CheckpointError, ConfigError, HubError, RunFolderError
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.hub_server import running_hub
-from tests.helpers.quick import quick_runs
-
-__all__ = ["quick_runs"]
 
 ADDRESS = "hf://user/gate"
 
