@@ -22,7 +22,7 @@ from dfs_rl.backbones import load_backbone
 from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import BusyError, ConfigError
 from dfs_rl.evaluation.budgets import exceeds_budget
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Point
+from dfs_rl.evaluation.comparison_records import Point
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.benchmark import distribute_jobs, load_extra_settings, plan_jobs
 from dfs_rl.experiments.comparison_config import CompareConfig
@@ -31,11 +31,11 @@ from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_backbone import main as train_backbone_main
-from dfs_rl.utils.config import config_from_dict
-from dfs_rl.utils.io import OnWait, read_json
+from dfs_rl.utils.io import OnWait
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
+from tests.helpers.shown import read_comparison
 
 AGENT = "num_envs: 32\nprecision: float32\n"
 GUMBEL = "training:\n  batch_size: 32\n"
@@ -170,13 +170,8 @@ def contest(tmp_path_factory):
     return Contest(folder / "run", shown.getvalue())
 
 
-def comparison_of(folder: Path) -> ComparisonOfRuns:
-    path = folder / "comparison.json"
-    return config_from_dict(read_json(path), ComparisonOfRuns, str(path))
-
-
 def gates_of(folder: Path) -> list[Point]:
-    return [point for point in comparison_of(folder).points if point.kind == "gate"]
+    return [point for point in read_comparison(folder).points if point.kind == "gate"]
 
 
 def budget_range_of(run: Path) -> tuple[float, float]:
@@ -271,7 +266,7 @@ def test_locked_jobs_come_last():
 
 def test_two_processes_share_a_comparison(tmp_path, capsys):
     folder = tmp_path / "contest"
-    flags = ["--dataset", "digits", "--budgets", "1", "2", "3", "--gates", "static_greedy"]
+    flags = ["--dataset", "digits", "--budgets", "1", "2", "--gates", "static_greedy"]
     flags += ["--device", "cpu", *SHORT, "--run-dir", str(folder)]
     command = [sys.executable, "-m", "dfs_rl.compare", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
@@ -282,7 +277,7 @@ def test_two_processes_share_a_comparison(tmp_path, capsys):
         theirs = other.communicate()[0]
     assert other.returncode == 0
     assert figures(capsys.readouterr().out) == figures(theirs)
-    assert len(list(folder.glob("gates/*/training.json"))) == 3
+    assert len(list(folder.glob("gates/*/training.json"))) == 2
 
 
 def test_gates_of_dfs_are_compared_at_its_budgets(tmp_path, capsys):
@@ -296,7 +291,7 @@ def test_gates_of_dfs_are_compared_at_its_budgets(tmp_path, capsys):
     assert compare_main([*flags, "--run-dir", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "Failed" not in shown
-    comparison = comparison_of(folder)
+    comparison = read_comparison(folder)
     assert comparison.options == (0, 8, 10, 12, 14, 16, 32)
     assert comparison.reference_computation == pytest.approx(100.0, abs=1.0)
     assert [curve.label for curve in comparison.curves if curve.baseline is None] == ["DFS FF"]

@@ -15,15 +15,15 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluate import main as evaluate_main
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments.comparison_config import CompareConfig
 from dfs_rl.experiments.config import GateRunConfig, check_highest_budget
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.utils.config import config_from_dict, config_to_dict, load_config
+from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.latencies import made_up_profile
+from tests.helpers.shown import read_comparison, sentence
 
 FULL_MS = 69.3
 AGENT = ["--timesteps", "400", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
@@ -69,10 +69,6 @@ def milliseconds(options: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.25 + (0.1 * torch.arange(1, 7) * (1 + bits)).sum(dim=1)
 
 
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 # --- milliseconds --------------------------------------------------------------------------------
 
 
@@ -116,10 +112,7 @@ def test_the_same_budget_in_both_units(agent):
 
 @pytest.mark.parametrize(
     ("main", "flags"),
-    [
-        (train_static.main, ["--method", "greedy", "--images", "60"]),
-        (train_cascade.main, []),
-    ],
+    [(train_static.main, ["--method", "greedy", "--images", "60"]), (train_cascade.main, [])],
     ids=["static", "cascade"],
 )
 def test_gates_without_training_take_milliseconds(in_ms, tmp_path, main, flags):
@@ -151,8 +144,7 @@ def test_finished_runs_are_compared_at_milliseconds(agent, plain, tmp_path, caps
     flags = [*ms, "--search.tables", "5", "--run-dir"]
     assert compare_main([str(agent), *flags, str(folder)]) == 0
     assert compare_main(["--resume", str(folder)]) == 0
-    path = folder / "comparison.json"
-    found = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    found = read_comparison(folder)
     assert [p.budget for p in found.points if p.kind == "gate"] == [pytest.approx(2 * most)]
     assert compare_main([str(plain), *flags, str(tmp_path / "other")]) == 2
     assert "ms, but the cost is computation" in sentence(capsys)

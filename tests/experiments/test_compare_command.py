@@ -9,17 +9,12 @@ import pytest
 
 from dfs_rl import train_gumbel
 from dfs_rl.compare import main as compare_main
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison
-from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
+from tests.helpers.shown import read_comparison, sentence
 
 TINY = ["--timesteps", "400", "--budget", "5", "--training.batch-size", "32", "--device", "cpu"]
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +36,7 @@ def test_finished_runs_become_a_report(tmp_path, runs, capsys):
     assert str(report / "report.html") in shown.err
     # Evaluated once, when they were trained.
     assert [(run / "summary.json").stat().st_mtime_ns for run in runs] == before
-    path = report / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    comparison = read_comparison(report)
     gates = {point.label: point for point in comparison.points if point.kind == "gate"}
     assert set(gates) == {"Gumbel FF", "DFS FF"}
     accuracies = [read_json(run / "summary.json")["methods"][0]["accuracy"] for run in runs]
@@ -138,10 +132,7 @@ def test_unreadable_gate_does_not_lose_the_others(tmp_path, runs, capsys):
         (["--backbone", "."], "no data set is given, and backbone is for gates that are"),
         (["--gates", "ppo"], "name with --dataset what to train them on"),
         (["{0}", "{0}"], "more than once; each counts once"),
-        (
-            ["{0}", "--backbone", "."],
-            "backbone is ., which is for gates that are trained",
-        ),
+        (["{0}", "--backbone", "."], "backbone is ., which is for gates that are trained"),
         (["{0}", "--weights", "."], "weights is ., which is for gates that are trained"),
         (["--dataset", "digits", "--weights", "."], "weights go with a constructor"),
         (["{0}", "--seeds", "5"], "seeds is 5, which is for gates that are trained"),

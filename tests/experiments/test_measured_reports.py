@@ -11,10 +11,10 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.costs.machine import library_versions, machine_name
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluate import main as evaluate_main
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
-from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.io import read_json, write_json
 from tests.helpers.latencies import made_up_profile
+from tests.helpers.shown import read_comparison, sentence
 
 TINY = ["--timesteps", "400", "--budget", "60", "--training.batch-size", "32", "--device", "cpu"]
 SHORT = ["--search.tables", "5"]
@@ -38,10 +38,6 @@ def runs(profile, tmp_path_factory):
         place = ["--run-dir", str(folder / cost)]
         assert train_gumbel.main([*TINY, "--cost", cost, *more, *place]) == 0
     return {cost: folder / cost for cost in flags}
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def milliseconds(run) -> float:
@@ -85,8 +81,7 @@ def test_compare_measures_finished_runs(runs, profile, tmp_path):
     report = tmp_path / "report"
     flags = ["--profile", str(profile), *SHORT, "--run-dir", str(report)]
     assert compare_main([str(runs["macs"]), *flags]) == 0
-    path = report / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    comparison = read_comparison(report)
     (gate,) = (point for point in comparison.points if point.kind == "gate")
     assert gate.milliseconds is not None
     assert gate.milliseconds.mean == pytest.approx(milliseconds(runs["macs"]), rel=1e-5)

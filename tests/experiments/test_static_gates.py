@@ -8,15 +8,14 @@ from dfs_rl.backbones import default_digits
 from dfs_rl.compare import main as compare_main
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.experiments.static_search import search_timesteps
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate
-from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
+from tests.helpers.shown import read_comparison
 
 TINY = ["--episodes", "30", "--images", "60", "--budget", "1.0", "--device", "cpu"]
 
@@ -127,8 +126,7 @@ def test_finished_runs_are_compared(static_run, cascade_run, tmp_path, capsys):
         assert metrics is None or (run / "metrics.jsonl").read_bytes() == metrics
     report = tmp_path / "report"
     assert compare_main([str(static_run), str(cascade_run), "--run-dir", str(report)]) == 0
-    path = report / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    comparison = read_comparison(report)
     gates = {point.label: point for point in comparison.points if point.kind == "gate"}
     assert len(gates) == 2
     assert any("static" in label for label in gates)

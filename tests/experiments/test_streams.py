@@ -9,11 +9,10 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import DataError
 from dfs_rl.evaluate import main as evaluate_main
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.evaluator import evaluate_static_table
-from dfs_rl.utils.config import config_from_dict
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.yaml_core import read_yaml
+from tests.helpers.shown import read_comparison
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,7 @@ def test_runs_are_compared_on_one_stream(runs, tmp_path, capsys):
     assert "image fingerprint" in capsys.readouterr().err
     report = tmp_path / "report"
     assert compare_main([*named, "--corruptions", "mixed", "--run-dir", str(report)]) == 0
-    path = report / "comparison.json"
-    comparison = config_from_dict(read_json(path), ComparisonOfRuns, str(path))
+    comparison = read_comparison(report)
     labels = {point.label for point in comparison.points if point.kind == "gate"}
     assert labels == {"cascade, corruptions none", "cascade, corruptions mixed"}
     assert "--corruptions mixed" in (report / "report.html").read_text()

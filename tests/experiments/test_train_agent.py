@@ -18,11 +18,7 @@ from dfs_rl.agents.hyperparameters import (
     PPOConfig,
     RolloutSize,
 )
-from dfs_rl.backbones import (
-    default_digits,
-    save_backbone,
-    storage,
-)
+from dfs_rl.backbones import default_digits, save_backbone, storage
 from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
@@ -43,6 +39,7 @@ from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json
 from tests.helpers.cotrained import assert_cotrained
 from tests.helpers.images import write_image_folder
+from tests.helpers.shown import sentence
 from tests.helpers.small_backbone import small_backbone
 
 TINY = ["--timesteps", "800", "--num-envs", "32", "--device", "cpu", "--precision", "float32"]
@@ -52,10 +49,6 @@ ONE_PASS = ["--passes", "1"]
 def algorithm_of(config: TrainAgentConfig):
     update = RolloutSize(n_envs=512, n_steps=6, observation_bytes=100)
     return config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +324,7 @@ def test_a_run_whose_files_are_damaged_does_not_go_on(
     metrics = (run / "metrics.jsonl").read_bytes()
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    said = sentence(capsys)
     assert named in said
     assert str(run / file) in said
     assert (run / "metrics.jsonl").read_bytes() == metrics

@@ -8,10 +8,7 @@ import torch
 
 import dfs_rl
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.backbones import (
-    default_digits,
-    save_backbone,
-)
+from dfs_rl.backbones import default_digits, save_backbone
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
@@ -27,10 +24,6 @@ from tests.helpers.cotrained import assert_cotrained
 from tests.helpers.small_backbone import small_backbone
 
 TINY = ["--timesteps", "1000", "--device", "cpu", "--training.batch-size", "32"]
-
-
-def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module", params=["ff", "lstm"])
