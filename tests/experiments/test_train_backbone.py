@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -23,8 +23,11 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.backbones.registry import network_of
 from dfs_rl.costs import DEFAULT_BITS
+from dfs_rl.data import load_dataset
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.supernet_training import build
 from dfs_rl.train_backbone import main
+from dfs_rl.training.supernet import StepLosses, SupernetTrainer
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.checkpoint import load_tensors
 from dfs_rl.utils.config import load_config
@@ -35,6 +38,7 @@ TINY = [
     *("--backbone", "resnet8", "--width", "2", "--bits", "0", "4", "32"),
     *("--training.calibration-rounds", "1"),
 ]
+TWO_EPOCHS = [*TINY, "--epochs", "2", "--run-dir"]
 WEIGHTS = Path("backbone") / "backbone.safetensors"
 
 
@@ -47,7 +51,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
     run = tmp_path_factory.mktemp("runs") / "run"
     with redirect_stdout(StringIO()) as shown:
-        assert main([*TINY, "--epochs", "2", "--run-dir", str(run)]) == 0
+        assert main([*TWO_EPOCHS, str(run)]) == 0
     return run, shown.getvalue()
 
 
@@ -128,11 +132,9 @@ def test_name_fixes_the_papers_width_by_default(name, recipe, width):
     assert config(width=96).width == 96
 
 
-def test_plain_has_no_quantizer_anywhere(tmp_path):
-    run = tmp_path / "run"
-    shape = ["--backbone", "resnet8", "--width", "2", "--plain", "--epochs", "1"]
-    assert main([*shape, "--run-dir", str(run)]) == 0
-    backbone = load_stored_backbone(run).backbone
+def test_plain_has_no_quantizer_anywhere():
+    config = TrainBackboneConfig(backbone="resnet8", width=2, plain=True)
+    backbone = build(config, load_dataset("digits"))
     assert tuple(backbone.options) == (32,)
     assert backbone.config.stem_bits == 32
     assert sum(p.numel() for n, p in backbone.named_parameters() if "log_scale" in n) == 0
@@ -195,32 +197,19 @@ def test_default_heads_are_the_transformers():
     assert TrainBackboneConfig().heads == VisionTransformerConfig.heads
 
 
-EPOCHS = 12
+def train_and_be_stopped(run: str, number: int) -> int:
+    """Train, with a signal to this process in the middle of the second epoch."""
+    train_epoch = SupernetTrainer.train_epoch
 
+    def stopped(trainer: SupernetTrainer) -> Iterator[StepLosses]:
+        for losses in train_epoch(trainer):
+            if trainer.position == (1, 2):
+                os.kill(os.getpid(), number)
+            yield losses
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A run that nothing stopped."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert main([*TINY, "--epochs", str(EPOCHS), "--run-dir", str(run)]) == 0
-    return run
-
-
-def start(run: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "dfs_rl.train_backbone", *TINY, "--run-dir", str(run)]
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    return subprocess.Popen(
-        [*command, "--epochs", str(EPOCHS)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_epoch(run: Path, process: "subprocess.Popen[str]") -> None:
-    path = run / "checkpoints" / "last.safetensors"
-    deadline = time.monotonic() + 90
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SupernetTrainer, "train_epoch", stopped)
+        return main([*TWO_EPOCHS, run])
 
 
 @pytest.mark.parametrize(
@@ -238,15 +227,16 @@ def test_what_is_set_to_what_is_done_anyway_is_taken(settings, bit_options):
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_stopped_run_resumes_exactly(tmp_path, whole, how, code):
-    stopped = tmp_path / "stopped"
-    process = start(stopped)
-    wait_for_epoch(stopped, process)
-    process.send_signal(how)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == code
-    if how is not signal.SIGKILL:
-        assert f"--resume {stopped}" in message
+def test_stopped_run_resumes_exactly(tmp_path, finished, capsys, how, code):
+    (whole, _), stopped = finished, tmp_path / "stopped"
+    if how is signal.SIGKILL:
+        script = "import runpy; runpy.run_path({!r})['train_and_be_stopped']({!r}, {})"
+        filled = script.format(__file__, str(stopped), how.value)
+        assert subprocess.run([sys.executable, "-c", filled], check=False).returncode == code
+    else:
+        assert train_and_be_stopped(str(stopped), how) == code
+        assert f"--resume {stopped}" in capsys.readouterr().err
+    assert len(metrics(stopped)) == 1
     assert not (stopped / "summary.json").exists()
 
     assert main(["--resume", str(stopped)]) == 0
