@@ -1,24 +1,19 @@
 """Choice of confidence cascades, and of rules over more passes, on the agent and val splits."""
 
-from typing import get_args
-
 import torch
 
 from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.pass_outputs import rule_settings, run_settings
-from dfs_rl.evaluation.tuned_rules import tuned_gate
 from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import check_highest_budget
+from dfs_rl.experiments.rule_start import TunedRules
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
-from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.reporting.tables import aligned_table
-from dfs_rl.utils.constants import AnswerRule
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
@@ -45,32 +40,19 @@ def train(
     config: TrainCascadeConfig, dataset: Dataset, run: RunFolder, stored: StoredBackbone
 ) -> TrainingRecord:
     """Choose the passes and their thresholds."""
-    backbone = stored.backbone.to_inference().to(resolve_device(config.device))
-    costs, device = backbone.costs, backbone.feature_mean.device
     mirrored = dataset.flip if config.mirrored is None else config.mirrored
-    mirrored = mirrored and config.passes > 1
-    both = " and its mirror image" if mirrored else ""
-    print_status(f"Running each bit option on every image of agent and val{both} ...")
-    images = dataset.val.to(device)
-    settings = rule_settings(backbone, images, mirrored=mirrored)
-    val = run_settings(backbone, images, settings)
-    agent = run_settings(backbone, dataset.agent.to(device), settings)
-    answers = get_args(AnswerRule) if config.answer is None else (config.answer,)
-    candidates = [
-        PassSettings(limit=config.passes, mirrored=mirrored, answer=answer) for answer in answers
-    ]
-    gate = tuned_gate(agent, val, costs, candidates, budget=config.budget)
-    assert gate is not None, "validate checks the budget"
-    save_gate(gate, run.path / GATE_FOLDER)
-    records = val.records(gate.rule, gate.passes.answer, name="rule")
-    best = {
-        "accuracy": records.accuracy,
-        "computation": records.computation(costs).mean().item(),
-        "choice": gate.description,
-        "answer": gate.passes.answer,
-    }
-    print_status(_rules_text(gate, costs))
-    return training_record(best, gate_images=(len(agent) + len(val)) * len(val.settings))
+    rules = TunedRules(
+        stored.backbone.to_inference().to(resolve_device(config.device)),
+        dataset,
+        limit=config.passes,
+        mirrored=mirrored and config.passes > 1,
+        answer=config.answer,
+        budget=config.budget,
+    )
+    save_gate(rules.gate, run.path / GATE_FOLDER)
+    print_status(_rules_text(rules.gate, rules.costs))
+    best = rules.figures_on_val() | {"answer": rules.gate.passes.answer}
+    return training_record(best, gate_images=rules.images_seen)
 
 
 def _rules_text(gate: RuleGate, costs: CostTable) -> str:

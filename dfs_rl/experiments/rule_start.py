@@ -59,14 +59,15 @@ class TunedRules:
     """Rules over the passes that a gate may run, tuned on the agent and val splits.
 
     Args:
-        backbone: The backbone in inference form.
-        dataset: The data set.
+        backbone: Backbone in inference form.
+        dataset: Data set with both splits.
         limit: Largest number of passes.
         mirrored: True if further passes may see the mirror image.
         answer: Answer after several passes; ``None`` chooses the best one.
+        budget: Bound on the mean computation in percent, at least that of the cheapest pass.
 
     Attributes:
-        gate: The rules for all budgets.
+        gate: The rules for all budgets, or the best one within the budget.
     """
 
     def __init__(
@@ -77,13 +78,14 @@ class TunedRules:
         limit: int,
         mirrored: bool,
         answer: AnswerRule | None,
+        budget: float | None = None,
     ) -> None:
         device = backbone.feature_mean.device
         self.costs = backbone.costs
         self._val_images = dataset.val.to(device)
         settings = rule_settings(backbone, self._val_images, mirrored=mirrored)
         n = len(dataset.agent) + len(dataset.val)
-        print_status(f"  running {len(settings)} settings of a pass on {n:,} images ...")
+        print_status(f"Running {len(settings)} settings of a pass on {n:,} images ...")
         agent = run_settings(backbone, dataset.agent.to(device), settings)
         self._val = run_settings(backbone, self._val_images, settings)
         self._searched = self._val.with_images(agent)
@@ -91,9 +93,9 @@ class TunedRules:
             PassSettings(limit=limit, mirrored=mirrored, answer=each)
             for each in (get_args(AnswerRule) if answer is None else (answer,))
         ]
-        print_status("  searching rules over these settings ...")
-        gate = tuned_gate(agent, self._val, self.costs, candidates)
-        assert gate is not None, "without a budget there is always a rule"
+        print_status("Searching rules over these settings ...")
+        gate = tuned_gate(agent, self._val, self.costs, candidates, budget=budget)
+        assert gate is not None, "the cheapest pass is within the budget"
         # The rules may need fewer passes or views than the gate is allowed.
         self.settings = replace(candidates[0], answer=gate.passes.answer)
         self.gate = gate
@@ -115,7 +117,7 @@ class TunedRules:
         records = self._val.records(rule, answer, name="rule")
         return {
             "accuracy": records.accuracy,
-            "computation": records.computation(self.costs).mean().item(),
+            "computation": self._cost(records),
             "patterns": records.patterns,
             "choice": rule.description(self.gate.options),
         }
@@ -139,13 +141,10 @@ class TunedRules:
         """Return the index of the rule with the highest reward at each cost weight."""
         free = replace(task.reward, cost=0.0)
         records = [self._records(self._searched, i) for i in range(len(self.gate.rules))]
-        rewards, spent = (
-            torch.stack([function(each) for each in records])
-            for function in (
-                lambda each: rewards_of(each, self.costs, free, budget=None).mean(),
-                lambda each: each.computation(self.costs).mean() / 100.0,
-            )
+        rewards = torch.stack(
+            [rewards_of(each, self.costs, free, budget=None).mean() for each in records]
         )
+        spent = torch.stack([each.computation(self.costs).mean() / 100.0 for each in records])
         best: list[int] = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
         return best
 
@@ -156,22 +155,21 @@ class TunedRules:
         cheapest rule are left out.
         """
         rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
-        rules.sort(key=lambda each: each.computation(self.costs).mean().item())
-        costs = [each.computation(self.costs).mean().item() for each in rules]
+        rules.sort(key=self._cost)
+        costs = [self._cost(each) for each in rules]
         preferences: Sequence[float | None] = [None]
         if gate.budget_conditioning is not None:
             preferences = preference_grid(_N_COMPARED)
         differences, compared = [], []
         for preference in preferences:
             records = self._evaluate(gate, backbone, preference)
-            cost = records.computation(self.costs).mean().item()
+            cost = self._cost(records)
             if cost >= costs[0]:
                 differences.append(records.correct.double() - _between(rules, costs, cost))
                 compared.append(cost)
         if not differences:
-            nothing: tuple[float, ...] = ()
             return RuleComparison(
-                difference=0.0, error=0.0, differences=nothing, computations=nothing, kept="rules"
+                difference=0.0, error=0.0, differences=(), computations=(), kept="rules"
             )
         points = 100.0 * torch.stack(differences)  # [costs, n]
         mean = points.mean(dim=0)  # [n]
@@ -183,6 +181,9 @@ class TunedRules:
             computations=tuple(compared),
             kept="gate" if difference >= 0 else "rules",
         )
+
+    def _cost(self, records: GateRecords) -> float:
+        return records.computation(self.costs).mean().item()
 
     def _records(self, outputs: PassOutputs, index: int) -> GateRecords:
         return outputs.records(self.gate.rules[index], self.gate.passes.answer, name="rule")
@@ -197,24 +198,11 @@ class TunedRules:
 
 
 def keep_better(
-    record: TrainingRecord,
-    rules: TunedRules,
-    task: Task,
-    run: RunFolder,
-    *,
-    name: str,
+    record: TrainingRecord, rules: TunedRules, task: Task, run: RunFolder, *, name: str
 ) -> TrainingRecord:
     """Replace the run's gate by the tuned rules unless it is at least as good on val.
 
-    Args:
-        record: Record of the training.
-        rules: The tuned rules.
-        task: Task of the training.
-        run: Run folder, whose gate is the best of the training.
-        name: Name of the learner in tables.
-
-    Returns:
-        The record with the comparison, see ``RuleComparison``.
+    ``name`` is that of the learner in tables. The result is ``record`` with the comparison.
     """
     learned = load_gate(run.path / GATE_FOLDER)
     assert isinstance(learned, LearnedGate), "the session keeps the best gate"
