@@ -22,8 +22,7 @@ from dfs_rl.experiments.config import (
     with_percent_budgets,
 )
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
-from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
-from dfs_rl.experiments.shipped_point import shipped_preference
+from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, shipped_preference
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate
@@ -60,11 +59,9 @@ def run(invocation: Invocation[GateRunConfig]) -> None:
 
 
 def validate(config: GateRunConfig, dataset: Dataset) -> tuple[GateRunConfig, str, StoredBackbone]:
-    """Validate a configuration.
+    """Validate a configuration; return it with budgets in percent, the run's name and its backbone.
 
-    Returns:
-        The configuration with its budgets in percent, the run's name, and its backbone, which may
-        be untrained yet.
+    The backbone may be untrained yet.
     """
     backbone = preview_backbone(config, dataset)
     config = with_percent_budgets(config, backbone.backbone.costs)
@@ -84,11 +81,7 @@ def _method(config: GateRunConfig) -> Any:  # noqa: ANN401
 class GateRun:
     """A run that trains a gate; it loads or builds the backbone once.
 
-    Args:
-        config: Configuration of the run.
-        dataset: Data set of the run.
-        folder: Run folder; the caller locks it for training and evaluation.
-        backbone: Backbone from ``validate``; ``None`` loads it when it is needed.
+    The caller locks the folder. ``backbone`` is from ``validate``, or loaded when it is needed.
     """
 
     def __init__(
@@ -123,8 +116,7 @@ class GateRun:
     def train(self) -> TrainingRecord:
         """Train or resume the gate, unless it is finished, and store ``training.json``.
 
-        Raises:
-            KeyboardInterrupt: After Ctrl-C, once everything is saved.
+        Ctrl-C raises KeyboardInterrupt once everything is saved.
         """
         run, path = self.folder, self.folder.path
         run.check_data(self.dataset.fingerprint, self.dataset.name)

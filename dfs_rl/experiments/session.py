@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+import numpy as np
 from torch import Tensor
 
 from dfs_rl.agents.logging import TensorBoard
@@ -14,8 +15,9 @@ from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments.board import validation_pictures, validation_scalars
+from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import GateTrainingConfig
-from dfs_rl.experiments.shipped_point import shipped_point
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import StoredGate, save_gate
@@ -39,11 +41,11 @@ class TrainingRecord:
     """Result of a training, the content of ``training.json``.
 
     Attributes:
-        best_on_val: Figures of the selected gate on the val split.
-        points_on_val: Computation and accuracy in percent; one point per measured preference for a
-            gate for all budgets, a single point for others.
+        best_on_val: Figures of the selected gate.
+        points_on_val: Computation and accuracy in percent, at each measured preference of a gate
+            for all budgets.
         images_seen: Images that trained the gate and the backbone, repeats counted.
-        seconds: Duration of the training in seconds, all resumptions together.
+        seconds: Duration, all resumptions together.
     """
 
     best_on_val: dict[str, Any]
@@ -63,6 +65,45 @@ def training_record(
     )
 
 
+def shipped_preference(
+    config: GateTrainingConfig | TrainCascadeConfig, measured: BudgetConditioning, preference: float
+) -> float:
+    """Return the preference that a gate is set to after its training.
+
+    It belongs to the budget or the bound on the loss of accuracy, or the nearest that the gate can
+    hold; without either, it is ``preference``.
+    """
+    if config.budget is not None:
+        return measured.preference_for_budget(max(config.budget, measured.budget_range[0]))
+    if config.max_accuracy_drop is not None:
+        drop = max(config.max_accuracy_drop, measured.smallest_accuracy_drop)
+        return measured.preference_for_accuracy_drop(drop)
+    return preference
+
+
+def shipped_point(
+    config: GateTrainingConfig,
+    points: Sequence[tuple[float, float]],
+    *,
+    preference: float,
+    full_precision_accuracy: float,
+) -> dict[str, float]:
+    """Return computation and accuracy of the point that would ship, in percent like ``points``.
+
+    These are from the lowest preference to the highest. ``preference`` is that of the gate without
+    a budget.
+    """
+    computations, accuracies = zip(*points, strict=True)
+    measured = BudgetConditioning(
+        computations=computations,
+        accuracies=accuracies,
+        full_precision_accuracy=full_precision_accuracy,
+    )
+    at = shipped_preference(config, measured, preference)
+    accuracy = float(np.interp(at, measured.preferences, accuracies))
+    return {"computation": measured.computation_at(at), "accuracy": accuracy}
+
+
 class RunSession(Generic[StateT]):
     """One training in a run folder, from its start or from its last checkpoint.
 
@@ -73,17 +114,14 @@ class RunSession(Generic[StateT]):
         run: Run folder, locked by the caller.
         state_type: Type of the state that the training stores, with the field ``metrics``;
             ``None`` for a training that starts over each time and stores its own results.
-        report: Callback that receives steps and record of each validation.
+        report: Receives steps and record of each validation.
 
     Attributes:
         checkpoint: Checkpoint that the training resumes from, ``None`` at its start.
-        state: State in the checkpoint, ``None`` at the start.
+        state: State in the checkpoint.
         writer: TensorBoard writer, set by ``open_board``.
         validator: Validator, set by ``validate_on``.
-        keep: Function that keeps the best gate; ``keep_best`` replaces it.
-
-    Raises:
-        CheckpointError: If the checkpoint is damaged or belongs to another training.
+        keep: Keeps the best gate; ``keep_best`` replaces it.
     """
 
     writer: TensorBoard
@@ -126,9 +164,6 @@ class RunSession(Generic[StateT]):
         """Keep the best gate in run folder and checkpoints, and restore that of the checkpoint.
 
         ``gate`` is of the trained kind and stays unchanged. A co-trained backbone is kept too.
-
-        Raises:
-            CheckpointError: If the checkpoint's best gate or backbone is of another kind.
         """
 
         def save(best: LearnedGate, backbone: Backbone) -> None:
@@ -195,7 +230,7 @@ class RunSession(Generic[StateT]):
                 preference=gate.preference,
                 full_precision_accuracy=self._full_precision_accuracy(),
             )
-            record = {**record, **point._asdict()}
+            record = {**record, **point}
         self._report(timesteps, record)
 
     def _full_precision_accuracy(self) -> float:

@@ -3,8 +3,7 @@
 import pytest
 
 from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.session import RunSession
-from dfs_rl.experiments.shipped_point import shipped_point
+from dfs_rl.experiments.session import RunSession, shipped_point
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 
 CURVE = [(0.5, 80.0), (1.0, 90.0), (2.0, 94.0), (4.0, 95.0)]  # costs double in equal steps
@@ -25,7 +24,7 @@ CURVE = [(0.5, 80.0), (1.0, 90.0), (2.0, 94.0), (4.0, 95.0)]  # costs double in 
 def test_shown_point_is_that_of_the_aim(settings, computation, accuracy):
     config = TrainAgentConfig(**settings)
     point = shipped_point(config, CURVE, preference=2 / 3, full_precision_accuracy=95.5)
-    assert point == pytest.approx((computation, accuracy))
+    assert point == pytest.approx({"computation": computation, "accuracy": accuracy})
 
 
 def test_validations_report_the_budget_and_store_means(tmp_path, monkeypatch):
