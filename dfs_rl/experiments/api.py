@@ -49,8 +49,6 @@ from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trust
 Callback = Callable[[Mapping[str, Any]], None]
 """Function that receives the record of each validation; an exception ends the training."""
 ConfigT = TypeVar("ConfigT", bound=DataSettings | EvaluateConfig)
-_VALIDATIONS = ("validation", "epoch")
-"""Kinds of metrics records that hold a validation."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ def train_backbone(
         TrainingError: If the loss is no longer finite.
     """
     config = _config(TrainBackboneConfig, dataset, backbone=name, run_dir=run_dir, **settings)
-    with _threads(config.threads, settings), trusting(code=False):
-        _trust(name)
+    with _working(config, settings):
         if isinstance(dataset, str):
             dataset = load_dataset(dataset, image_size=config.image_size, flip=config.flip)
         run, stored = supernet_training.train_run(
@@ -180,10 +177,8 @@ def train_gate(
         config = _config(
             config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
         )
-        with _threads(config.threads, settings), trusting(code=False):
-            _trust(place)
-            data = load_data(config) if isinstance(dataset, str) else dataset
-            data = corrupted(data, config.corruptions)
+        with _working(config, settings):
+            data = _data(config, dataset)
             run = GateRun.create(config, data, command_line(program(config.KIND), config))
             run.folder = replace(run.folder, after_log=_validations_only(callback))
             with run.folder.lock():
@@ -232,11 +227,8 @@ def gate_from_sb3(
         config = _config(
             PolicyGateConfig, dataset, backbone=place, run_dir=run_dir, passes=passes, **settings
         )
-        with _threads(config.threads, settings), trusting(code=False):
-            _trust(place)
-            data = load_data(config) if isinstance(dataset, str) else dataset
-            data = corrupted(data, config.corruptions)
-            run, record = make_policy_run(config, data, policy, normalize)
+        with _working(config, settings):
+            run, record = make_policy_run(config, _data(config, dataset), policy, normalize)
     return TrainedGate(run.path, record.best_on_val, record.points_on_val)
 
 
@@ -300,8 +292,7 @@ def compare(
         settings["gates"] = list(kinds)
     config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
     trained = bool(gates) and all(isinstance(gate, TrainedGate) for gate in gates)
-    with _threads(config.threads, settings), trusting(code=trust_code or trained):
-        _trust(None if config.backbone is None else str(config.backbone))
+    with _working(config, settings, trust_code=trust_code or trained):
         folder, figures = comparison.compare(
             config,
             dataset if isinstance(dataset, Dataset) else None,
@@ -367,27 +358,38 @@ def _stored(
         yield folder
 
 
-def _trust(name: str | None) -> None:
-    """Trust the constructor that the caller names."""
-    if is_constructor(name):
-        trust_constructor(str(name))
-
-
 def _validations_only(callback: Callback | None) -> Callback:
     def after_log(record: Mapping[str, Any]) -> None:
-        if callback is not None and record.get("kind") in _VALIDATIONS:
+        if callback is not None and record.get("kind") in ("validation", "epoch"):
             callback(record)
 
     return after_log
 
 
+def _data(config: GateRunConfig, dataset: Dataset | str) -> Dataset:
+    """Return the stream of images of a configuration."""
+    data = load_data(config) if isinstance(dataset, str) else dataset
+    return corrupted(data, config.corruptions)
+
+
 @contextmanager
-def _threads(threads: int, settings: Mapping[str, object]) -> Iterator[None]:
-    """Run with the given number of threads; a library leaves the process as it found it."""
+def _working(
+    config: TrainBackboneConfig | GateRunConfig | CompareConfig,
+    settings: Mapping[str, object],
+    *,
+    trust_code: bool = False,
+) -> Iterator[None]:
+    """Trust the constructor that the caller names, and use the given number of threads meanwhile.
+
+    A library leaves the process as it found it.
+    """
     before = torch.get_num_threads()
     if settings.get("threads") is not None:
-        set_threads(threads)
+        set_threads(config.threads)
     try:
-        yield
+        with trusting(code=trust_code):
+            if is_constructor(config.backbone):
+                trust_constructor(str(config.backbone))
+            yield
     finally:
         torch.set_num_threads(before)
