@@ -48,11 +48,8 @@ from dfs_rl.utils.trusted_import import is_constructor
 def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset:
     """Load the data set of a configuration, with images as the backbone takes them.
 
-    A stored backbone records how its images were resized and mirrored; for any other the
-    configuration decides. The copy of the backbone in a resumed ``run`` takes precedence.
-
-    Raises:
-        ConfigError: If configuration and stored backbone contradict each other.
+    A stored backbone, first of all that of a resumed ``run``, records how its images were resized
+    and mirrored; for any other the configuration decides.
     """
     assert config.dataset is not None
     image_size, flip = config.image_size, config.flip
@@ -200,19 +197,36 @@ def _constructor(config: RunConfig) -> str | None:
 
 
 def _load(folder: Path, dataset: Dataset) -> StoredBackbone:
-    """Load a stored backbone and check that it was made for a data set."""
-    stored = load_stored_backbone(folder)
-    check_match(stored.info, stored.backbone, dataset, str(folder))
+    """Load a stored backbone, and check that it was made for a data set.
+
+    Raises:
+        DataError: If image shape, classes or images differ.
+    """
+    stored, dataset = load_stored_backbone(folder), dataset.clean
+    info, shape = stored.info, stored.backbone.image_shape
+    if shape != dataset.image_shape:
+        raise DataError(
+            f"backbone {folder} takes images of {list(shape)} (channels, height, width), but those "
+            f"of data set {dataset.name!r} are {list(dataset.image_shape)}; it was trained on "
+            f"{info.dataset!r}: name its data set by --dataset."
+        )
+    if info.class_names != dataset.class_names:
+        raise DataError(
+            f"backbone {folder} tells the classes of {info.dataset!r} apart "
+            f"({_few(info.class_names)}), but data set {dataset.name!r} has "
+            f"{_few(dataset.class_names)}."
+        )
+    if info.fingerprint != dataset.fingerprint:
+        raise DataError(
+            f"backbone {folder} was trained on other images or splits than those of data set "
+            f"{dataset.name!r} (fingerprint {info.fingerprint}, not {dataset.fingerprint}); a gate "
+            "needs images that its backbone has not seen."
+        )
     return stored
 
 
 def load_learned_gate(run: Path) -> LearnedGate:
-    """Load the learned gate of a run.
-
-    Raises:
-        CheckpointError: If it has none.
-        ConfigError: If it is a static bit table or a cascade, which cannot initialize a gate.
-    """
+    """Load the learned gate of a run; a table or a cascade cannot initialize a gate."""
     gate = load_gate(run / GATE_FOLDER)
     if not isinstance(gate, LearnedGate):
         kind = "a table" if isinstance(gate, TableGate) else "a cascade of tables"
@@ -223,48 +237,15 @@ def load_learned_gate(run: Path) -> LearnedGate:
 
 
 def check_same_backbone(run: Path, config: RunConfig, dataset: Dataset, backbone: Backbone) -> None:
-    """Check that a run's gate was learned on the configuration's backbone and the same images.
-
-    Raises:
-        DataError: If images or weights differ.
-    """
+    """Check that a run's gate was learned on the configuration's backbone and the same images."""
     if _constructor(config) is not None:  # the preview is not calibrated yet
         backbone = load_or_train_backbone(config, dataset).backbone
-    ours, theirs = (
-        backbone.state_dict(),
-        _load(run / BACKBONE_FOLDER, dataset).backbone.state_dict(),
-    )
+    ours = backbone.state_dict()
+    theirs = _load(run / BACKBONE_FOLDER, dataset).backbone.state_dict()
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[k], theirs[k]) for k in ours):
         raise DataError(
             f"the gate of {run} was learned on a backbone of its own, not on "
             f"{config.backbone_source}; give its own with --backbone {run / BACKBONE_FOLDER}."
-        )
-
-
-def check_match(info: BackboneInfo, backbone: Backbone, dataset: Dataset, source: str) -> None:
-    """Check that a backbone was made for a data set.
-
-    Raises:
-        DataError: If image shape, classes or images differ.
-    """
-    dataset = dataset.clean
-    if backbone.image_shape != dataset.image_shape:
-        raise DataError(
-            f"backbone {source} takes images of {list(backbone.image_shape)} (channels, height, "
-            f"width), but those of data set {dataset.name!r} are {list(dataset.image_shape)}; it "
-            f"was trained on {info.dataset!r}: name its data set by --dataset."
-        )
-    if info.class_names != dataset.class_names:
-        raise DataError(
-            f"backbone {source} tells the classes of {info.dataset!r} apart "
-            f"({_few(info.class_names)}), but data set {dataset.name!r} has "
-            f"{_few(dataset.class_names)}."
-        )
-    if info.fingerprint != dataset.fingerprint:
-        raise DataError(
-            f"backbone {source} was trained on other images or splits than those of data set "
-            f"{dataset.name!r} (fingerprint {info.fingerprint}, not {dataset.fingerprint}); a gate "
-            "needs images that its backbone has not seen."
         )
 
 
