@@ -30,19 +30,8 @@ from dfs_rl.utils.yaml_core import read_yaml
 PartT = TypeVar("PartT")
 
 _COPIED_SETTINGS = (
-    *(
-        "dataset",
-        "backbone",
-        "weights",
-        "image_size",
-        "flip",
-        "corruptions",
-        "cost",
-        "latency",
-        "budget_unit",
-        "device",
-        "threads",
-    ),
+    *("dataset", "backbone", "weights", "image_size", "flip", "corruptions"),
+    *("cost", "latency", "budget_unit", "device", "threads"),
 )
 """Settings of a comparison that every gate gets."""
 _SHARED_SETTINGS = (
@@ -62,9 +51,6 @@ def load_extra_settings(path: Path | None, config_type: type[GateRunConfig]) -> 
     """Read settings for all gates of a command from a YAML file.
 
     A block whose type depends on the method stays a mapping, because it serves several methods.
-
-    Raises:
-        ConfigError: If the settings are invalid, or a comparison sets one of them itself.
     """
     if path is None:
         return {}
@@ -99,12 +85,8 @@ def plan_jobs(
             spec = specs[name]
             if seed > 0 and not spec.is_seeded:
                 continue
-            shared: dict[str, Any] = {
-                **copied,
-                "seed": seed,
-                **extra_settings.get(spec.config_type.KIND, {}),
-                **spec.settings,
-            }
+            extra = extra_settings.get(spec.config_type.KIND, {})
+            shared: dict[str, Any] = {**copied, "seed": seed, **extra, **spec.settings}
             for block, kind in chosen_blocks(spec.config_type, shared).items():
                 if block in shared:
                     shared[block] = config_from_dict(shared[block], kind, f"{name}: {block}")
@@ -134,10 +116,8 @@ def _budget_settings(spec: GateSpec, config: CompareConfig) -> Iterable[tuple[st
 
 def command_line(prog: str, config: object) -> tuple[str, ...]:
     """Return the command line of a configuration, without ``run_dir`` and default values."""
-    values = flat_settings(config_to_dict(config))
-    usual = flat_settings(usual_settings(config))
-    words = prog.split()
-    for name, value in values.items():
+    usual, words = flat_settings(usual_settings(config)), prog.split()
+    for name, value in flat_settings(config_to_dict(config)).items():
         if value == usual.get(name) or value is None or name == "run_dir":
             continue
         flag = name.replace("_", "-")

@@ -29,12 +29,7 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import (
-    EvaluateConfig,
-    program,
-    resume_command,
-    with_percent_budgets,
-)
+from dfs_rl.experiments.config import EvaluateConfig, program, resume_command, with_percent_budgets
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
 from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
@@ -84,10 +79,7 @@ def compare(
     resume: RunFolder | None = None,
     command: tuple[str, ...],
 ) -> tuple[RunFolder, ComparisonOfRuns]:
-    """Compare newly trained gates, or the given runs, and write the report.
-
-    ``command`` is stored in a new comparison's record.
-    """
+    """Compare newly trained gates, or the given runs, and write the report."""
     resolve_device(config.device)
     if config.runs:
         return _compare_given(config, dataset or config.dataset, resume, command)
@@ -126,10 +118,9 @@ def _interruption(folder: RunFolder | None) -> KeyboardInterrupt:
 def _create_run(
     config: CompareConfig, dataset: Dataset, command: tuple[str, ...]
 ) -> tuple[RunFolder, CompareConfig]:
-    """Validate the settings and create the folder of a comparison.
+    """Validate the settings and create a folder with them and the further settings of the gates.
 
-    The folder keeps a copy of the further settings of the gates. The settings that it stores, with
-    budgets in percent, are returned too.
+    Its settings, with budgets in percent, are returned too.
     """
     files = {"train_agent": config.agent, "train_gumbel": config.gumbel}
     extra_settings = {
@@ -205,10 +196,9 @@ def _evaluate(
     config: CompareConfig,
     output_folder: Callable[[RunFolder], Path],
 ) -> tuple[list[EvaluatedRun], dict[str, str]]:
-    """Evaluate runs at every budget, or read their stored evaluations.
+    """Evaluate runs at every budget; return the results, and all failures with their reasons.
 
-    ``output_folder`` returns the folder for evaluations that are missing in a run. The failures of
-    the result include those given, with their reasons.
+    ``output_folder`` returns the folder for evaluations that are missing in a run.
     """
     by_folder: dict[Path, list[EvaluatedRun]] = {folder.path: [] for folder in folders}
     cache = EvaluationCache()  # static table search takes most of the time
@@ -287,11 +277,7 @@ def _evaluate_at(
         profile=config.profile,
     )
     evaluation = evaluate_run(
-        asked,
-        dataset,
-        progress=lambda text: print_status(f"  {text}"),
-        cache=cache,
-        store=store,
+        asked, dataset, progress=lambda text: print_status(f"  {text}"), cache=cache, store=store
     )
     training = read_record(run.path / TRAINING_FILE, TrainingRecord)
     command = [*program("evaluate").split(), str(run.path)]
@@ -327,18 +313,21 @@ def _write_report(
     comparison = compare_runs(runs, failed)
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
+    pictures = {
+        "pareto": figures.pareto,
+        "difficulty": figures.difficulty,
+        "methods": figures.panels,
+        "pareto_ms": figures.pareto_ms,
+        **{f"options-{i}": mix for i, mix in enumerate(figures.bit_mixes.values(), start=1)},
+    }
     with folder.lock(on_wait=lambda: None):  # other processes write it too
-        write_bytes_atomic(folder.path / "pareto.png", figures.pareto.png)
-        write_bytes_atomic(folder.path / "difficulty.png", figures.difficulty.png)
-        for name, picture in (("methods", figures.panels), ("pareto_ms", figures.pareto_ms)):
+        for stale in folder.path.glob("options-*.png"):
+            stale.unlink()
+        for name, picture in pictures.items():
             if picture is None:
                 (folder.path / f"{name}.png").unlink(missing_ok=True)
             else:
                 write_bytes_atomic(folder.path / f"{name}.png", picture.png)
-        for stale in folder.path.glob("options-*.png"):
-            stale.unlink()
-        for number, picture in enumerate(figures.bit_mixes.values(), start=1):
-            write_bytes_atomic(folder.path / f"options-{number}.png", picture.png)
         points = comparison.to_frame().to_csv(index=False, lineterminator="\n")
         write_bytes_atomic(folder.path / "points.csv", points.encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))

@@ -14,12 +14,7 @@ from typing import NamedTuple, cast
 
 import pandas as pd
 
-from dfs_rl.backbones import (
-    BackboneInfo,
-    GatedBackbone,
-    StoredBackbone,
-    load_stored_backbone,
-)
+from dfs_rl.backbones import BackboneInfo, GatedBackbone, StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.costs import CostTable
@@ -48,13 +43,7 @@ from dfs_rl.evaluation.summary import (
 )
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit, with_percent_budgets
 from dfs_rl.gating.base import Gate
-from dfs_rl.gating.model import (
-    BACKBONE_FOLDER,
-    BEFORE_FOLDER,
-    GATE_FOLDER,
-    GatedModel,
-    add_gate,
-)
+from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, GatedModel, add_gate
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import RuleGate
@@ -79,17 +68,12 @@ _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 @dataclass(frozen=True, eq=False)
 class SharedResults:
-    """Results that evaluations of gates over one backbone and data set share, to save time.
+    """Results that evaluations of gates over one backbone and data set share, to save time."""
 
-    Attributes:
-        outputs: Outputs of the settings of rules, as in ``EvaluationSetup``.
-        scores: Scores of static bit tables, by the number of val images.
-    """
-
-    outputs: OutputCache = field(default_factory=dict)
+    outputs: OutputCache = field(default_factory=dict)  # of the settings of rules
     scores: dict[int, dict[StaticTable, StaticTableScore]] = field(
         default_factory=lambda: defaultdict(dict)
-    )
+    )  # by the number of val images
 
 
 EvaluationCache = dict[str, SharedResults]
@@ -134,9 +118,8 @@ class _Loaded(NamedTuple):
     """Models of a run; without a gate ``model`` is None, without co-training ``before``."""
 
     backbone: GatedBackbone
-    model: GatedModel | None
-    info: BackboneInfo
-    before: GatedBackbone | None
+    model: GatedModel | None = None
+    before: GatedBackbone | None = None
 
 
 def run(invocation: Invocation[EvaluateConfig]) -> None:
@@ -175,19 +158,16 @@ def evaluate_run(
         config: Configuration of the evaluation.
         dataset: Data set of the run, or its location; by default from the configuration or the run.
         baselines: Names of the baselines to run; None for all that apply.
-        progress: Callback that receives a short description of each stage.
+        progress: Receives a short description of each stage.
         backbone: Backbone of the run, if it is loaded already.
         cache: Results shared with evaluations of other runs.
-        store: Context manager that yields the output folder, entered if the run has no such
-            results; by default the run's own. With another folder nothing is written into the run.
+        store: Yields another output folder than the run, entered if the run has no such results.
 
     Raises:
         RunFolderError: If the folder is no run.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is missing or differs from the one of the training.
-        ConfigError: If the device is unavailable, the gate cannot be set to the budget or accuracy,
-            a baseline is unknown or does not apply, or the profile is of another network or
-            machine.
+        ConfigError: If a setting does not suit the run or the machine.
     """
     folder = RunFolder.open(config.run)
     baselines = _checked_baselines(folder, baselines)
@@ -197,19 +177,17 @@ def evaluate_run(
     costs = loaded.backbone.costs
     measured = measured_costs(costs, config.profile)
     given = config.dataset if dataset is None else dataset
-    data = _dataset(folder, loaded.info, given, config.corruptions)
+    data = _dataset(folder, stored.info, given, config.corruptions)
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
     name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
     identity = _identity(config, data.fingerprint, None if measured is None else measured.profile)
-    found = _stored_evaluation(folder.path / name, identity)
-    if found is not None:
+    if found := _stored_evaluation(folder.path / name, identity):
         return found
     with nullcontext(folder.path) if store is None else store() as output_folder:
         path = output_folder / name
-        found = _stored_evaluation(path, identity)
-        if found is not None:
+        if found := _stored_evaluation(path, identity):
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
@@ -237,19 +215,15 @@ def evaluate_run(
         evaluation = Evaluation(summary, path)
         per_image = per_image_results_of(methods, costs, measured)
         save_per_image_results(evaluation.results_path, per_image)
-        prefix = figure_prefix(config) + ("-".join(only) + "-" if only else "")
-        write_figures(output_folder / folder.plots_dir.name, prefix, summary, examples)
+        plots = output_folder / folder.plots_dir.name
+        write_figures(plots, figure_prefix(config, only), summary, examples)
         # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
         return evaluation
 
 
 def _checked_baselines(folder: RunFolder, baselines: Iterable[str] | None) -> Sequence[str] | None:
-    """Return named baselines once each, in the order in which they run.
-
-    Raises:
-        ConfigError: If one is unknown, or the run has no gate.
-    """
+    """Return named baselines once each, in the order in which they run."""
     if baselines is None:
         return None
     names = [baselines] if isinstance(baselines, str) else list(baselines)
@@ -274,8 +248,7 @@ def _evaluate_methods(
 ) -> list[MethodResult]:
     """Return the results of the gate, if there is one, and of the baselines."""
     backbone, model, split = loaded.backbone, loaded.model, config.split
-    batch_size = config.batch_size
-    device = backbone.feature_mean.device
+    batch_size, device = config.batch_size, backbone.feature_mean.device
     reported, selection = (data.split(name).to(device) for name in (split, _SELECTION))
     if model is None:
         progress(f"uniform options on {len(reported):,} {split} images")
@@ -314,21 +287,20 @@ def _evaluate_methods(
 
 
 def _gate_text(gate: Gate, costs: CostTable) -> str:
-    """Describe a rule, or the preference of a calibrated gate for all budgets."""
+    """Describe a rule, or the preference of a gate for all budgets."""
     if isinstance(gate, RuleGate):
         return gate.description
-    if not isinstance(gate, LearnedGate) or gate.budget_conditioning is None:
+    measured = gate.budget_conditioning if isinstance(gate, LearnedGate) else None
+    if measured is None or not measured.computations:
         return ""
-    if not gate.budget_conditioning.computations:
-        return ""
-    cost = costs.cost_text(gate.budget_conditioning.computation_at(gate.preference), 3)
+    cost = costs.cost_text(measured.computation_at(gate.preference), 3)
     return f"budget-conditioned, at a preference where val images cost {cost}"
 
 
-def figure_prefix(config: EvaluateConfig) -> str:
+def figure_prefix(config: EvaluateConfig, only: Sequence[str] = ()) -> str:
     """Return the file name prefix of an evaluation's figures; its budget is in percent."""
     shown = [config.split] if config.split != "test" else []
-    return "".join(f"{part}-" for part in [*shown, *_point(config)])
+    return "".join(f"{part}-" for part in [*shown, *_point(config), *only])
 
 
 def _point(config: EvaluateConfig) -> list[str]:
@@ -341,10 +313,8 @@ def _point(config: EvaluateConfig) -> list[str]:
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
     """Return the stored evaluation at a path, None without one of that identity."""
-    if not path.is_file():
-        return None
     try:
-        record = read_json(path)
+        record = read_json(path) if path.is_file() else None
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             return None
         summary = config_from_dict(record, EvaluationSummary, str(path))
@@ -356,8 +326,8 @@ def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
 
 def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything runs."""
-    search, splits = config.search, (config.split, _SELECTION)
-    batch = min(config.batch_size, max(len(data.split(name)) for name in splits))
+    search = config.search
+    batch = min(config.batch_size, max(len(data.split(n)) for n in (config.split, _SELECTION)))
     tables = min(search.tables, len(backbone.options) ** backbone.costs.n_layers)
     needs = {
         f"batch_size is {batch}": float(batch * forward_bytes(backbone)),
@@ -376,16 +346,15 @@ def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> 
                 f"{given}, but {folder.path} has a backbone and no gate; leave it out."
             )
         backbone = stored.backbone.to_inference(dtype).to(device)
-        return _Loaded(backbone, None, stored.info, None)
-    gate = folder.path / GATE_FOLDER
+        return _Loaded(backbone)
+    gate, before = folder.path / GATE_FOLDER, folder.path / BEFORE_FOLDER
     model = add_gate(
         stored, gate, device=device, dtype=dtype, budget=budget, max_accuracy_drop=drop
     )
-    before = None
-    if (folder.path / BEFORE_FOLDER).is_dir():
-        stored_before = load_stored_backbone(folder.path / BEFORE_FOLDER).backbone
-        before = stored_before.to_inference(dtype).to(device)
-    return _Loaded(model.backbone, model, stored.info, before)
+    if not before.is_dir():
+        return _Loaded(model.backbone, model)
+    original = load_stored_backbone(before).backbone.to_inference(dtype).to(device)
+    return _Loaded(model.backbone, model, original)
 
 
 def _dataset(
@@ -396,19 +365,16 @@ def _dataset(
 ) -> Dataset:
     """Load the data set as a stream, by default the run's, and check that the run belongs to it."""
     settings = read_yaml(folder.config_path)
-    if dataset is None:
-        spec = settings.get("dataset")
-        if not isinstance(spec, str):
-            raise RunFolderError(
-                f"{folder.config_path} names no data set; give one with --dataset."
-            )
-        try:
-            dataset = load_dataset(spec, image_size=info.image_size)
-        except DataError as error:
-            raise DataError(f"{error} If it moved, give its location with --dataset.") from error
-    elif isinstance(dataset, str):
-        dataset = load_dataset(dataset, image_size=info.image_size)
-    clean = dataset.clean
+    named = settings.get("dataset") if dataset is None else dataset
+    if not isinstance(named, Dataset | str):
+        raise RunFolderError(f"{folder.config_path} names no data set; give one with --dataset.")
+    try:
+        data = load_dataset(named, image_size=info.image_size) if isinstance(named, str) else named
+    except DataError as error:
+        if dataset is not None:
+            raise
+        raise DataError(f"{error} If it moved, give its location with --dataset.") from error
+    clean = data.clean
     if clean.fingerprint != info.fingerprint:
         raise DataError(
             f"data set {clean.name!r} has fingerprint {clean.fingerprint}, but the backbone of "
@@ -416,7 +382,7 @@ def _dataset(
             "images, labels or splits differ."
         )
     own = cast("Corruptions", settings.get("corruptions") or "none")
-    return corrupted(dataset, corruptions or own)
+    return corrupted(data, corruptions or own)
 
 
 def _identity(config: EvaluateConfig, fingerprint: str, profile: LatencyProfile | None) -> str:
