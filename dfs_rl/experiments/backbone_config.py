@@ -11,14 +11,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
-from dfs_rl.utils.constants import (
-    DIGITS,
-    ELASTIC_PARTS,
-    FirstBlock,
-    Granularity,
-    Recipe,
-    Stem,
-)
+from dfs_rl.utils.constants import DIGITS, ELASTIC_PARTS, FirstBlock, Granularity, Recipe, Stem
 from dfs_rl.utils.trusted_import import is_constructor
 
 

@@ -73,13 +73,9 @@ def validation_pictures(
 def write_hyperparameters(
     run: RunFolder, best: Mapping[str, Any], points: Sequence[tuple[float, float]]
 ) -> None:
-    """Write the settings of a run and the result of its gate on val, for the tab HPARAMS.
+    """Write the settings of a run and the result ``best`` of its gate on val, for the tab HPARAMS.
 
-    Args:
-        run: Run with its gate.
-        best: Figures of the gate on val.
-        points: Computation and accuracy at each measured preference of a gate for all budgets, of
-            which the one at or just below the gate's own counts; otherwise the only point.
+    Of the points of a gate for all budgets, the one at or just below its own preference counts.
     """
     gate, at = load_gate(run.path / GATE_FOLDER), 0
     if isinstance(gate, LearnedGate | RuleGate) and gate.budget_conditioning is not None:

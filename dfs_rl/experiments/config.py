@@ -37,8 +37,6 @@ N_VALIDATIONS = 20
 """Default number of validations in a run."""
 DEFAULT_BUDGET = 1.0
 """Default budget of gates that learn for one, in the unit of the budgets."""
-_BUDGETS = ("budget", "budgets", "per_input_budget")
-"""Settings that are budgets."""
 ConfigT = TypeVar("ConfigT", bound=Any)
 
 
@@ -53,16 +51,12 @@ def resume_command(run: "RunFolder") -> str:
 
 
 def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
-    """Return a configuration with its budgets in percent, as runs store them.
-
-    Raises:
-        ConfigError: If they are in milliseconds, but the costs are not measured.
-    """
+    """Return a configuration with its budgets in percent, as runs store them."""
     unit: BudgetUnit = config.budget_unit
     if unit == "percent":
         return config
     changes: dict[str, object] = {"budget_unit": "percent"}
-    for name in _BUDGETS:
+    for name in ("budget", "budgets", "per_input_budget"):
         given = getattr(config, name, None)
         if isinstance(given, tuple):
             changes[name] = tuple(costs.percent_of_budget(budget, unit) for budget in given)
@@ -77,9 +71,6 @@ def check_highest_budget(
     """Check that a budget on the mean is at most what an image can cost.
 
     A budget in measured time may come from elsewhere, such as a frame rate, so it is only reported.
-
-    Raises:
-        ConfigError: If the budget is higher.
     """
     options = float(costs.option_costs().amax(dim=1).sum())
     most = 100.0 * passes * (options + costs.fixed_cost(gate_macs=gate_macs))
@@ -95,11 +86,7 @@ def check_highest_budget(
 
 
 def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
-    """Check that budgets are in milliseconds only if the cost is latency.
-
-    Raises:
-        ConfigError: If not.
-    """
+    """Check that budgets are in milliseconds only if the cost is latency."""
     if unit == "ms" and cost != LATENCY:
         raise ConfigError(
             f"budget_unit is 'ms', but cost is {cost}; give budgets in percent, or give --cost "

@@ -36,13 +36,7 @@ _MAX_FEATURE_BYTES = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class ExitsSummary:
-    """Content of ``summary.json`` in a run of ``train_exits``.
-
-    Attributes:
-        exits_after: Numbers of gated layers before the exits.
-        val_accuracy: Accuracy in percent of each exit on the val split, by the bits that all layers
-            run at.
-    """
+    """Content of ``summary.json``, with the accuracy of each exit on val by all layers' bits."""
 
     exits_after: tuple[int, ...]
     val_accuracy: dict[str, list[float]]
@@ -109,9 +103,8 @@ def add_exits(
 
 def exit_accuracies(stored: StoredBackbone, dataset: Dataset) -> dict[str, list[float]]:
     """Return the accuracy in percent of every exit on the val split, by the bits of all layers."""
-    device = stored.backbone.feature_mean.device
     frozen = stored.backbone.to_inference()
-    passes = run_exit_outputs(frozen, dataset.val.to(device))
+    passes = run_exit_outputs(frozen, dataset.val.to(frozen.feature_mean.device))
     return {
         str(frozen.options[answers.option]): [
             100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()

@@ -58,25 +58,15 @@ _INITIAL = "initial"
 
 @dataclass(frozen=True, kw_only=True)
 class LearningState:
-    """State of a training in its checkpoint.
-
-    Attributes:
-        timesteps: Number of decisions made.
-        updates: Number of updates of the algorithm.
-        env: State of the environments.
-        metrics: Number of records logged.
-        validation: State of the validator; ``None`` to select the best gate anew.
-        backbone_steps: Steps of a co-trained backbone.
-        replay: Position in the replay buffer, for algorithms with one.
-    """
+    """State of a training in its checkpoint."""
 
     timesteps: NonNegativeInt
     updates: NonNegativeInt
     env: EnvState
-    metrics: NonNegativeInt
-    validation: ValidationState | None
-    backbone_steps: NonNegativeInt
-    replay: NonNegativeInt | None = None
+    metrics: NonNegativeInt  # number of records logged
+    validation: ValidationState | None  # None to select the best gate anew
+    backbone_steps: NonNegativeInt  # of a co-trained backbone
+    replay: NonNegativeInt | None = None  # position in the replay buffer
 
 
 def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> str:
@@ -103,11 +93,12 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         check_initial_gate(initial, gate, str(config.init_gate))
         check_same_backbone(config.init_gate, config, dataset, backbone)
     # A single image may use the whole gate; images that exit early lower the mean.
+    costs = backbone.costs
     for name, macs in (("budget", gate.least_macs), ("per_input_budget", gate.macs)):
         budget = getattr(config, name)
         if budget is not None:
-            gated_budget(backbone.costs, budget, gate_macs=macs, name=name)
-    check_highest_budget(config.budget, backbone.costs, gate_macs=gate.macs, passes=passes.limit)
+            gated_budget(costs, budget, gate_macs=macs, name=name)
+    check_highest_budget(config.budget, costs, gate_macs=gate.macs, passes=passes.limit)
     return f"{config.algo}-{dataset.name}"
 
 
@@ -180,6 +171,7 @@ def train(
     env = SB3GatingVecEnv(
         task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=config.seed
     )
+    waits = sync_episodes and gate.exits is not None
     model = build_algorithm(
         config.algorithm,
         env,
@@ -188,7 +180,7 @@ def train(
         timesteps=config.timesteps,
         start=config.resolved_start,
         group_size=group_size,
-        sync_episodes=sync_episodes and gate.exits is not None,
+        sync_episodes=waits,
         seed=config.seed,
         device=str(device),
     )
@@ -231,7 +223,6 @@ def train(
             model._last_obs = cast("dict[str, Any]", env.set_backbone(freeze()))
 
     with session.running() as stop:
-        waits = sync_episodes and gate.exits is not None
         callbacks: list[BaseCallback] = [SyncEpisodes()] if waits else []
         callbacks += [
             UpdateCallback(
@@ -390,10 +381,7 @@ def make_gate(
 
 
 def _initial_gate(config: TrainAgentConfig, run: RunFolder) -> LearnedGate | None:
-    """Return the gate to initialize from.
-
-    A copy in the run's folder makes the run independent of the other run.
-    """
+    """Return the gate to initialize from, of which the run keeps a copy."""
     if config.init_gate is None:
         return None
     kept = run.path / _INITIAL

@@ -68,12 +68,7 @@ def push_to_hub(
 
 
 def model_card(path: Path, repository: str, *, licence: str) -> str:
-    """Return the model card of an evaluated run, Markdown with the hub's metadata.
-
-    Raises:
-        RunFolderError: If the folder is no run, or is not evaluated on its test split.
-        CheckpointError: If the run has no gate.
-    """
+    """Return the model card of an evaluated run, Markdown with the hub's metadata."""
     record = RunFolder.open(path).record()
     gate = load_gate(path / GATE_FOLDER)
     if not (path / _SUMMARY).is_file():

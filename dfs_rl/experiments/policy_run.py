@@ -59,10 +59,7 @@ class PolicyGateConfig(GateRunConfig):
 
 
 def make_policy_run(
-    config: PolicyGateConfig,
-    dataset: Dataset,
-    policy: Policy,
-    normalize: Normalization | None,
+    config: PolicyGateConfig, dataset: Dataset, policy: Policy, normalize: Normalization | None
 ) -> tuple[RunFolder, TrainingRecord]:
     """Convert a policy to a gate, measure it on the val split and write its run folder."""
     loaded, timesteps = load_policy(policy)
@@ -92,10 +89,7 @@ def make_policy_run(
         records = evaluate_gate(backbone, gate, val, budget=gate.budget)
         costs = backbone.costs
         record = training_record(
-            {
-                "accuracy": records.accuracy,
-                "computation": records.computation(costs).mean().item(),
-            },
+            {"accuracy": records.accuracy, "computation": records.computation(costs).mean().item()},
             gate_images=timesteps // costs.n_layers,
         )
         if (measured := gate.budget_conditioning) is not None:

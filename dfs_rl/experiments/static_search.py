@@ -195,18 +195,16 @@ def _load_scores(run: RunFolder) -> dict[str, dict[StaticTable, StaticTableScore
     """Return the scores that an earlier start of the run stored, by split."""
     if not run.has_checkpoint(CHECKPOINT):
         return {split: {} for split in _SPLITS}
-    tensors = run.load_checkpoint(CHECKPOINT).tensors
-
-    def scores(split: str) -> dict[StaticTable, StaticTableScore]:
-        columns = (tensors[f"{split}.{name}"].tolist() for name in _COLUMNS)
-        return {
-            tuple(table): StaticTableScore(correct, likelihood)
-            for table, correct, likelihood in zip(*columns, strict=True)
-        }
-
+    tensors, scores = run.load_checkpoint(CHECKPOINT).tensors, {}
     try:
-        return {split: scores(split) for split in _SPLITS}
+        for split in _SPLITS:
+            columns = (tensors[f"{split}.{name}"].tolist() for name in _COLUMNS)
+            scores[split] = {
+                tuple(table): StaticTableScore(correct, likelihood)
+                for table, correct, likelihood in zip(*columns, strict=True)
+            }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint in {run.checkpoint_dir} has no scores of static bit tables: {error}."
         ) from error
+    return scores

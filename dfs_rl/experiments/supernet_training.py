@@ -27,12 +27,7 @@ from dfs_rl.experiments.config import resume_command
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
-from dfs_rl.training.supernet import (
-    Position,
-    SupernetTrainer,
-    depth_accuracies,
-    uniform_accuracies,
-)
+from dfs_rl.training.supernet import Position, SupernetTrainer, depth_accuracies, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import NonNegativeInt, config_to_dict
@@ -154,11 +149,8 @@ def train_supernet(
 ) -> StoredBackbone:
     """Train to the end, or resume from the run's last checkpoint; a finished run is only loaded.
 
-    The result is also stored in the run's ``backbone/``. A request to stop is set by Ctrl-C unless
-    ``stop`` is given.
-
-    Raises:
-        KeyboardInterrupt: After a request to stop, once everything is saved.
+    The result is also stored in the run's ``backbone/``. A request to stop, set by Ctrl-C unless
+    ``stop`` is given, raises KeyboardInterrupt once everything is saved.
     """
     run.check_data(dataset.fingerprint, dataset.name)
     if is_finished(run):
@@ -196,21 +188,13 @@ def train_supernet(
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a training, with sums over the current epoch.
-
-    Attributes:
-        epoch: Epochs completed.
-        step: Steps completed in the current epoch.
-        labels: Sum of the losses on labels over these steps.
-        distillation: Sum of the distillation losses over these steps.
-        metrics: Number of records logged; set by the session.
-    """
+    """Completed epochs and steps of a training, with sums of losses over the current epoch."""
 
     epoch: NonNegativeInt = 0
     step: NonNegativeInt = 0
     labels: float = 0.0
     distillation: float = 0.0
-    metrics: NonNegativeInt = 0
+    metrics: NonNegativeInt = 0  # number of records logged; set by the session
 
 
 def _train_epoch(
@@ -288,7 +272,7 @@ def train_run(
 ) -> tuple[RunFolder, StoredBackbone]:
     """Train a backbone in a new run folder, or resume its training.
 
-    ``command`` is stored in a new run's record; ``after_log`` receives each record of the metrics.
+    ``after_log`` receives each record of the metrics.
     """
     if resume is not None:  # before a network is built for other images
         resume.check_data(dataset.fingerprint, dataset.name)

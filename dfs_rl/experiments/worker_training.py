@@ -71,7 +71,6 @@ def train_with_workers(config: TrainBackboneConfig, dataset: Dataset, run: RunFo
     """Train to the end, or resume from the run's last checkpoint, as ``train_supernet`` does.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, once everything is saved.
         TrainingError: If workers die repeatedly.
     """
     run.check_data(dataset.fingerprint, dataset.name)
@@ -91,12 +90,7 @@ def train_with_workers(config: TrainBackboneConfig, dataset: Dataset, run: RunFo
 
 
 def _fit(
-    config: TrainBackboneConfig,
-    dataset: Dataset,
-    run: RunFolder,
-    folder: Path,
-    *,
-    use_gpu: bool,
+    config: TrainBackboneConfig, dataset: Dataset, run: RunFolder, folder: Path, *, use_gpu: bool
 ) -> BaseException | None:
     """Run the workers until they end; return the error that stopped rank 0, or ``None``."""
     import ray
