@@ -3,7 +3,7 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.export_config import ExportConfig
+from dfs_rl.experiments.deployment_config import ExportConfig
 
 main = main_of(ExportConfig, makes_run=False)
 

@@ -3,7 +3,7 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.profile_config import ProfileConfig
+from dfs_rl.experiments.deployment_config import ProfileConfig
 
 main = main_of(ProfileConfig, makes_run=False)
 

@@ -17,8 +17,8 @@ COMMANDS = {
     "evaluate": "dfs_rl.experiments.config:EvaluateConfig",
     "compare": "dfs_rl.experiments.comparison_config:CompareConfig",
     "sweep": "dfs_rl.sweeping.config:SweepConfig",
-    "export": "dfs_rl.experiments.export_config:ExportConfig",
-    "profile": "dfs_rl.experiments.profile_config:ProfileConfig",
+    "export": "dfs_rl.experiments.deployment_config:ExportConfig",
+    "profile": "dfs_rl.experiments.deployment_config:ProfileConfig",
 }
 """Configurations of all commands."""
 

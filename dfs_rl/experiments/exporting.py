@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dfs_rl.experiments.export_config import ExportConfig
+from dfs_rl.experiments.deployment_config import ExportConfig
 from dfs_rl.gating.model import load
 from dfs_rl.runtime.export import export
 from dfs_rl.utils.cli import Invocation

@@ -11,8 +11,8 @@ from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_p
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
+from dfs_rl.experiments.deployment_config import ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
-from dfs_rl.experiments.profile_config import ProfileConfig
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.latency_table import latency_text
