@@ -62,11 +62,7 @@ def steps_and_size(config: TrainGumbelConfig, n_layers: int, n_images: int) -> t
 
 
 def build_gate(config: TrainGumbelConfig, backbone: GatedBackbone) -> LearnedGate:
-    """Build the untrained gate; the same seed gives the same weights.
-
-    Raises:
-        ConfigError: If the method needs options that the backbone lacks.
-    """
+    """Build the untrained gate; the same seed gives the same weights."""
     seed_everything(stream_seed(config.seed, "gate") % 2**32)
     method = config.training
     return untrained_gate(
@@ -146,11 +142,7 @@ def budgets_of(
 def targets(
     config: TrainGumbelConfig, costs: CostTable, *, gate_macs: float
 ) -> Callable[[Tensor], Tensor]:
-    """Return the gated layers' budget, a fraction, as a function of preferences, float64 ``[n]``.
-
-    Raises:
-        ConfigError: If a budget does not suffice for the cheapest choices.
-    """
+    """Return the gated layers' budget, a fraction ``[n]``, as a function of preferences."""
     budgets = budgets_of(config, costs, gate_macs=gate_macs)
     lowest = config.budget if budgets is None else budgets.lowest
     assert lowest is not None, "a gate without a range of budgets has one"
@@ -279,12 +271,12 @@ def train(
         with session.running() as stop:
             while trainer.steps < total:
                 losses = trainer.step()
-                timesteps = trainer.steps * size
-                session.log({"kind": "update", "timesteps": timesteps, **losses._asdict()})
-                figures = {k: v for k, v in losses._asdict().items() if v is not None}
+                timesteps, figures = trainer.steps * size, losses._asdict()
+                session.log({"kind": "update", "timesteps": timesteps, **figures})
                 rate = (trainer.steps - first) * size / (time.perf_counter() - began)
                 figures["steps_per_second"] = rate
-                board.scalars({f"train/{k}": v for k, v in figures.items()}, timesteps)
+                shown = {f"train/{k}": v for k, v in figures.items() if v is not None}
+                board.scalars(shown, timesteps)
                 bar.update(timesteps, loss=f"{losses.labels:.3f}")
                 if validator.is_due(timesteps):
                     session.validate(gate.eval(), timesteps)
