@@ -179,19 +179,16 @@ class GateRun:
         assert isinstance(self.config, GateTrainingConfig | TrainCascadeConfig)
         drop = self.config.max_accuracy_drop
         # A bound that the gate cannot hold is no error: it would lose the trained gate.
-        if budget is not None:
-            if budget < least:
-                print_status(
-                    f"A budget of {in_words(budget)} is below its range; it is set to "
-                    f"{in_words(least)}."
-                )
-        elif drop is not None:
-            smallest = measured.smallest_accuracy_drop
-            if drop < smallest:
-                print_status(
-                    f"It loses at least {smallest:.3g} points of accuracy on val, more than "
-                    f"{drop:g}; it is set to the cheapest point that loses no more."
-                )
+        if budget is not None and budget < least:
+            print_status(
+                f"A budget of {in_words(budget)} is below its range; it is set to "
+                f"{in_words(least)}."
+            )
+        if drop is not None and drop < measured.smallest_accuracy_drop:
+            print_status(
+                f"It loses at least {measured.smallest_accuracy_drop:.3g} points of accuracy on "
+                f"val, more than {drop:g}; it is set to the cheapest point that loses no more."
+            )
         gate.preference = shipped_preference(self.config, measured, gate.preference)
         save_gate(gate, path)
         return tuple(zip(measured.computations, measured.accuracies, strict=True))
