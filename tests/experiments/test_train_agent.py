@@ -116,15 +116,20 @@ def test_finished_run_prints_its_table_again(finished, capsys):
     assert (finished / "metrics.jsonl").read_text() == metrics
 
 
-def test_a_run_never_goes_on_with_other_images(tmp_path, finished, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    (run / "training.json").unlink()  # as if it had been killed before the end
+@pytest.fixture
+def killed(finished, tmp_path):
+    """A run that was killed before the end."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "training.json").unlink()
+    return run
+
+
+def test_a_run_never_goes_on_with_other_images(killed, tmp_path, capsys):
     other = write_image_folder(tmp_path / "other")
-    assert main(["--resume", str(run), "--dataset", str(other)]) == 2
-    assert f"{run} was begun on other images or splits" in sentence(capsys)
-    other_backbone(run / "backbone", {})
-    assert main(["--resume", str(run)]) == 2
+    assert main(["--resume", str(killed), "--dataset", str(other)]) == 2
+    assert f"{killed} was begun on other images or splits" in sentence(capsys)
+    other_backbone(killed / "backbone", {})
+    assert main(["--resume", str(killed)]) == 2
     assert "was trained on other images or splits" in sentence(capsys)
 
 
@@ -314,17 +319,11 @@ def test_help_shows_the_chosen_algorithm_late(capsys, monkeypatch):
         ("training.json", "[]", "not a mapping"),
     ],
 )
-def test_a_run_whose_files_are_damaged_does_not_go_on(
-    finished, tmp_path, capsys, file, content, named
-):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    (run / "training.json").unlink()  # as if it had been killed before the end
-    (run / file).write_text(content)
-    metrics = (run / "metrics.jsonl").read_bytes()
-    capsys.readouterr()
-    assert main(["--resume", str(run)]) == 2
+def test_a_run_whose_files_are_damaged_does_not_go_on(killed, capsys, file, content, named):
+    (killed / file).write_text(content)
+    metrics = (killed / "metrics.jsonl").read_bytes()
+    assert main(["--resume", str(killed)]) == 2
     said = sentence(capsys)
     assert named in said
-    assert str(run / file) in said
-    assert (run / "metrics.jsonl").read_bytes() == metrics
+    assert str(killed / file) in said
+    assert (killed / "metrics.jsonl").read_bytes() == metrics
