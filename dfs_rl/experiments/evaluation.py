@@ -61,8 +61,7 @@ from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
 
 _SELECTION: ReportedSplit = "val"
-_TABLE_BYTES = 1000
-"""Approximate size of a static bit table with its score in bytes."""
+_TABLE_BYTES = 1000  # approximate size of a static bit table with its score
 _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
@@ -290,7 +289,9 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
     """Describe a rule, or the preference of a gate for all budgets."""
     if isinstance(gate, RuleGate):
         return gate.description
-    measured = gate.budget_conditioning if isinstance(gate, LearnedGate) else None
+    if not isinstance(gate, LearnedGate):
+        return ""
+    measured = gate.budget_conditioning
     if measured is None or not measured.computations:
         return ""
     cost = costs.cost_text(measured.computation_at(gate.preference), 3)
@@ -326,12 +327,11 @@ def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
 
 def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything runs."""
-    search = config.search
     batch = min(config.batch_size, max(len(data.split(n)) for n in (config.split, _SELECTION)))
-    tables = min(search.tables, len(backbone.options) ** backbone.costs.n_layers)
+    tables = min(config.search.tables, len(backbone.options) ** backbone.costs.n_layers)
     needs = {
         f"batch_size is {batch}": float(batch * forward_bytes(backbone)),
-        f"search.tables is {search.tables}": float(tables * _TABLE_BYTES),
+        f"search.tables is {config.search.tables}": float(tables * _TABLE_BYTES),
     }
     check_memory(needs, backbone.feature_mean.device)
 
