@@ -82,13 +82,14 @@ def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
     return _threshold_rule(setup, _CASCADE, key="cascade", label="confidence cascade")
 
 
-@register_baseline("tuned_rule")
+def _has_own_passes(setup: EvaluationSetup) -> bool:
+    return setup.passes.limit > 1 and setup.passes != _CASCADE
+
+
+@register_baseline("tuned_rule", applies=_has_own_passes)
 def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule over the passes that the gate has, within its cost."""
-    if setup.passes.limit > 1 and setup.passes != _CASCADE:
-        yield from _threshold_rule(
-            setup, setup.passes, key="tuned_rule", label="tuned rule, same actions"
-        )
+    return _threshold_rule(setup, setup.passes, key="tuned_rule", label="tuned rule, same actions")
 
 
 def _threshold_rule(
@@ -110,12 +111,10 @@ def _threshold_rule(
         )
 
 
-@register_baseline("exits")
+@register_baseline("exits", applies=lambda setup: bool(setup.backbone.costs.exits))
 def _exits(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule within the cost of the gate by which confident images exit."""
     costs = setup.backbone.costs
-    if not costs.exits:
-        return
     reported, selection = (
         run_exit_outputs(setup.backbone, images, batch_size=setup.batch_size)
         for images in (setup.reported, setup.selection)
@@ -131,10 +130,13 @@ def _exits(setup: EvaluationSetup) -> Iterator[MethodResult]:
     )
 
 
+def _is_cotrained(setup: EvaluationSetup) -> bool:
+    return setup.before_cotraining is not None
+
+
 def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run a baseline on the backbone before co-training."""
-    if setup.before_cotraining is None:
-        return
+    assert setup.before_cotraining is not None, "the baseline applies"
     earlier = replace(
         setup, backbone=setup.before_cotraining, cached_scores=None, cached_outputs={}
     )
@@ -143,16 +145,18 @@ def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[M
         yield replace(method, key=f"{method.key}_before", label=label)
 
 
-register_baseline("static_table_before")(partial(_before_cotraining, _static_table))
-register_baseline("cascade_before")(partial(_before_cotraining, _cascade))
-register_baseline("tuned_rule_before")(partial(_before_cotraining, _tuned_rule))
+for _name, _baseline, _applies in (
+    ("static_table", _static_table, _is_cotrained),
+    ("cascade", _cascade, _is_cotrained),
+    ("tuned_rule", _tuned_rule, lambda setup: _is_cotrained(setup) and _has_own_passes(setup)),
+):
+    register_baseline(f"{_name}_before", applies=_applies)(partial(_before_cotraining, _baseline))
 
 
-@register_baseline("mode_table")
+# One table cannot stand for several passes.
+@register_baseline("mode_table", applies=lambda setup: setup.gate.earlier is None)
 def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run the most frequent option of the gate at each layer."""
-    if setup.gate.earlier is not None:  # one table cannot stand for several passes
-        return
     table, label = mode_table(setup.gate.options, setup.backbone.costs), "mode table"
     records = evaluate_static_table(
         setup.backbone, setup.reported, table, name=label, batch_size=setup.batch_size

@@ -7,7 +7,7 @@ A module of your own adds one::
         yield replace(setup.uniform[0], key="cheapest", label="cheapest option")
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -147,11 +147,21 @@ BASELINES: Registry[Baseline] = Registry("baseline")
 """Baselines by name, in the order of tables and files."""
 
 
-def register_baseline(name: str) -> Callable[[Baseline], Baseline]:
-    """Return a decorator that adds a function to ``BASELINES``."""
+def register_baseline(
+    name: str, *, applies: Callable[[EvaluationSetup], bool] = lambda _: True
+) -> Callable[[Baseline], Baseline]:
+    """Return a decorator that adds a function to ``BASELINES``.
+
+    It runs, and its name is shown, only where ``applies`` is True.
+    """
 
     def register(baseline: Baseline) -> Baseline:
-        BASELINES.add(name, baseline)
+        def run(setup: EvaluationSetup) -> Iterator[MethodResult]:
+            if applies(setup):
+                setup.progress(f"baseline {name}")
+                yield from baseline(setup)
+
+        BASELINES.add(name, run)
         return baseline
 
     return register
@@ -169,7 +179,6 @@ def run_baselines(
     for name, baseline in BASELINES.items():
         if names is not None and name not in names:
             continue
-        setup.progress(f"baseline {name}")
         results = list(baseline(setup))
         if names is not None and not results:
             raise ConfigError(f"baseline {name!r} does not apply to this gate and backbone.")

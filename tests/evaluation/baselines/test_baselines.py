@@ -135,10 +135,13 @@ def test_registered_baselines_run_in_order(look_setup, monkeypatch):
 
 
 def test_named_baselines_alone_run_and_must_apply(look_setup):
-    found = run_baselines(look_setup, ["oracle", "cascade"])
+    shown = []
+    setup = replace(look_setup, progress=shown.append)
+    found = run_baselines(setup, ["oracle", "cascade"])
     assert [method.key for method in found] == ["cascade", "oracle"]
     with pytest.raises(ConfigError, match="baseline 'exits' does not apply"):
-        run_baselines(look_setup, ["cascade", "exits"])
+        run_baselines(setup, ["cascade", "exits"])
+    assert shown == ["baseline cascade", "baseline oracle", "baseline cascade"]
 
 
 def test_cascades_are_compared_with_their_marginals(backbone, val, test_set, methods):
