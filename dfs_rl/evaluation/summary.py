@@ -134,8 +134,9 @@ def summarize(
         gate = summaries[0]
         verdict = verdict_sentences(
             comparisons,
-            gate.accuracy,
-            gate.patterns,
+            accuracy=gate.accuracy,
+            computation=gate.computation,
+            patterns=gate.patterns,
             milliseconds=gate.milliseconds,
             cost_model=costs.cost_model,
         )

@@ -82,27 +82,24 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 def verdict_sentences(
     comparisons: Sequence[Comparison],
-    accuracy: float,
-    patterns: float,
     *,
+    accuracy: float,
+    computation: float,
+    patterns: float,
     milliseconds: float | None = None,
     cost_model: str = COMPUTATION,
 ) -> tuple[str, ...]:
-    """Summarize the comparisons of a gate in at most five sentences.
+    """Summarize the comparisons of a gate with every other method in at most five sentences.
 
-    Args:
-        comparisons: One for every other method.
-        accuracy: Accuracy of the gate in percent.
-        patterns: Number of distinct bit patterns of the gate.
-        milliseconds: Measured time of the gate per image; None without measured times.
-        cost_model: Name of the cost model of the computation.
+    The other figures are those of the gate: accuracy and computation, by the cost model, in
+    percent, the number of distinct bit patterns, and the measured time, None without.
     """
     sentences = []
     full = next((c for c in comparisons if c.key == "full"), None)
-    if full is not None and full.relative_computation is not None:
+    if full is not None:
         sentences.append(
             f"The gate has {accuracy:.2f} % accuracy, {full.difference:+.2f} points from full "
-            f"precision, with {100 * full.relative_computation:.3g} % of its {cost_model}."
+            f"precision, at {computation:.3g} % {cost_model}."
         )
     if patterns == 1:  # the baselines with its marginals are then the gate itself
         sentences.append("The gate chooses the same bits for each image, as a static bit table.")

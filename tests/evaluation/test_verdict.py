@@ -33,6 +33,12 @@ def comparison(key, difference, ratio=1.0, role="matched"):
     )
 
 
+def sentences_of(*comparisons, patterns=40.0, **figures):
+    return verdict_sentences(
+        comparisons, accuracy=85.0, computation=1.251, patterns=patterns, **figures
+    )
+
+
 def wins(*comparisons):
     return [c.key for c in counted_wins(comparisons)]
 
@@ -75,7 +81,7 @@ def test_gate_adapts_only_beyond_its_marginals(mode, random, patterns, expected)
 def test_no_marginals_no_statement():
     uniform = comparison("uniform_4", DOWN, 0.5, "fixed")
     assert beyond_marginals([uniform]) is None
-    assert verdict_sentences([uniform], 85.0, 40.0) == ()
+    assert sentences_of(uniform) == ()
 
 
 def test_searched_wins_must_beat_uniform_bits():
@@ -89,20 +95,20 @@ def test_searched_wins_must_beat_uniform_bits():
 
 
 def test_sentences_have_accuracy_wins_and_adaptation():
-    full = comparison("full", DOWN, 0.0125, "fixed")
-    reached, won, adapts = verdict_sentences(
-        [full, comparison("static_table", UP), comparison("random", FLAT)], 85.0, 40.0
+    full = comparison("full", DOWN, 0.0124, "fixed")
+    reached, won, adapts = sentences_of(
+        full, comparison("static_table", UP), comparison("random", FLAT)
     )
-    assert "85.00 %" in reached
-    assert "-2.00 points" in reached
-    assert "1.25 %" in reached
+    assert reached == (
+        "The gate has 85.00 % accuracy, -2.00 points from full precision, at 1.25 % computation."
+    )
     assert won.endswith("static table.")
     assert adapts.endswith("random.")
 
 
 def test_marginals_of_a_static_table_are_no_wins():
     found = [comparison("static_table", FLAT), comparison("random", UP)]
-    static, won = verdict_sentences(found, 85.0, 1.0)
+    static, won = sentences_of(*found, patterns=1.0)
     assert "static bit table" in static
     assert won.endswith("none of its baselines.")
 
@@ -120,16 +126,16 @@ def test_faster_baselines_that_are_as_accurate_are_named():
             ("oracle", DOWN, "oracle", 2.0),
         )
     ]
-    *_, sentence = verdict_sentences(made, 90.0, 3, milliseconds=0.512)
+    *_, sentence = sentences_of(*made, milliseconds=0.512)
     assert sentence == (
         "Its measured time is 0.512 ms per image, 45 % of that of full precision; over 5 % faster "
         "and not significantly less accurate: uniform 8; cascade."
     )
-    assert not any("measured" in text for text in verdict_sentences(made, 90.0, 3))
+    assert not any("measured" in text for text in sentences_of(*made))
 
 
 def test_costs_are_named_by_their_model():
     full = comparison("full", FLAT, 0.5, role="fixed")
-    first, second = verdict_sentences([full, comparison("cascade", UP)], 90.0, 3, cost_model="macs")
-    assert first.endswith("with 50 % of its macs.")
+    first, second = sentences_of(full, comparison("cascade", UP), cost_model="macs")
+    assert first.endswith("at 1.25 % macs.")
     assert second == "It is significantly better at no more macs than: cascade."
