@@ -29,7 +29,7 @@ from dfs_rl.evaluation.verdict import (
 )
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import PairedDifference
 
 ComparisonOutcome = Literal[
-    "better", "better_at_higher_cost", "tie", "worse_at_lower_cost", "worse"
+    "better", "better_at_higher_cost", "tied", "worse_at_lower_cost", "worse"
 ]
 
 # Costs within 5 % count as equal: cost-matched baselines cannot match the gate's cost exactly.
@@ -52,7 +52,7 @@ def comparison_outcome(
         return "better" if ratio <= with_cost_tolerance(1.0) else "better_at_higher_cost"
     if difference.high < 0:
         return "worse" if with_cost_tolerance(ratio) >= 1.0 else "worse_at_lower_cost"
-    return "tie"
+    return "tied"
 
 
 def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:

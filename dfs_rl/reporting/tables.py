@@ -25,11 +25,8 @@ _WIDEST = 10_000
 _RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 _HEAD_GATE = ("gate minus method, 95 %", "gate is")
 _OUTCOMES = {
-    "better": "better",
     "better_at_higher_cost": "better, costs more",
-    "tie": "tied",
     "worse_at_lower_cost": "worse, costs less",
-    "worse": "worse",
 }
 _FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
 
@@ -141,8 +138,8 @@ def methods_table(summary: EvaluationSummary) -> tuple[Sequence[str], Groups]:
 def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
     gain = ("", "")
     if comparison is not None:
-        interval = f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
-        gain = (f"{comparison.difference:+.2f} {interval}", _OUTCOMES[comparison.outcome])
+        outcome, interval = comparison.outcome, f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
+        gain = (f"{comparison.difference:+.2f} {interval}", _OUTCOMES.get(outcome, outcome))
     return (
         method.label,
         f"{method.accuracy:.2f} ± {method.accuracy_error:.2f}",

@@ -50,8 +50,8 @@ def wins(*comparisons):
         (UP, 1.04, "better"),
         (UP, 1.2, "better_at_higher_cost"),
         (UP, None, "better_at_higher_cost"),  # the baseline costs nothing
-        (FLAT, 0.01, "tie"),
-        (FLAT, 3.0, "tie"),
+        (FLAT, 0.01, "tied"),
+        (FLAT, 3.0, "tied"),
         (DOWN, 0.5, "worse_at_lower_cost"),
         (DOWN, 0.97, "worse"),
         (DOWN, 2.0, "worse"),
