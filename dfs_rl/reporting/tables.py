@@ -164,7 +164,7 @@ def _notes(summary: EvaluationSummary) -> list[str]:
     """Return what is counted, and how the baselines were chosen."""
     counted = cost_note(summary)
     notes = [
-        f"{counted}; ± is the standard error over images.",
+        f"{counted}; ± is the standard error over images; MBitOPs are millions of MACs x bits².",
         *timing_notes(summary),
     ]
     if summary.shares:

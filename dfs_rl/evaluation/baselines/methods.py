@@ -145,12 +145,13 @@ def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[M
         yield replace(method, key=f"{method.key}_before", label=label)
 
 
-for _name, _baseline, _applies in (
-    ("static_table", _static_table, _is_cotrained),
-    ("cascade", _cascade, _is_cotrained),
-    ("tuned_rule", _tuned_rule, lambda setup: _is_cotrained(setup) and _has_own_passes(setup)),
-):
-    register_baseline(f"{_name}_before", applies=_applies)(partial(_before_cotraining, _baseline))
+register_baseline("static_table_before", applies=_is_cotrained)(
+    partial(_before_cotraining, _static_table)
+)
+register_baseline("cascade_before", applies=_is_cotrained)(partial(_before_cotraining, _cascade))
+register_baseline(
+    "tuned_rule_before", applies=lambda setup: _is_cotrained(setup) and _has_own_passes(setup)
+)(partial(_before_cotraining, _tuned_rule))
 
 
 # One table cannot stand for several passes.
@@ -172,9 +173,8 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 
 
 def _shuffled(
-    key: str, label: str, shuffle: Shuffle, setup: EvaluationSetup
-) -> Iterator[MethodResult]:
-    """Shuffle the decisions of the gate across images."""
+    setup: EvaluationSetup, shuffle: Shuffle, about: str, key: str, label: str
+) -> MethodResult:
     costs = setup.backbone.costs
     draws = [
         shuffle(Decisions.of(setup.gate), torch_generator(f"{key} baseline", draw), costs)
@@ -198,21 +198,27 @@ def _shuffled(
             )
             for draw in draws
         )
-    yield MethodResult(
+    return MethodResult(
         key=key,
         label=label,
         records=records,
         chosen_on=setup.reported_name,
-        detail=f"mean of {RANDOM_DRAWS} draws",
+        detail=f"{about}, mean of {RANDOM_DRAWS} draws",
     )
 
 
-register_baseline("random")(
-    partial(_shuffled, "random", "random, same marginals", shuffle_decisions)
-)
-register_baseline("patterns")(
-    partial(_shuffled, "patterns", "own patterns, shuffled", shuffle_patterns)
-)
+@register_baseline("random")
+def _random(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Shuffle the options of each layer across images."""
+    about = "each layer's options of the gate on random images"
+    yield _shuffled(setup, shuffle_decisions, about, "random", "random, same marginals")
+
+
+@register_baseline("patterns")
+def _patterns(setup: EvaluationSetup) -> Iterator[MethodResult]:
+    """Shuffle all decisions of an image together across images."""
+    about = "the gate's options of whole images on random images"
+    yield _shuffled(setup, shuffle_patterns, about, "patterns", "own patterns, shuffled")
 
 
 @register_baseline("oracle")

@@ -134,6 +134,7 @@ def uniform_baselines(
                 role="fixed",
                 records=(records,),
                 selection=others[0] if others else None,
+                detail="no gated layer runs" if bits == SKIP else "",
                 table=setting.options,
             )
         )

@@ -32,6 +32,7 @@ def test_uniform_baselines_cover_the_bit_options(backbone, val):
     uniform = uniform_baselines(backbone.options, run_uniform(backbone, val))
     assert [method.key for method in uniform] == ["uniform_0", "uniform_2", "full"]
     assert [method.label for method in uniform] == ["skip all", "uniform 2 bit", "full precision"]
+    assert [method.detail for method in uniform] == ["no gated layer runs", "", ""]
     costs = [method.records[0].computation(backbone.costs, "dfs").mean() for method in uniform]
     assert costs == pytest.approx([0.0, 100 * (2 / 32) ** 2, 100.0])
     plain = backbone.logits(val.images, (2,) * 4).argmax(dim=1)
