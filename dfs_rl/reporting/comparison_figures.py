@@ -72,26 +72,18 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPU
     shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_LAYERS)).round().astype(int))
     panels = [("all layers", shares.mean(axis=1))]
     panels += [(f"layer {layer + 1}", shares[:, layer]) for layer in shown.tolist()]
-    rows, columns = -(-len(panels) // _COLUMNS), min(len(panels), _COLUMNS)
-    width, height = _PANEL[0] * columns + 1.2, _PANEL[1] * rows + 0.75
-    figure = style.new_figure(width, height)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    figure.subplots_adjust(
-        left=0.55 / width,
-        right=1 - 0.85 / width,
-        bottom=0.5 / height,
-        top=1 - 0.4 / height,
-        wspace=0.12,
-        hspace=0.32,
+    columns = min(len(panels), _COLUMNS)
+    figure, grid = style.panel_grid(
+        len(panels),
+        columns,
+        size=(_PANEL[0] * columns + 1.2, _PANEL[1] * -(-len(panels) // _COLUMNS) + 0.75),
+        frame=(0.55, 0.5, 0.85, 0.4),
+        gaps=(0.12, 0.32),
     )
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for number, (axes, (name, values)) in enumerate(zip(grid.flat, panels, strict=False)):
+    for axes, (name, values) in zip(grid, panels, strict=True):
         _stack(axes, np.asarray(curve.computations), values, BitOptions(options))
         axes.set_title(name, fontsize=style.SMALL_SIZE, pad=3)
-        if number + columns < len(panels):  # the lowest panel has the tick labels of its column
-            axes.tick_params(labelbottom=False)
-    style.option_legend(figure, grid[0, 0], "center right")
+    style.option_legend(figure, grid[0], "center right")
     figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
     figure.supylabel("images, %", fontsize=style.SMALL_SIZE, x=0.01)
     return figure

@@ -166,25 +166,18 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
     lowest = comparison.reference_accuracy - _BELOW
     drawn = [point for method in (best, *grey) for point in method.points]
     shown = [point for point in drawn if point.accuracy.mean >= lowest] or drawn
-    rows, columns = -(-len(grey) // _COLUMNS), min(len(grey), _COLUMNS)
-    width, height = _SIZE[0], _PANEL_HEIGHT * rows + _FRAME_HEIGHT
-    figure = style.new_figure(width, height)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    figure.subplots_adjust(
-        left=0.5 / width,
-        right=1 - 0.1 / width,
-        bottom=0.5 / height,
-        top=1 - 0.6 / height,
-        wspace=0.08,
-        hspace=0.24,
+    width, height = _SIZE[0], _PANEL_HEIGHT * -(-len(grey) // _COLUMNS) + _FRAME_HEIGHT
+    figure, panels = style.panel_grid(
+        len(grey),
+        min(len(grey), _COLUMNS),
+        size=(width, height),
+        frame=(0.5, 0.5, 0.1, 0.6),
+        gaps=(0.08, 0.24),
+        sharex=True,
     )
     about = f"Each other method, with {style.short_middle(best.name, style.NAME_LENGTH)} in grey"
     figure.text(0.1 / width, 1 - 0.22 / height, about + _bars(shown), fontsize=style.TITLE_SIZE)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(grey):
-            axes.set_visible(False)
-            continue
-        method = grey[number]
+    for method, axes in zip(grey, panels, strict=True):
         axes.set(xscale="log")
         axes.grid()
         _set_limits(axes, shown, cost, [])
@@ -193,8 +186,7 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
         inside = [point for point in method.points if point.accuracy.mean >= axes.get_ylim()[0]]
         _draw_method(axes, method._replace(colour=style.INK), inside, cost)
         _mark_below(axes, [point for point in method.points if point not in inside], cost)
-        axes.tick_params(labelbottom=number + columns >= len(grey))
-    style.log_ticks(grid[0, 0])
+    style.log_ticks(panels[0])
     figure.supxlabel(
         f"{comparison.cost_model} per image, %, log scale",
         fontsize=style.SMALL_SIZE,

@@ -160,6 +160,31 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def panel_grid(
+    n: int,
+    columns: int,
+    size: tuple[float, float],
+    frame: tuple[float, float, float, float],
+    gaps: tuple[float, float],
+    **share: bool,
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with ``n`` panels in rows; the lowest of a column has its tick labels.
+
+    ``size`` and ``frame`` (left, bottom, right, top) are in inches, ``gaps`` between panels are
+    fractions of their width and height.
+    """
+    (width, height), (left, bottom, right, top) = size, frame
+    figure = new_figure(width, height)
+    grid = figure.subplots(-(-n // columns), columns, squeeze=False, sharey=True, **share)
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height, *gaps
+    )
+    for number, axes in enumerate(grid.flat):
+        axes.set_visible(number < n)
+        axes.tick_params(labelbottom=number + columns >= n)
+    return figure, list(grid.flat[:n])
+
+
 def draw_curve(
     axes: Axes,
     places: Line,
