@@ -15,7 +15,7 @@ from dfs_rl.experiments.deployment_config import ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.reporting.latency_table import latency_text
+from dfs_rl.reporting.tables import latency_text
 from dfs_rl.runtime.export import check_extra
 from dfs_rl.runtime.latency import measure_latency
 from dfs_rl.utils.cli import Invocation

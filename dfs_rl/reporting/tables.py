@@ -1,4 +1,4 @@
-"""Text tables, and the text output of an evaluation."""
+"""Text tables, and the text output of an evaluation and of a latency profile."""
 
 import io
 import textwrap
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.costs.cost_models import LATENCY
+from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.evaluation.verdict import Comparison
@@ -28,7 +29,6 @@ _OUTCOMES = {
     "better_at_higher_cost": "better, costs more",
     "worse_at_lower_cost": "worse, costs less",
 }
-_FORMULAS = {COMPUTATION: "MACs x (bits / 32)²"}
 
 
 def cost_note(figures: EvaluationSummary | ComparisonOfRuns) -> str:
@@ -39,7 +39,8 @@ def cost_note(figures: EvaluationSummary | ComparisonOfRuns) -> str:
             f"Latency is measured, in percent of all gated layers at {timing.options[-1]} bit, "
             f"which take {_significant(timing.full_milliseconds)} ms"
         )
-    formula = _FORMULAS.get(cost_model, f"cost model {cost_model}")
+    plain = cost_model == COMPUTATION
+    formula = "MACs x (bits / 32)²" if plain else f"cost model {cost_model}"
     return f"Computed, not measured: {formula}, in percent of all gated layers at 32 bit"
 
 
@@ -110,10 +111,8 @@ def summary_text(summary: EvaluationSummary) -> str:
     parts = [
         subject,
         aligned_table(*methods_table(summary)),
-        "\n".join(map(filled, _notes(summary))),
+        *("\n".join(map(filled, texts)) for texts in (_notes(summary), summary.verdict) if texts),
     ]
-    if summary.verdict:
-        parts.append("\n".join(map(filled, summary.verdict)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,11 +161,8 @@ def _significant(value: float) -> str:
 
 def _notes(summary: EvaluationSummary) -> list[str]:
     """Return what is counted, and how the baselines were chosen."""
-    counted = cost_note(summary)
-    notes = [
-        f"{counted}; ± is the standard error over images; MBitOPs are millions of MACs x bits².",
-        *timing_notes(summary),
-    ]
+    counted = f"{cost_note(summary)}; ± is the standard error over images"
+    notes = [f"{counted}; MBitOPs are millions of MACs x bits².", *timing_notes(summary)]
     if summary.shares:
         shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
         notes.append(f"Mean {summary.cost_model} outside the gated layers: {shares}.")
@@ -197,3 +193,44 @@ def _notes(summary: EvaluationSummary) -> list[str]:
             f"{search.computation:.3g} %."
         )
     return notes
+
+
+def latency_text(profile: LatencyProfile) -> str:
+    """Return the times of all parts, one table per batch size, and how well they add up."""
+    threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
+    subject = f"Measured on {profile.machine}, {threads}, with {', '.join(profile.versions)}."
+    parts = [filled(subject)]
+    parts += [_batch_text(profile.at(batch_size)) for batch_size in profile.batch_sizes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _batch_text(profile: LatencyProfile) -> str:
+    """Return the times at one batch size: layers in rows, bit options, exit and gate in columns."""
+    times = {(part.part, part.layer, part.bits): part.median for part in profile.parts}
+    of_layers = {(part.part, part.bits) for part in profile.parts if part.layer is not None}
+    columns = sorted(of_layers, key=lambda part: (part[1] is None, part[1] or 0, part[0]))
+    head = [f"batch {profile.batch_sizes[0]}"]
+    head += [name if bits is None else f"{bits} bit" for name, bits in columns]
+    rows = [
+        [
+            f"layer {layer}",
+            *(_ms(times.get((name, layer, bits))) for name, bits in columns),
+        ]
+        for layer in range(len(profile.layer_macs))
+    ]
+    errors = {
+        check.bits: 100.0 * (check.predicted / check.measured - 1.0) for check in profile.checks
+    }
+    worst = max(errors, key=lambda bits: abs(errors[bits]))
+    where = f"all layers at {worst[0]} bit" if len(set(worst)) == 1 else "a random one"
+    note = (
+        f"Milliseconds per image, medians of about {profile.calls} calls; stem "
+        f"{_ms(times['stem', None, None])}, head {_ms(times['head', None, None])}. Sums of "
+        f"parts against {len(profile.checks)} whole networks, uniform and random: mean absolute "
+        f"error {profile.error:.1f} %, largest {errors[worst]:+.1f} %, of {where}."
+    )
+    return aligned_table(head, [rows]) + "\n" + filled(note)
+
+
+def _ms(milliseconds: float | None) -> str:
+    return "" if milliseconds is None else f"{milliseconds:.4f}"

@@ -1,11 +1,20 @@
-"""Text of an evaluation."""
+"""Text of an evaluation and of a latency profile."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dfs_rl.reporting.tables import aligned_table, methods_table, summary_text, timing_notes
+from dfs_rl.costs import BitOptions, CostTable, ExitCost
+from dfs_rl.costs.latency_profile import NetworkLatency
+from dfs_rl.reporting.tables import (
+    aligned_table,
+    latency_text,
+    methods_table,
+    summary_text,
+    timing_notes,
+)
+from tests.helpers.latencies import made_up_profile
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -125,3 +134,26 @@ def test_cells_are_printed_as_they_are_at_any_width():
     assert lines[2] == f"{cell}   1"
     assert lines[4] == "c".ljust(len(cell)) + "  20"
     assert set(lines[1]) == set(lines[3]) == {"─"}
+
+
+LATENCY_TEXT = """\
+Measured on a machine, 1 thread, with torch 2.13.0.
+
+batch 1   0 bit   8 bit    exit    gate
+───────────────────────────────────────
+layer 0  0.1000  0.9000          0.0625
+layer 1  0.2000  1.8000  0.1250  0.0625
+Milliseconds per image, medians of about 10 calls; stem 0.5000, head 0.2500. Sums of parts against 2
+  whole networks, uniform and random: mean absolute error 15.0 %, largest -20.0 %, of all layers at
+  8 bit.
+"""
+
+
+def test_latency_text():
+    exits = (ExitCost(after=1, macs=6, bits=8),)
+    costs = CostTable(options=BitOptions((0, 8)), layer_macs=(10, 30), exits=exits)
+    checks = tuple(
+        NetworkLatency(bits=bits, batch_size=1, predicted=predicted, measured=1.0)
+        for bits, predicted in (((0, 8), 1.1), ((8, 8), 0.8))
+    )
+    assert latency_text(replace(made_up_profile(costs), checks=checks)) == LATENCY_TEXT
