@@ -5,7 +5,6 @@ The test split is evaluated once: for an unchanged run the stored summary is ret
 
 import hashlib
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from dfs_rl.evaluation.baselines.registry import (
 )
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import run_uniform
-from dfs_rl.evaluation.static_tables.scoring import StaticTable, StaticTableScore
+from dfs_rl.evaluation.static_tables.search import CachedScores
 from dfs_rl.evaluation.summary import (
     FORMAT,
     EvaluationSummary,
@@ -70,9 +69,7 @@ class SharedResults:
     """Results that evaluations of gates over one backbone and data set share, to save time."""
 
     outputs: OutputCache = field(default_factory=dict)  # of the settings of rules
-    scores: dict[int, dict[StaticTable, StaticTableScore]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )  # by the number of val images
+    scores: CachedScores = field(default_factory=dict)  # by the number of val images
 
 
 EvaluationCache = dict[str, SharedResults]
@@ -271,7 +268,7 @@ def _evaluate_methods(
         search=config.search,
         batch_size=batch_size,
         progress=progress,
-        cached_scores=shared.scores.__getitem__,
+        cached_scores=shared.scores,
         cached_outputs=shared.outputs,
     )
     gate = MethodResult(

@@ -33,11 +33,6 @@ class ExitOutputs(NamedTuple):
     confidence: Tensor  # largest class probability, float64 [n, exits + 1]
     labels: Tensor  # int64 [n]
 
-    @property
-    def correct(self) -> Tensor:
-        """Correctness of each prediction, bool ``[n, exits + 1]``."""
-        return self.predictions == self.labels[:, None]
-
 
 class ExitRule(NamedTuple):
     """All layers at ``option``; exit from exit ``first`` on at a confidence of ``threshold``."""
@@ -94,17 +89,17 @@ def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTa
     """Return the records of an exit rule; each image pays for all exits that it reaches."""
     outputs = passes[rule.option]
     exit_index = rule.exit_index(outputs)
-    images = torch.arange(len(exit_index))
+    at_exit = torch.arange(len(exit_index)), exit_index
     options = _options_by_exit(rule.option, costs)[exit_index]
     overhead = passed_exits_macs(costs, options, first=rule.first)
     plain = costs.with_cost_model(COMPUTATION)
     return GateRecords(
         name="exits",
-        predictions=outputs.predictions[images, exit_index],
+        predictions=outputs.predictions[at_exit],
         labels=outputs.labels,
         options=options,
-        log_likelihood=outputs.log_likelihood[images, exit_index],
-        confidence=outputs.confidence[images, exit_index],
+        log_likelihood=outputs.log_likelihood[at_exit],
+        confidence=outputs.confidence[at_exit],
         gate_macs_taken=overhead,
         excess_macs=overhead - passed_exits_macs(plain, options, first=rule.first),
         first_exit=rule.first,
@@ -114,8 +109,7 @@ def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTa
 def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: float) -> ExitRule:
     """Choose the most accurate exit rule within a budget on the mean computation.
 
-    Of equally accurate rules the one with the higher log-likelihood is chosen, then the cheaper
-    one.
+    Of equally accurate rules the likelier one is chosen, then the cheaper one.
 
     Raises:
         ConfigError: If no rule is within the budget.
@@ -123,7 +117,8 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
     best: tuple[tuple[float, float, float], ExitRule] | None = None
     cheapest = math.inf
     for outputs in passes:
-        correct, options_by_exit = outputs.correct.double(), _options_by_exit(outputs.option, costs)
+        correct = (outputs.predictions == outputs.labels[:, None]).double()
+        options_by_exit = _options_by_exit(outputs.option, costs)
         for first in range(len(costs.exits) + 1):  # the last one uses no exit
             costs_by_exit = costs.computation(
                 options_by_exit, gate_macs=passed_exits_macs(costs, options_by_exit, first=first)

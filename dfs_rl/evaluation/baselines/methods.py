@@ -137,9 +137,7 @@ def _is_cotrained(setup: EvaluationSetup) -> bool:
 def _before_cotraining(baseline: Baseline, setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run a baseline on the backbone before co-training."""
     assert setup.before_cotraining is not None, "the baseline applies"
-    earlier = replace(
-        setup, backbone=setup.before_cotraining, cached_scores=None, cached_outputs={}
-    )
+    earlier = replace(setup, backbone=setup.before_cotraining, cached_scores={}, cached_outputs={})
     for method in baseline(earlier):
         label = f"{method.label}, before co-training"
         yield replace(method, key=f"{method.key}_before", label=label)
@@ -175,35 +173,22 @@ def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
 def _shuffled(
     setup: EvaluationSetup, shuffle: Shuffle, about: str, key: str, label: str
 ) -> MethodResult:
-    costs = setup.backbone.costs
+    backbone, images, batch_size = setup.backbone, setup.reported, setup.batch_size
     draws = [
-        shuffle(Decisions.of(setup.gate), torch_generator(f"{key} baseline", draw), costs)
+        shuffle(Decisions.of(setup.gate), torch_generator(f"{key} baseline", draw), backbone.costs)
         for draw in range(RANDOM_DRAWS)
     ]
     if setup.gate.earlier is None:
-        records = evaluate_draws(
-            setup.backbone,
-            setup.reported,
-            [draw.options[:, 0] for draw in draws],
-            name=key,
-            batch_size=setup.batch_size,
-        )
+        options = [draw.options[:, 0] for draw in draws]
+        records = evaluate_draws(backbone, images, options, name=key, batch_size=batch_size)
     else:
+        gates = (ReplayGate(draw, answer=setup.passes.answer, name=key) for draw in draws)
         records = tuple(
-            evaluate_gate(
-                setup.backbone,
-                ReplayGate(draw, answer=setup.passes.answer, name=key),
-                setup.reported,
-                batch_size=setup.batch_size,
-            )
-            for draw in draws
+            evaluate_gate(backbone, gate, images, batch_size=batch_size) for gate in gates
         )
+    detail = f"{about}, mean of {RANDOM_DRAWS} draws"
     return MethodResult(
-        key=key,
-        label=label,
-        records=records,
-        chosen_on=setup.reported_name,
-        detail=f"{about}, mean of {RANDOM_DRAWS} draws",
+        key=key, label=label, records=records, chosen_on=setup.reported_name, detail=detail
     )
 
 

@@ -61,14 +61,13 @@ class EvaluationSetup:
     reported_name: str = "test"
     selection_name: str = "val"
     before_cotraining: GatedBackbone | None = None
-    """Backbone before it was trained with the gate, None if it was not. Co-training makes a
-    backbone worse at options that the gate does not choose, so baselines run on the earlier one
-    too."""
+    """Backbone before it was trained with the gate, if it was. Co-training makes a backbone worse
+    at options that the gate does not choose, so baselines run on the earlier one too."""
     passes: PassSettings = SINGLE_PASS  # that the gate may run
     search: SearchConfig | None = None  # None for the default limits
     batch_size: int = BATCH_SIZE
     progress: Callable[[str], None] = lambda _: None  # receives the name of each baseline
-    cached_scores: CachedScores | None = None  # as in ``search_static_table``
+    cached_scores: CachedScores = field(default_factory=dict)  # as in ``search_static_table``
     cached_outputs: OutputCache = field(default_factory=dict)
 
     @cached_property
@@ -94,25 +93,22 @@ class EvaluationSetup:
         """
         images = self.reported if on == "reported" else self.selection
         name = self.reported_name if on == "reported" else self.selection_name
-        views = [False, True] if mirrored else [False]
-        for view in views:
-            if (name, view) not in self.cached_outputs:
-                settings = [replace(each, mirrored=view) for each in self._settings]
-                self.cached_outputs[name, view] = run_settings(
-                    self.backbone, images, settings, batch_size=self.batch_size
-                )
-        plain, *others = (self.cached_outputs[name, view] for view in views)
-        return plain.with_settings(others[0]) if others else plain
+        if (name, mirrored) not in self.cached_outputs:
+            settings = [replace(each, mirrored=mirrored) for each in self._settings]
+            self.cached_outputs[name, mirrored] = run_settings(
+                self.backbone, images, settings, batch_size=self.batch_size
+            )
+        found = self.cached_outputs[name, mirrored]
+        return self.outputs(on).with_settings(found) if mirrored else found
 
     @property
     def budget(self) -> float:
         """Bound on the mean computation of matched baselines on the selection split, in percent.
 
-        The tolerance of the gate's cost is included, because a gate counts as no more expensive
-        than a baseline within it.
+        It includes the tolerance, because a gate counts as no more expensive than a baseline in it.
         """
-        costs = self.backbone.costs
-        return with_cost_tolerance(self.gate_selection.computation(costs).mean().item())
+        spent = self.gate_selection.computation(self.backbone.costs)
+        return with_cost_tolerance(spent.mean().item())
 
 
 def uniform_baselines(

@@ -23,25 +23,17 @@ from dfs_rl.gating.passes import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decisions:
-    """Decisions of a gate on ``n`` images.
+    """Decisions of a gate on ``n`` images."""
 
-    Attributes:
-        options: Options of every pass, int64 ``[n, limit, layers]``; ``NOT_RUN`` for those that an
-            image does not have.
-        mirrored: Views of the passes, bool ``[n, limit]``; the first pass sees the image itself.
-    """
-
-    options: Tensor
-    mirrored: Tensor
+    options: Tensor  # of every pass, int64 [n, limit, layers]; NOT_RUN if an image has it not
+    mirrored: Tensor  # views of the passes, bool [n, limit]; the first sees the image itself
 
     @classmethod
     def of(cls, records: GateRecords) -> Self:
         """Return the decisions of a gate on the images of its records."""
-        n, earlier = len(records), records.earlier
+        first, earlier = torch.zeros(len(records), 1, dtype=torch.bool), records.earlier
         if earlier is None:
-            none = torch.zeros(n, 1, dtype=torch.bool)
-            return cls(options=records.options[:, None], mirrored=none)
-        first = torch.zeros(n, 1, dtype=torch.bool)
+            return cls(options=records.options[:, None], mirrored=first)
         return cls(
             options=earlier.with_last(records.options),
             mirrored=torch.cat([first, earlier.mirrored], dim=1),
@@ -76,9 +68,8 @@ def shuffle_decisions(
 ) -> Decisions:
     """Return decisions with the same marginals, each layer shuffled independently of the others.
 
-    The number of passes and their views stay together. The options of a pass go to the images that
-    have as many passes now, so the marginals of each layer and pass and the mean cost stay the
-    same.
+    The number of passes and their views stay together. The options of a pass go to images with as
+    many passes, so the marginals of each layer and pass and the mean cost stay the same.
     """
     exit_action = costs.exit_action if costs.exits else None
     several = decisions.options.shape[1] > 1
@@ -112,10 +103,7 @@ def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: in
 class ReplayGate:
     """Gate that takes given decisions for consecutive batches of images.
 
-    Args:
-        decisions: Decisions for all images, in their order.
-        answer: How the passes answer, see ``PassSettings``.
-        name: Name in tables and plots.
+    ``answer`` is how the passes answer, see ``PassSettings``.
     """
 
     macs = 0.0

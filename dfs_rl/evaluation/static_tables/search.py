@@ -3,9 +3,8 @@
 ``search_static_table`` scores every table of a small space. In a larger space it climbs from the
 best uniform table and from given tables: it changes one layer, then raises one layer and lowers
 another, by accuracy and by the smoother log-likelihood. The rest of the allowed tables goes into
-kicks: it changes some layers of the best table at random and climbs again. At the end the whole
-split ranks the best tables and the initial ones again, which removes some of the luck of a search
-on part of it. Order and draws are fixed, so the same inputs lead to the same table.
+kicks: random changes of the best table, and another climb. At the end the whole split ranks the
+best tables and the initial ones again, which removes some of the luck. All draws are fixed.
 """
 
 import itertools
@@ -35,8 +34,8 @@ from dfs_rl.utils.seeding import numpy_generator
 _KICKED_SHARE = 4  # a kick changes one layer in four, at least two
 _FRUITLESS_KICKS = 20
 
-CachedScores = Callable[[int], dict[StaticTable, StaticTableScore]]
-"""Returns the mutable scores of tables on that many evenly spaced images of a split."""
+CachedScores = dict[int, dict[StaticTable, StaticTableScore]]
+"""Scores of tables by the number of evenly spaced images of a split that they are of."""
 
 
 class TableScorer(Protocol):
@@ -80,7 +79,7 @@ def search_static_table(
 
     The budget is in percent, fixed parts included. ``initial_tables`` are further tables to start
     from, which are fitted to it. ``cached_scores`` are those of earlier searches with the same
-    backbone, images and batch size; they save time, and new ones are added to them.
+    backbone, images and batch size; new ones are added to them.
 
     Raises:
         ConfigError: If no table is within the budget.
@@ -90,9 +89,9 @@ def search_static_table(
     check_table_budget(costs, budget)
     part = evenly_spaced_subset(image_set, search.images)
     images = len(part)
-    cached_scores = cached_scores or (lambda _: {})
+    known = {} if cached_scores is None else cached_scores
     scorer = StaticTableScorer(
-        backbone, part, cached_scores=cached_scores(images), batch_size=batch_size
+        backbone, part, cached_scores=known.setdefault(images, {}), batch_size=batch_size
     )
     start_tables, exhaustive = climb_tables(
         scorer, costs, budget, initial_tables=initial_tables, limit=search.tables
@@ -103,7 +102,7 @@ def search_static_table(
     best, best_score = ranked[0], scorer.scores[ranked[0]]
     if images < n:
         whole = StaticTableScorer(
-            backbone, image_set, cached_scores=cached_scores(n), batch_size=batch_size
+            backbone, image_set, cached_scores=known.setdefault(n, {}), batch_size=batch_size
         )
         pairs = zip(whole.score(ranked), ranked, strict=True)
         best_score, best = max(pairs, key=lambda pair: pair[0])
@@ -128,16 +127,8 @@ def climb_tables(
 ) -> tuple[list[StaticTable], bool]:
     """Score every table within a budget, or if there are more than ``limit``, climb to the best.
 
-    Args:
-        scorer: It keeps the scores.
-        costs: Cost table of the backbone.
-        budget: Budget in percent, fixed parts included.
-        initial_tables: Tables to start from besides the best uniform one; fitted to the budget.
-        limit: Largest number of tables to score.
-
-    Returns:
-        The tables that the search started from, and whether it scored all that are within the
-        budget.
+    The scorer keeps the scores; budget and ``initial_tables`` are as in ``search_static_table``.
+    Return the tables that the search started from, and whether it scored all within the budget.
     """
     n_layers, n_options = costs.n_layers, costs.n_actions
     climber = _Climber(scorer, costs, budget, limit)
@@ -164,11 +155,10 @@ def greedy_path(
 ) -> Iterator[StaticTable]:
     """Yield the tables of a greedy descent, from the most expensive to the first within a budget.
 
-    Each step lowers one layer to its next cheaper option: the layer with the smallest loss of
-    log-likelihood per percent of computation saved. The log-likelihood changes even where the
-    accuracy of few images does not. Losses are measured again after each step because the errors
-    of layers add up; HAWQ (Dong et al., ICCV 2019) measures once, around full precision. Tables use
-    no exits.
+    Each step lowers the layer with the smallest loss of log-likelihood, which is smoother than the
+    accuracy, per percent of computation saved. Losses are measured again after each step because
+    the errors of layers add up; HAWQ (Dong et al., ICCV 2019) measures once, around full precision.
+    Tables use no exits.
 
     Raises:
         ConfigError: If no table without an exit is within the budget.
@@ -192,33 +182,33 @@ def greedy_path(
         yield table
 
 
+@dataclass
 class _Climber:
     """Local search among the tables within a budget, up to a number of scored tables."""
 
-    def __init__(
-        self, scorer: TableScorer, costs: CostTable, budget: float, max_tables: int
-    ) -> None:
-        self._scorer, self._scores = scorer, scorer.scores
-        self._costs = costs
-        self._budget = budget
-        self._max_tables = max_tables
+    scorer: TableScorer
+    costs: CostTable
+    budget: float
+    max_tables: int
 
     @property
     def _exhausted(self) -> bool:
-        return len(self._scores) >= self._max_tables
+        return len(self.scorer.scores) >= self.max_tables
 
     def score(self, tables: Iterable[StaticTable]) -> list[StaticTable]:
         """Score tables within the budget as far as allowed, and return the scored ones."""
-        scores = self._scores
-        canonical = dict.fromkeys(canonicalize(self._costs, table) for table in tables)
-        wanted = [t for t in canonical if is_within_budget(self._costs, t, self._budget)]
+        scores = self.scorer.scores
+        canonical = dict.fromkeys(canonicalize(self.costs, table) for table in tables)
+        wanted = [t for t in canonical if is_within_budget(self.costs, t, self.budget)]
         fresh = [table for table in wanted if table not in scores]
-        self._scorer.score(fresh[: self._max_tables - len(scores)])
+        self.scorer.score(fresh[: self.max_tables - len(scores)])
         return [table for table in wanted if table in scores]
 
     def best(self, tables: Iterable[StaticTable], key: _Key) -> StaticTable | None:
         """Return the first best table within the budget, None if there is none."""
-        return max(self.score(tables), key=lambda table: key(self._scores[table]), default=None)
+        return max(
+            self.score(tables), key=lambda table: key(self.scorer.scores[table]), default=None
+        )
 
     def climb(self, table: StaticTable, key: _Key) -> None:
         """Improve a table by ``key`` until no neighbor is better."""
@@ -235,23 +225,23 @@ class _Climber:
     def kick(self) -> None:
         """Climb from random changes of the best table until too many in a row improve nothing."""
         draw = numpy_generator("static table search")
-        n_layers, n_options = self._costs.n_layers, self._costs.n_actions
+        n_layers, n_options = self.costs.n_layers, self.costs.n_actions
         changes = min(n_layers, max(2, n_layers // _KICKED_SHARE))
-        best, fruitless = ranking(self._scorer)[0], 0
+        best, fruitless = ranking(self.scorer)[0], 0
         while fruitless < _FRUITLESS_KICKS and not self._exhausted:
             kicked = list(best)
             for layer in draw.choice(n_layers, size=changes, replace=False):
                 kicked[layer] = int(draw.integers(n_options))
-            self.climb(fit_to_budget(tuple(kicked), self._costs, self._budget), _by_accuracy)
-            leader = ranking(self._scorer)[0]
+            self.climb(fit_to_budget(tuple(kicked), self.costs, self.budget), _by_accuracy)
+            leader = ranking(self.scorer)[0]
             fruitless = fruitless + 1 if leader == best else 0
             best = leader
 
     def _sweep(self, table: StaticTable, moves: _Moves, key: _Key) -> StaticTable:
         """Take the best improving move of each layer in turn."""
         for layer in range(len(table)):
-            best = self.best(moves(table, layer, self._costs), key)
-            if best is not None and key(self._scores[best]) > key(self._scores[table]):
+            best = self.best(moves(table, layer, self.costs), key)
+            if best is not None and key(self.scorer.scores[best]) > key(self.scorer.scores[table]):
                 table = best
         return table
 

@@ -28,12 +28,7 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     before the exit. Tables with less than half the accuracy of the cheapest bit width, and those
     that a cheaper one equals, are left out.
 
-    Args:
-        backbone: The network, on the device of the images.
-        image_set: Images to score tables on; 1,000 of them are used.
-
-    Returns:
-        At most three tables, in ascending order of cost.
+    The tables, at most three, are in ascending order of cost. 1,000 of the images score them.
     """
     costs = backbone.costs
     bits = list(costs.options)
@@ -45,11 +40,10 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
         for after in costs.exits_after
     ]
     if SKIP in bits:
-        tables += _in_order_of_sensitivity(scorer, costs, whole, bits.index(SKIP))
+        skip = bits.index(SKIP)
+        tables += _in_order_of_sensitivity(scorer, costs, whole, skip)
         if isinstance(backbone, WithStages):
-            tables += _from_ends_of_stages(
-                scorer, costs, whole, bits.index(SKIP), stages=backbone.stages
-            )
+            tables += _from_ends_of_stages(scorer, costs, whole, skip, backbone.stages)
 
     def cost(table: StaticTable) -> float:
         return static_table_computation(costs, table)
@@ -72,9 +66,8 @@ def _in_order_of_sensitivity(
     """Yield tables with one skipped layer, two and so on, the least sensitive first."""
     alone = [_without(whole, [layer], skip) for layer in range(len(whole))]
     losses = _losses(scorer, costs, whole, alone)
-    order = sorted(losses, key=lambda table: losses[table])
     skipped: list[int] = []
-    for table in order:
+    for table in sorted(losses, key=losses.__getitem__):
         skipped.append(table.index(skip))
         yield _without(whole, skipped, skip)
 
@@ -84,7 +77,6 @@ def _from_ends_of_stages(
     costs: CostTable,
     whole: StaticTable,
     skip: int,
-    *,
     stages: Sequence[int],
 ) -> Iterator[StaticTable]:
     """Yield tables whose stages lose their last layer, one stage after the other."""
@@ -99,7 +91,7 @@ def _from_ends_of_stages(
         losses = _losses(scorer, costs, table, list(shorter))
         if not losses:
             return
-        table = min(losses, key=lambda one: losses[one])
+        table = min(losses, key=losses.__getitem__)
         last[shorter[table]] -= 1
         yield table
 

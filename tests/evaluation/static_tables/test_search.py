@@ -110,12 +110,12 @@ def test_cached_scores_change_no_result(backbone, val, images):
         return [search_static_table(backbone, val, b, search=search, **cache) for b in BUDGETS[:3]]
 
     fresh = searches()
-    assert searches(cached_scores=cached_scores.__getitem__) == fresh
+    assert searches(cached_scores=cached_scores) == fresh
     known = cached_scores[min(images, len(val))]
     assert len(known) < sum(found.tables for _, found in fresh)  # some tables occur twice
     assert cached_scores[len(val)]  # finalists are scored on all images
     before = {number: dict(scores) for number, scores in cached_scores.items()}
-    assert searches(cached_scores=cached_scores.__getitem__) == fresh
+    assert searches(cached_scores=cached_scores) == fresh
     assert cached_scores == before
 
 
