@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Curve, EvaluatedRun, Point
@@ -21,15 +20,15 @@ def of_pareto_plot(comparison: ComparisonOfRuns, cost: CostName = "computation")
     """Return the accuracies and costs of the methods in colour, and of uniform settings."""
     coloured, grey = ranked_methods(comparison)
     against = comparison.cost_model if cost == "computation" else "measured time"
-    settings = "; ".join(_at(p, cost) for p in comparison.references[:_MOST_POINTS])
+    settings = [f"{p.label} {_values(p, cost)}" for p in comparison.references[:_MOST_POINTS]]
     images = f"{comparison.n:,} {comparison.split} images of {comparison.dataset}"
     parts = [
         f"Accuracy against {against} on {images}, the best method on val first.",
         *(f"{_range(method, cost)}." for method in coloured),
-        f"Uniform settings: {settings}." if settings else "",
-        f"In grey: {', '.join(method.name for method in grey)}." if grey else "",
+        *([f"Uniform settings: {'; '.join(settings)}."] if settings else []),
+        *([f"In grey: {', '.join(method.name for method in grey)}."] if grey else []),
     ]
-    return " ".join(filter(None, parts))
+    return " ".join(parts)
 
 
 def of_panels(comparison: ComparisonOfRuns) -> str:
@@ -73,7 +72,7 @@ def of_difficulty(comparison: ComparisonOfRuns) -> str:
 def of_options(run: EvaluatedRun, label: str) -> str:
     """Return the mean share of each option at the first, middle and last layer of a gate."""
     histogram = run.summary.histogram
-    layers = sorted({0, len(histogram) // 2, len(histogram) - 1}) if histogram else []
+    layers = sorted({0, len(histogram) // 2, len(histogram) - 1})
     texts = (f"layer {i + 1}: {_shares(histogram[i], run.summary.options)}" for i in layers)
     return f"Options that {label} chooses at each layer. {'; '.join(texts)}."
 
@@ -83,29 +82,22 @@ def of_images(run: EvaluatedRun, label: str) -> str:
     results = run.results.reported["gate"]
     spent, correct = results.computation.double(), results.correct.double()
     order, half = spent.argsort(stable=True), len(spent) // 2
-    if spent[order[0]] == spent[order[-1]]:
-        return f"Images and the bits of {label} at each layer. All cost {_percent(run, spent[0])}."
+    most = f"{spent.max():.3g} % {run.summary.cost_model}"
+    if spent.min() == spent.max():
+        return f"Images and the bits of {label} at each layer. All cost {most}."
     cheap, costly = (100 * correct[i].mean().item() for i in (order[:half], order[half:]))
     return (
         f"Cheapest and most expensive images and the bits of {label} at each layer. Images cost "
-        f"{spent.min():.3g} to {_percent(run, spent.max())}; {cheap:.1f} % of the cheaper half and "
-        f"{costly:.1f} % of the other half are right."
+        f"{spent.min():.3g} to {most}; {cheap:.1f} % of the cheaper half and {costly:.1f} % of "
+        "the other half are right."
     )
-
-
-def _percent(run: EvaluatedRun, spent: Tensor) -> str:
-    return f"{spent:.3g} % {run.summary.cost_model}"
 
 
 def _range(method: Method, cost: CostName) -> str:
     """Return the cheapest and the most expensive point of a method."""
     points = sorted(method.points, key=lambda point: point.cost(cost).mean)
-    ends = points[:1] if len(points) == 1 else [points[0], points[-1]]
+    ends = [points[0], points[-1]] if len(points) > 1 else points
     return f"{method.name}: {' to '.join(_values(point, cost) for point in ends)}"
-
-
-def _at(point: Point, cost: CostName) -> str:
-    return f"{point.label} {_values(point, cost)}"
 
 
 def _values(point: Point, cost: CostName) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dfs_rl.costs import COMPUTATION, BitOptions
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Curve
+from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting import alt_text, style
 from dfs_rl.reporting.frontier import method_panels, pareto_plot, ranked_methods
 from dfs_rl.reporting.render import Picture
@@ -34,30 +35,26 @@ class ComparisonFigures(NamedTuple):
 
 def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
     """Draw all figures of a comparison."""
-    pareto_ms: Picture | None = None
-    panels: Picture | None = None
-    if (others := method_panels(comparison)) is not None:
-        panels = Picture(style.to_png(others), alt_text.of_panels(comparison))
-    if comparison.timing is not None:
-        figure, points = pareto_plot(comparison, "milliseconds")
-        text = alt_text.of_pareto_plot(comparison, "milliseconds")
-        pareto_ms = Picture(style.to_png(figure), text, points)
-    figure, points = pareto_plot(comparison)
+
+    def pareto(cost: CostName) -> Picture:
+        figure, points = pareto_plot(comparison, cost)
+        text = alt_text.of_pareto_plot(comparison, cost)
+        return Picture(style.to_png(figure), text, points)
+
+    def bit_mix(curve: Curve) -> Picture:
+        about = curve, comparison.options, comparison.cost_model
+        return Picture(style.to_png(bit_mix_plot(*about)), alt_text.of_bit_mix(*about))
+
+    others = method_panels(comparison)
+    difficulty = style.to_png(difficulty_plot(comparison))
     return ComparisonFigures(
-        pareto=Picture(style.to_png(figure), alt_text.of_pareto_plot(comparison), points),
-        panels=panels,
-        pareto_ms=pareto_ms,
-        difficulty=Picture(
-            style.to_png(difficulty_plot(comparison)), alt_text.of_difficulty(comparison)
-        ),
-        bit_mixes={
-            curve.label: Picture(
-                style.to_png(bit_mix_plot(curve, comparison.options, comparison.cost_model)),
-                alt_text.of_bit_mix(curve, comparison.options, comparison.cost_model),
-            )
-            for curve in comparison.curves
-            if curve.baseline is None
-        },
+        pareto=pareto("computation"),
+        panels=None
+        if others is None
+        else Picture(style.to_png(others), alt_text.of_panels(comparison)),
+        pareto_ms=None if comparison.timing is None else pareto("milliseconds"),
+        difficulty=Picture(difficulty, alt_text.of_difficulty(comparison)),
+        bit_mixes={c.label: bit_mix(c) for c in comparison.curves if c.baseline is None},
     )
 
 

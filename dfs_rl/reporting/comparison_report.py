@@ -62,25 +62,23 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
             note = f"\n{filled(notes[name])}" if name in notes else ""
             parts.append(aligned_table(head, groups) + note)
     if comparison.timing is not None:
-        about = cost_note(comparison)
-        costs = [f"{about}.", *timing_notes(comparison)]
+        costs = [f"{cost_note(comparison)}.", *timing_notes(comparison)]
         parts.append("\n".join(map(filled, costs)))
     # A terminal shows the end of the output.
     parts.append("\n".join(map(filled, comparison.verdict)))
-    failed = [f"Failed: {path}: {reason}" for path, reason in comparison.failed.items()]
-    return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])]) + "\n"
+    if comparison.failed:
+        parts.append("\n".join(f"Failed: {run}: {why}" for run, why in comparison.failed.items()))
+    return "\n\n".join(parts) + "\n"
 
 
 def html_report(
     comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
 ) -> str:
     """Return the report as one HTML file, with a section per gate."""
-    counted = cost_note(comparison)
-    about = f"{_about(comparison)}. {counted}, gate, stem and head included."
     return render(
         "comparison.html",
         title=f"Comparison of gates: {comparison.dataset}",
-        about=about,
+        about=f"{_about(comparison)}. {cost_note(comparison)}, gate, stem and head included.",
         summary=comparison.verdict,
         failed=comparison.failed,
         comparison=comparison,
@@ -134,6 +132,7 @@ def comparison_tables(
         minutes = "" if cost.seconds is None else f"{cost.seconds / 60:.1f}"
         rate = f"{cost.images / cost.seconds:,.0f}" if cost.seconds else ""
         trainings.append((cost.label, str(cost.trainings), f"{cost.images:,}", minutes, rate))
+    training = ("gate", "trainings", "images", "minutes", "images per second")
     tables: dict[str, _Table] = {
         "budgets": _budgets(comparison),
         "points": _points(comparison),
@@ -143,14 +142,10 @@ def comparison_tables(
             ("curve", "minus", "hypervolume", over_images, "over seeds"),
             [curve_pairs],
         ),
-        "trainings": (
-            ("gate", "trainings", "images", "minutes", "images per second"),
-            [trainings],
-        ),
+        "trainings": (training, [trainings]),
     }
     return {
-        name: (head, [group for group in groups if group])
-        for name, (head, groups) in tables.items()
+        name: (head, [rows for rows in groups if rows]) for name, (head, groups) in tables.items()
     }
 
 
@@ -168,7 +163,8 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         cells = (
             ""
             if p is None
-            else f"{_spread(p.accuracy, 2)} at {p.computation.mean:.3g}{_mark(p, at.budget)}"
+            else f"{_spread(p.accuracy, 2)} at {p.computation.mean:.3g}"
+            + " !" * (p.label in at.over_budget)
             for p, at in zip(row, at_budgets, strict=True)
         )
         is_gate = any(p is not None and p.kind == GATE for p in row)
@@ -178,11 +174,6 @@ def _budgets(comparison: ComparisonOfRuns) -> _Table:
         *(f"budget {at.budget:g} %" for at in at_budgets),
     )
     return head, [[("recommended, chosen on val", *families)], gates, baselines]
-
-
-def _mark(point: Point, budget: float | None) -> str:
-    """Return a mark for a gate that exceeds the budget it was trained for."""
-    return " !" if point.budget == budget and exceeds_budget(point) else ""
 
 
 def _points(comparison: ComparisonOfRuns) -> _Table:
@@ -203,7 +194,7 @@ def _points(comparison: ComparisonOfRuns) -> _Table:
                 point.label,
                 str(len(point.seeds)),
                 _spread(point.accuracy, 2),
-                _spread(point.computation, 3) + _mark(point, point.budget),
+                _spread(point.computation, 3) + " !" * exceeds_budget(point),
                 *([] if point.milliseconds is None else [_spread(point.milliseconds, 4)]),
                 "" if point.patterns is None else f"{point.patterns.mean:,.0f}",
                 *(_gain(point, key) for key in gains),

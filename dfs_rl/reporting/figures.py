@@ -81,9 +81,7 @@ def accuracy_plot(summary: EvaluationSummary, cost: CostName = "computation") ->
     width = sum(widths) + _MARGINS
     figure = style.new_figure(width, _HEIGHT)
     panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    figure.subplots_adjust(
-        left=0.62 / width, right=1 - 0.16 / width, bottom=0.13, top=0.9, wspace=0.14
-    )
+    figure.subplots_adjust(0.62 / width, 0.13, 1 - 0.16 / width, 0.9, wspace=0.14)
     name = style.short_middle(summary.dataset, style.NAME_LENGTH)
     about = f"{summary.split} split, {summary.n:,} images"
     panels[0].set(
@@ -108,8 +106,7 @@ def _draw_overview(
     low, high = _span(shown)
     margin = max(0.12 * (high - low), 0.4)
     costs = [method.cost(cost) for method in drawn]
-    axes.set_xscale("log")
-    axes.set_xlim(min(costs) / 1.7, max(costs) * 1.7)
+    axes.set(xscale="log", xlim=(min(costs) / 1.7, max(costs) * 1.7))
     axes.set_ylim(low - (1.6 if below else 1.0) * margin, min(high, 100.0) + margin)
     style.log_ticks(axes)
 
@@ -181,8 +178,8 @@ def _label(method: MethodSummary, cost: CostName) -> Label:
 def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> Figure:
     """Draw one stacked bar per layer, cheap options at the bottom.
 
-    The histogram has the fraction of images at each option, ``[layers, options]``; with exits, a
-    last column has the fraction that has left the network.
+    The histogram has the share of images at each option, ``[layers, options]``; with exits, a last
+    column has the share that has left the network.
     """
     shares = np.asarray(histogram, dtype=np.float64)
     width = max(4.6, min(9.0, 1.9 + 0.52 * len(shares)))

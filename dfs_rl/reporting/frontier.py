@@ -108,8 +108,7 @@ def pareto_plot(
     note = _note([p for m in coloured if m.is_gate for p in m.points if p not in shown], cost)
 
     figure = style.new_figure(*_SIZE)
-    bottom = 0.11 + _NOTE_HEIGHT * len(note)
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=bottom, top=0.91)
+    figure.subplots_adjust(0.08, 0.11 + _NOTE_HEIGHT * len(note), 0.98, 0.91)
     for row, line in enumerate(reversed(note)):
         y = _NOTE_HEIGHT * (row + 1 / 3)
         figure.text(0.08, y, line, fontsize=style.SMALL_SIZE, color=style.MUTED)
@@ -187,17 +186,14 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
         _draw_method(axes, method._replace(colour=style.INK), inside, cost)
         _mark_below(axes, [point for point in method.points if point not in inside], cost)
     style.log_ticks(panels[0])
-    figure.supxlabel(
-        f"{comparison.cost_model} per image, %, log scale",
-        fontsize=style.SMALL_SIZE,
-        y=0.05 / height,
-    )
+    label = f"{comparison.cost_model} per image, %, log scale"
+    figure.supxlabel(label, fontsize=style.SMALL_SIZE, y=0.05 / height)
     figure.supylabel("accuracy, %", fontsize=style.SMALL_SIZE, x=0.05 / width)
     return figure
 
 
 def _relevant(comparison: ComparisonOfRuns, methods: Sequence[Method]) -> list[Point]:
-    """Return the points that are worth drawing to scale; all of them if no gate has any."""
+    """Return the points worth drawing to scale; all of them if no gate has any."""
     lowest = comparison.reference_accuracy - _BELOW
     points = [point for method in methods for point in method.points]
     shown = [point for point in points if point.accuracy.mean >= lowest]
@@ -241,13 +237,9 @@ def _draw_grey(axes: Axes, method: Method, cost: CostName) -> style.Line:
     name = "other gates" if method.is_gate else "other baselines"
     if name in axes.get_legend_handles_labels()[1]:
         name = "_"
-    look: dict[str, Any] = {
-        "marker": "." if method.is_gate else "s",
-        "markersize": 3,
-        "label": name,
-    }
     places = [_place(point, cost) for point in method.points]
-    return style.draw_curve(axes, places, style.PALE, ls="-", zorder=2, **look)
+    look: dict[str, Any] = {"marker": "." if method.is_gate else "s", "markersize": 3}
+    return style.draw_curve(axes, places, style.PALE, ls="-", zorder=2, label=name, **look)
 
 
 def _mark_below(axes: Axes, points: Sequence[Point], cost: CostName) -> None:

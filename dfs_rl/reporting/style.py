@@ -192,15 +192,8 @@ def draw_curve(
     **look: Any,  # noqa: ANN401 - properties of the line
 ) -> Line:
     """Draw a dashed line, and return it for ``place_labels``."""
-    given: dict[str, Any] = {
-        "color": colour,
-        "ls": DASHED,
-        "lw": 0.9,
-        "markersize": 5,
-        "zorder": 3,
-        **look,
-    }
-    axes.plot(*zip(*places, strict=True), **given)
+    usual: dict[str, Any] = {"color": colour, "ls": DASHED, "lw": 0.9, "markersize": 5, "zorder": 3}
+    axes.plot(*zip(*places, strict=True), **{**usual, **look})
     return places
 
 
