@@ -37,27 +37,21 @@ def estimate_curve_points(
     cost: points that contradict it by chance are pooled (isotonic regression), so the hypervolume
     of the curve is not inflated by lucky points.
 
-    Args:
-        computation: Computation of each image in percent, ``[n]``.
-        correct: Correctness of each prediction, bool ``[n]``.
-        preferences: Preference of each image in [0, 1], ``[n]``.
+    The arguments are ``[n]``: computation in percent, correctness (bool), preferences in [0, 1].
     """
     segment = (preferences.double() * _N_SEGMENTS).long().clamp(max=_N_SEGMENTS - 1)  # [n]
-    inside = [segment == number for number in range(_N_SEGMENTS)]
-    found = [
-        (float(computation[images].double().mean()), 100.0 * float(correct[images].double().mean()))
-        for images in inside
-        if images.any()
-    ]
-    costs = sorted({cost for cost, _ in found})
-    equal = [[accuracy for cost, accuracy in found if cost == one] for one in costs]
+    at_cost: dict[float, list[float]] = {}  # accuracies of the segments of equal cost
+    for number in segment.unique():
+        images = segment == number
+        cost = float(computation[images].double().mean())
+        at_cost.setdefault(cost, []).append(100.0 * float(correct[images].double().mean()))
+    costs, equal = zip(*sorted(at_cost.items()), strict=True)
     means = [sum(accuracies) / len(accuracies) for accuracies in equal]
-    weights = [len(accuracies) for accuracies in equal]
-    pooled = isotonic_regression(means, sample_weight=weights)
+    pooled = isotonic_regression(means, sample_weight=list(map(len, equal)))
     return [
         CurvePoint(cost, float(accuracy))
-        for cost, accuracy, times in zip(costs, pooled, weights, strict=True)
-        for _ in range(times)
+        for cost, accuracy, accuracies in zip(costs, pooled, equal, strict=True)
+        for _ in accuracies
     ]
 
 
@@ -70,22 +64,14 @@ def calibrate_budget_conditioning(
 ) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
-    Full precision is the same backbone with all layers at its largest bits. The images are those of
-    the validation split: the test split must not affect the calibration.
-
-    Returns:
-        Measured budget conditioning, and the point at each measured preference.
+    The images are those of the val split: the test split must not affect the calibration. The point
+    at each measured preference is returned, too.
     """
 
     def measure(preference: float) -> CurvePoint:
-        preferences = torch.full((len(images),), preference, device=images.images.device)
+        same = torch.full((len(images),), preference, device=images.images.device)
         records = evaluate_gate(
-            backbone,
-            gate,
-            images,
-            batch_size=batch_size,
-            budget=gate.budget,
-            preferences=preferences,
+            backbone, gate, images, batch_size=batch_size, budget=gate.budget, preferences=same
         )
         return CurvePoint(float(records.computation(backbone.costs).mean()), records.accuracy)
 
@@ -95,13 +81,11 @@ def calibrate_budget_conditioning(
         if middle is None:
             break
         found[middle] = measure(middle)
-    preferences = tuple(sorted(found))
-    points = tuple(found[preference] for preference in preferences)
-    computations = tuple(point.computation for point in points)
+    preferences, points = zip(*sorted(found.items()), strict=True)
     largest = (backbone.options.full,) * backbone.costs.n_layers
     full = evaluate_static_table(backbone, images, largest, name="full", batch_size=batch_size)
     conditioning = BudgetConditioning(
-        computations=computations,
+        computations=tuple(point.computation for point in points),
         preferences=preferences,
         accuracies=tuple(point.accuracy for point in points),
         full_precision_accuracy=full.accuracy,

@@ -27,8 +27,8 @@ def results_at_budgets(
         budgets: Budgets in percent, lowest first.
         points: Gates and their baselines.
         references: Uniform settings that run the layers.
-        correct: Share of correct predictions of each point on each image of the selection split,
-            ``[n]``, by the point's label.
+        correct: Share of correct predictions on each image of the selection split, ``[n]``, by
+            label.
 
     Returns:
         Result at each budget; empty if a family of gates has no point at any of them.
@@ -76,9 +76,8 @@ def ranked_families(at: Sequence[BudgetResult], points: Sequence[Point]) -> list
 
 def exceeds_budget(point: Point) -> bool:
     """Return True if a point is a gate whose cost exceeds its budget by more than the tolerance."""
-    if point.kind != GATE or point.budget is None:
-        return False
-    return point.computation.mean > with_cost_tolerance(point.budget)
+    budget = point.budget if point.kind == GATE else None
+    return budget is not None and point.computation.mean > with_cost_tolerance(budget)
 
 
 def select_points(
@@ -89,9 +88,7 @@ def select_points(
     With many points and few images, the highest accuracy is partly luck. Points that are not
     significantly worse than a more accurate tied point are therefore equal. Among them the
     simplest (``Point.complexity``) is first, then the most accurate, then the cheapest.
-
-    Points that are equal in every respect keep their order; ``correct`` is as in
-    ``results_at_budgets``.
+    ``correct`` is as in ``results_at_budgets``.
     """
     tied: list[Point] = []
     for point in sorted(points, key=lambda p: (-p.selection_accuracy, p.selection_cost(cost))):

@@ -123,9 +123,7 @@ def compare_runs(
         verdict=(),
         failed=dict(failed or {}),
         timing=timing,
-        pareto_front_milliseconds=tuple(
-            point.label for point, *_ in fronts.get("milliseconds", [])
-        ),
+        pareto_front_milliseconds=tuple(p.label for p, *_ in fronts.get("milliseconds", [])),
     )
     n_tied = {c: {point.label: len(tied) for point, *tied in f} for c, f in fronts.items()}
     return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
@@ -134,10 +132,9 @@ def compare_runs(
 def _unique_baselines(
     baselines: Iterator[tuple[str, Point, Tensor]],
 ) -> list[tuple[Point, Tensor]]:
-    """Remove duplicate baselines and label the others by their cost.
+    """Remove duplicate baselines, and label the others by a cost of as many digits as they need.
 
-    The cost has as many digits as a unique label needs. Baselines that differ only in accuracy
-    have the gate in their label, too.
+    Baselines that differ only in accuracy have the gate in their label, too.
     """
     unique: dict[tuple[object, ...], tuple[str, Point, Tensor]] = {}
     for gate, point, correct in baselines:
@@ -201,28 +198,19 @@ def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point
 
 
 def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, bool]:
-    """Compare a gate with a baseline.
-
-    Returns:
-        Gain in accuracy over seeds, whether it is significant over seeds and images, and whether
-        the images show no difference.
-    """
+    """Return the gain over a baseline, if it is significant, and if images show no difference."""
     baselines = [run.best_reported(key).correct for run in group]
-    gain = spread(
-        [
-            100.0 * float((run.results.reported[GATE].correct.double() - theirs.double()).mean())
-            for run, theirs in zip(group, baselines, strict=True)
-        ]
-    )
+    pairs = [
+        (run.results.reported[GATE].correct.double(), theirs.double())
+        for run, theirs in zip(group, baselines, strict=True)
+    ]
+    gain = spread([100.0 * float((ours - theirs).mean()) for ours, theirs in pairs])
     images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
     return gain, gain.is_significant and images.low > 0, images.low <= 0 <= images.high
 
 
 def _baseline_point(run: EvaluatedRun, key: str) -> Point:
-    """Return the point of a baseline, or of a uniform setting, of one run.
-
-    Each seed of a gate has a different baseline, and only one of them is deployed.
-    """
+    """Return the point of a baseline of one run: only one seed's baseline is deployed."""
     by_key, kind = run.summary.by_key, key.removesuffix(BEFORE)
     cotrained = run.is_cotrained and key == kind
     label = by_key.get(kind, by_key[key]).label + (_ON_COTRAINED if cotrained else "")
@@ -242,10 +230,7 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
 def _pareto_front(
     points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName = "computation"
 ) -> list[list[Point]]:
-    """Return the recommended points as the allowed cost on the selection split grows.
-
-    Each point is followed by the points that are statistically tied with it.
-    """
+    """Return each point recommended as the allowed cost grows, followed by those tied with it."""
     kept: list[list[Point]] = []
     for allowed in sorted({point.selection_cost(cost) for point in points}):
         within = [point for point in points if point.selection_cost(cost) <= allowed]
@@ -271,8 +256,7 @@ def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
 def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
     """Return the difficulty classes, and the class of each reported image, int64 ``[n]``.
 
-    The class of an image is the cheapest uniform setting that classifies it correctly, apart from
-    the setting that skips every layer. It does not depend on a gate.
+    It is the cheapest uniform setting that is right, apart from the one that skips every layer.
     """
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
     fixed.sort(key=lambda method: method.computation)

@@ -51,9 +51,8 @@ class EvaluatedRun:
         """
         chosen = self.results.selection
         keys = [k for k in (key, f"{key}{BEFORE}") if k in chosen]
-        if len(keys) > 1:
-            key = max(keys, key=lambda k: float(chosen[k].correct.double().mean()))
-        return self.results.reported[key]
+        best = max(keys, key=lambda k: float(chosen[k].correct.double().mean()), default=key)
+        return self.results.reported[best]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,15 +227,11 @@ class ComparisonOfRuns:
         rows = []
         found = {key for point in self.points for key in point.gains}
         gains = [key for key in _GAINS if key not in _SOMETIMES or key in found]
+        names = ["accuracy", "computation", *(["milliseconds"] if self.timing else []), *gains]
         for point in (*self.points, *self.references):
             row = {"label": point.label, "kind": point.kind, "seeds": len(point.seeds)}
-            fields: dict[str, Spread | None] = {
-                "accuracy": point.accuracy,
-                "computation": point.computation,
-            }
-            if self.timing is not None:
-                fields["milliseconds"] = point.milliseconds
-            for name, value in {**fields, **{key: point.gains.get(key) for key in gains}}.items():
+            for name in names:
+                value = point.gains.get(name) if name in gains else getattr(point, name)
                 row[f"{name}_mean"] = None if value is None else value.mean
                 row[f"{name}_sd"] = None if value is None else value.deviation
             rows.append(row)

@@ -23,8 +23,7 @@ def comparison_verdict(
 ) -> Iterator[str]:
     """Yield the recommended points and the gates that are better than their baselines.
 
-    ``n_tied`` is the number of points tied on val with each point of the Pareto front of each kind
-    of cost, by its label.
+    ``n_tied`` is the number of points tied on val with each point of a Pareto front, by its label.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
     if comparison.budgets:

@@ -64,9 +64,8 @@ def pareto_front(points: Sequence[CurvePoint]) -> list[CurvePoint]:
 def hypervolume(points: Sequence[CurvePoint], *, reference_point: CurvePoint) -> float:
     """Return the hypervolume of points over log computation (Zitzler and Thiele, 1999).
 
-    A point dominates every point of at least its computation and at most its accuracy. The area is
-    bounded by ``reference_point``; points beyond it contribute nothing. The unit is percent of
-    accuracy times decades of computation.
+    Points beyond ``reference_point`` contribute nothing. The unit is percent of accuracy times
+    decades of computation.
 
     Raises:
         ConfigError: If a computation is not positive.
@@ -89,9 +88,8 @@ def hypervolume(points: Sequence[CurvePoint], *, reference_point: CurvePoint) ->
 def accuracy_at(points: Sequence[CurvePoint], computation: float) -> float | None:
     """Interpolate a method's accuracy at a computation, linear in the logarithm of computation.
 
-    Only points on the Pareto front count. Between the most expensive point of the front and the
-    most expensive point of all, the accuracy of the former applies. Outside the range of the
-    points the result is None.
+    Only points on the Pareto front count; its last accuracy applies up to the most expensive point
+    of all. Outside the range of the points the result is None.
     """
     front = pareto_front(points)
     costs = [point.computation for point in front]

@@ -1,7 +1,7 @@
 """Run a gate, or given options, on a split and record the results."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ def evaluate_gate(
 ) -> GateRecords:
     """Run every image at the options that a gate chooses, without exploration noise.
 
-    Backbone and images are on one device. ``budget`` is an upper bound on each image's computation
-    in percent; ``preferences`` are those of the images, float32 ``[n]``, None for the gate's own.
+    Backbone and images are on one device. ``budget`` bounds each image's computation in percent;
+    ``preferences`` are those of the images, float32 ``[n]``, None for the gate's own.
     """
     parts, seen = [], 0
     with torch.inference_mode():
@@ -44,17 +44,16 @@ def evaluate_gate(
             earlier = None if result.earlier is None else result.earlier.cpu()
             several = earlier is not None and gate.macs > 0
             taken, excess = _gate_macs(backbone, gate, result.options.cpu(), earlier)
-            record = _record(
-                gate.name,
-                result.logits,
-                batch.labels,
-                result.options,
-                gate_macs=gate.macs,
-                gate_macs_taken=taken if backbone.costs.exits or several else None,
-                excess_macs=excess,
-                earlier=earlier,
+            record = _record(gate.name, result.logits, batch.labels, result.options)
+            parts.append(
+                replace(
+                    record,
+                    gate_macs=gate.macs,
+                    gate_macs_taken=taken if backbone.costs.exits or several else None,
+                    excess_macs=excess,
+                    earlier=earlier,
+                )
             )
-            parts.append(record)
     return concatenate(parts)
 
 
@@ -166,17 +165,10 @@ def evaluate_static_table(
 ) -> GateRecords:
     """Run every image at a static bit table, see ``evaluate_draws``."""
     options = torch.tensor(table).expand(len(image_set), -1)
-    (records,) = evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)
-    return records
+    return evaluate_draws(backbone, image_set, [options], name=name, batch_size=batch_size)[0]
 
 
-def _record(
-    name: str,
-    logits: Tensor,
-    labels: Tensor,
-    options: Tensor,
-    **gate: Any,  # noqa: ANN401 - of `GateRecords`
-) -> GateRecords:
+def _record(name: str, logits: Tensor, labels: Tensor, options: Tensor) -> GateRecords:
     log_probabilities = logits.double().log_softmax(dim=-1).cpu()  # [batch, classes]
     labels = labels.cpu()
     return GateRecords(
@@ -186,5 +178,4 @@ def _record(
         options=options.cpu(),
         log_likelihood=log_probabilities.gather(1, labels[:, None]).squeeze(1),
         confidence=confidence(logits).cpu(),
-        **gate,
     )

@@ -50,7 +50,6 @@ def check_comparable(runs: Sequence[EvaluatedRun]) -> None:
 
 
 def _latency_profile(run: EvaluatedRun) -> str:
-    """Return the measurement behind a run's milliseconds, in words."""
     timing = run.summary.timing
     if timing is None:
         return "none"
@@ -96,18 +95,20 @@ def _grouped(runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> Groups:
             for name, value in run.settings.items()
             if name not in ignored and value is not None
         )
-        groups.setdefault((run.summary.methods[0].label, *settings), []).append(run)
+        groups.setdefault((_kind(run), *settings), []).append(run)
     firsts = [group[0] for group in groups.values()]
     named = {_label(group[0], firsts, ignored): group for group in groups.values()}
     assert len(named) == len(groups), "labels name everything that groups differ in"
     return named
 
 
+def _kind(run: EvaluatedRun) -> str:
+    return run.summary.methods[0].label
+
+
 def _label(run: EvaluatedRun, runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> str:
     """Label a gate by its kind and the settings that differ among gates of that kind."""
-    kind = run.summary.methods[0].label
-    others = [other for other in runs if other.summary.methods[0].label == kind]
-    parts = [kind]
+    others, parts = [other for other in runs if _kind(other) == _kind(run)], [_kind(run)]
     for name in sorted({name for other in others for name in other.settings} - set(ignored)):
         value = run.settings.get(name)
         if any(other.settings.get(name) != value for other in others):

@@ -24,17 +24,11 @@ _LEAST = 1e-300
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PassOutputs:
-    """Outputs of a pass at each of several settings on every image of a split, on the CPU.
+    """Outputs of a pass at each of several settings on every image of a split, on the CPU."""
 
-    Attributes:
-        settings: The settings: the options of all layers, and the view of the image.
-        logits: float32 ``[settings, n, classes]``.
-        labels: True classes, int64 ``[n]``.
-    """
-
-    settings: tuple[RulePass, ...]
-    logits: Tensor
-    labels: Tensor
+    settings: tuple[RulePass, ...]  # the options of all layers, and the view of the image
+    logits: Tensor  # float32 [settings, n, classes]
+    labels: Tensor  # true classes, int64 [n]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,27 +49,18 @@ class PassOutputs:
 
     def select(self, indices: Sequence[int]) -> "PassOutputs":
         """Return the outputs of some of the settings."""
-        return PassOutputs(
-            settings=tuple(self.settings[i] for i in indices),
-            logits=self.logits[list(indices)],
-            labels=self.labels,
-        )
+        settings = tuple(self.settings[i] for i in indices)
+        return replace(self, settings=settings, logits=self.logits[list(indices)])
 
     def with_settings(self, other: "PassOutputs") -> "PassOutputs":
         """Return these outputs and those of other settings on the same images."""
-        return replace(
-            self,
-            settings=self.settings + other.settings,
-            logits=torch.cat([self.logits, other.logits]),
-        )
+        logits = torch.cat([self.logits, other.logits])
+        return replace(self, settings=self.settings + other.settings, logits=logits)
 
     def with_images(self, other: "PassOutputs") -> "PassOutputs":
         """Return these outputs and those of the same settings on other images."""
-        return replace(
-            self,
-            logits=torch.cat([self.logits, other.logits], dim=1),
-            labels=torch.cat([self.labels, other.labels]),
-        )
+        logits = torch.cat([self.logits, other.logits], dim=1)
+        return replace(self, logits=logits, labels=torch.cat([self.labels, other.labels]))
 
     def records(self, rule: Rule, answer: AnswerRule, *, name: str) -> GateRecords:
         """Return the records of a rule whose passes are among the settings."""
@@ -129,11 +114,8 @@ def run_settings(
             for batch in batches(image_set, batch_size)
         ]
         logits.append(torch.cat(parts).float().cpu())
-    return PassOutputs(
-        settings=tuple(settings),
-        logits=torch.stack(logits),
-        labels=image_set.labels.cpu(),
-    )
+    labels = image_set.labels.cpu()
+    return PassOutputs(settings=tuple(settings), logits=torch.stack(logits), labels=labels)
 
 
 def run_uniform(
@@ -147,15 +129,10 @@ def run_uniform(
 def rule_settings(
     backbone: GatedBackbone, image_set: ImageSet, *, mirrored: bool
 ) -> list[RulePass]:
-    """Return the settings that a pass of a rule may have.
+    """Return the settings that a pass of a rule may have; ``mirrored`` adds the mirror images.
 
-    Args:
-        backbone: The network, on the device of the images.
-        image_set: Images to choose the tables of skips and exits on, see ``shortened_tables``.
-        mirrored: True to add each setting on the mirror image.
-
-    Returns:
-        Each bit option at all layers first, then tables that cost less than these.
+    Each bit option at all layers comes first, then tables that cost less, chosen on the images, see
+    ``shortened_tables``.
     """
     tables = _uniform_tables(backbone.costs) + shortened_tables(backbone, image_set)
     views = (False, True) if mirrored else (False,)

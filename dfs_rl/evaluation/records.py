@@ -45,9 +45,8 @@ class GateRecords:
         shapes["earlier.ran"] = shapes["earlier.mirrored"] = "[n, passes]"
         for field, value in values.items():
             shape = shapes.get(field, "[n]")
-            if isinstance(value, Tensor) and (
-                value.dim() != len(shape.split(",")) or len(value) != n
-            ):
+            axes = len(shape.split(","))
+            if isinstance(value, Tensor) and (value.dim() != axes or len(value) != n):
                 raise ConfigError(
                     f"{field} of the records of {self.name!r} has shape {tuple(value.shape)}; "
                     f"allowed is {shape} with n = {n}."

@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.costs import CostTable
-from dfs_rl.evaluation.pass_outputs import (
-    PassOutputs,
-    confidence_of,
-    log_likelihoods,
-    next_answer,
-)
+from dfs_rl.evaluation.pass_outputs import PassOutputs, confidence_of, log_likelihoods, next_answer
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule
 
@@ -63,7 +58,7 @@ def search_rules(
     0.001 for each pass but the first. Of equal rules the cheaper one is chosen.
 
     Args:
-        outputs: Outputs of all settings on the images of the search.
+        outputs: Outputs of all settings.
         costs: Cost table of the backbone.
         budgets: Budgets in percent, ascending.
         passes: Passes that a rule may have. With the answer "last" each costs more than the one
@@ -85,18 +80,12 @@ def useful_settings(outputs: PassOutputs, costs: CostTable) -> PassOutputs:
     Others have less than half the accuracy of the best, or are more than a point behind one of the
     same view that costs no more.
     """
-    accuracy, spent = outputs.accuracies.tolist(), outputs.computations(costs).tolist()
-
-    def is_useful(i: int) -> bool:
-        others = [
-            accuracy[j]
-            for j, each in enumerate(outputs.settings)
-            if spent[j] <= spent[i] and each.mirrored == outputs.settings[i].mirrored
-        ]
-        enough = max(max(accuracy) / 2, max(others) - _LARGEST_DEFICIT)
-        return bool(accuracy[i] >= enough)
-
-    return outputs.select([i for i in range(len(accuracy)) if is_useful(i)])
+    accuracy, spent = outputs.accuracies, outputs.computations(costs)
+    mirrored = torch.tensor([each.mirrored for each in outputs.settings])
+    cheaper = (spent[None] <= spent[:, None]) & (mirrored[None] == mirrored[:, None])
+    best = accuracy.where(cheaper, -math.inf).amax(dim=1)  # of those that cost no more
+    useful = accuracy >= (best - _LARGEST_DEFICIT).clamp(min=accuracy.max().item() / 2)
+    return outputs.select(useful.nonzero().flatten().tolist())
 
 
 def best_rule(

@@ -1,6 +1,6 @@
 """Summary of an evaluation, and the per-image results of every method stored next to it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -118,20 +118,19 @@ def summarize(
 ) -> EvaluationSummary:
     """Compute the summary of an evaluation.
 
-    Results of the gate come first in ``methods``, if there is one, then those of the baselines.
-    ``measured`` are the same costs by the cost model ``latency``, None without measured times; the
-    arguments after it are as in ``EvaluationSummary``.
+    The result of the gate is the first of ``methods``, if there is one. ``measured`` are the same
+    costs by the cost model ``latency``, None without measured times; the arguments after it are as
+    in ``EvaluationSummary``.
     """
     n_classes = len(class_names)
     summaries = tuple(_summarize_method(m, costs, measured, n_classes) for m in methods)
-    records = methods[0].records[0]
+    records, gate = methods[0].records[0], summaries[0]
     comparisons: list[Comparison] = []
     verdict: tuple[str, ...] = ()
     histogram: tuple[tuple[float, ...], ...] = ()
-    if methods[0].role == "gate":
+    if gate.role == "gate":
         pairs = zip(methods[1:], summaries[1:], strict=True)
-        comparisons = [_compare(methods[0], summaries[0], *pair) for pair in pairs]
-        gate = summaries[0]
+        comparisons = [_compare(methods[0], gate, *pair) for pair in pairs]
         verdict = verdict_sentences(
             comparisons,
             accuracy=gate.accuracy,
@@ -198,7 +197,7 @@ def _summarize_method(
 
 
 def _mean_correct(method: MethodResult) -> Tensor:
-    """Return the share of draws that classify each image correctly, float64 ``[n]``."""
+    """Return the share of draws that are right on each image, float64 ``[n]``."""
     return torch.stack([records.correct.double() for records in method.records]).mean(dim=0)
 
 
@@ -206,10 +205,8 @@ def _compare(
     gate: MethodResult, gate_summary: MethodSummary, baseline: MethodResult, summary: MethodSummary
 ) -> Comparison:
     difference = paired_difference(_mean_correct(gate), _mean_correct(baseline))
-    relative = gate_summary.computation / summary.computation if summary.computation > 0 else None
-    relative_milliseconds = None
-    if gate_summary.milliseconds is not None and summary.milliseconds:
-        relative_milliseconds = gate_summary.milliseconds / summary.milliseconds
+    relative = gate_summary.computation / summary.computation if summary.computation else None
+    ours, theirs = gate_summary.milliseconds, summary.milliseconds
     return Comparison(
         key=baseline.key,
         label=baseline.label,
@@ -217,7 +214,7 @@ def _compare(
         **difference._asdict(),
         relative_computation=relative,
         outcome=comparison_outcome(difference, relative),
-        relative_milliseconds=relative_milliseconds,
+        relative_milliseconds=ours / theirs if ours is not None and theirs else None,
     )
 
 
@@ -271,15 +268,11 @@ def per_image_results_of(
 ) -> SplitResults:
     """Average every method's records over its draws; ``measured`` is as in ``summarize``."""
 
-    def mean(values: Iterable[Tensor]) -> Tensor:
-        return torch.stack(list(values)).mean(dim=0).float()
-
     def average(records: Sequence[GateRecords]) -> PerImageResults:
-        return PerImageResults(
-            mean(r.correct.double() for r in records),
-            mean(r.computation(costs) for r in records),
-            None if measured is None else mean(r.milliseconds(measured) for r in records),
-        )
+        values = [[r.correct.double() for r in records], [r.computation(costs) for r in records]]
+        if measured is not None:
+            values.append([r.milliseconds(measured) for r in records])
+        return PerImageResults(*(torch.stack(each).mean(dim=0).float() for each in values))
 
     return SplitResults(
         {method.key: average(method.records) for method in methods},

@@ -62,12 +62,12 @@ class Timing:
         largest.
         """
         reference, full = self._reference, self.options[-1]
-        low = tuple(bits for bits in self.options if SKIP < bits < reference)
-        pairs = ((low, reference), ((reference,) if reference < full else (), full))
-        found = (
-            (tuple(b for b in bits if not self._is_faster(b, than)), than) for bits, than in pairs
-        )
-        return tuple((bits, than) for bits, than in found if bits)
+        found = []
+        low = [bits for bits in self.options if SKIP < bits < reference]
+        for group, than in ((low, reference), ([reference] if reference < full else [], full)):
+            if slow := tuple(bits for bits in group if not self._is_faster(bits, than)):
+                found.append((slow, than))
+        return tuple(found)
 
     @property
     def savers(self) -> tuple[str, ...]:

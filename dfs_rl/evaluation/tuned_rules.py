@@ -1,8 +1,7 @@
 """Gates of the best threshold rules: for one budget, or for all."""
 
 import math
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.pass_outputs import PassOutputs
@@ -38,51 +37,47 @@ def tuned_gate(
             of a gate for all budgets, are those of val.
         costs: Cost table of the backbone.
         candidates: Passes and answers to choose from, the first of equals.
-        budget: Bound on the mean computation in percent; ``None`` for all budgets.
-
-    Returns:
-        The gate; ``None`` if no setting is within the budget.
+        budget: Bound on the mean computation in percent; None for all budgets. If no setting is
+            within it, there is no gate.
     """
     outputs = val.with_images(agent)
     if budget is not None:
-        best = [
-            (best_rule(outputs, costs, budget, passes, n_costed=len(val)), passes)
-            for passes in candidates
-        ]
-        within = [(one, passes) for one, passes in best if one is not None]
+        best = [best_rule(outputs, costs, budget, one, n_costed=len(val)) for one in candidates]
+        pairs = zip(best, candidates, strict=True)
+        within = [(one, passes) for one, passes in pairs if one is not None]
         if not within:
             return None
         chosen, passes = max(within, key=lambda pair: pair[0].score)
         return _gate([chosen.rule], val, costs, passes)
     outputs = useful_settings(outputs, costs)
-    search = partial(search_rules, outputs, costs, n_costed=len(val), tolerance=_TOLERANCE)
+
+    def search(budgets: Sequence[float], passes: PassSettings) -> list[FoundRule]:
+        rules = search_rules(
+            outputs, costs, budgets, passes, n_costed=len(val), tolerance=_TOLERANCE
+        )
+        return [rule for rule in rules if rule is not None]
+
     spent = outputs.computations(costs).tolist()
     views = zip(spent, outputs.settings, strict=True)
     least = min(cost for cost, each in views if not each.mirrored)
     budgets = _budgets(least, sum(sorted(spent)[-candidates[0].limit :]), _N_BUDGETS)
-    fronts = [_found(search(budgets, passes)) for passes in candidates]
-    front = max(fronts, key=lambda front: sum(found.score for found in front))
-    passes = candidates[fronts.index(front)]
+    fronts = [(search(budgets, passes), passes) for passes in candidates]
+    front, passes = max(fronts, key=lambda pair: sum(found.score for found in pair[0]))
     last = max(front, key=lambda one: one.score - _LEAST_GAIN * math.log2(one.computation))
-    found = _found(search(_budgets(least, last.computation, _N_RULES), passes))
+    found = search(_budgets(least, last.computation, _N_RULES), passes)
     rules = {one.computation: one.rule for one in found}  # each once
     return _gate(list(rules.values()), val, costs, passes)
 
 
-def _found(rules: Iterable[FoundRule | None]) -> list[FoundRule]:
-    """Return the rules, of which there are some at all budgets."""
-    return [each for each in rules if each is not None]
-
-
 def _budgets(least: float, most: float, n: int) -> list[float]:
-    """Return budgets from one to the other in equal steps of their logarithm."""
+    """Return budgets in equal steps of their logarithm."""
     return [least * (most / least) ** (i / (n - 1)) for i in range(n)]
 
 
 def _gate(
     rules: Sequence[Rule], val: PassOutputs, costs: CostTable, passes: PassSettings
 ) -> RuleGate:
-    """Return a gate of rules, with the figures of each on the val split if there are several."""
+    """Return a gate of rules; several have their figures on the val split."""
     conditioning = None
     if len(rules) > 1:
         records = [val.records(rule, passes.answer, name="rule") for rule in rules]

@@ -13,15 +13,13 @@ ComparisonOutcome = Literal[
 
 # Costs within 5 % count as equal: cost-matched baselines cannot match the gate's cost exactly.
 COST_TOLERANCE = 0.05
+# Baselines with the gate's marginal choices of options, independent of the image.
+_MARGINALS = ("mode_table", "random", "patterns")
 
 
 def with_cost_tolerance(cost: float) -> float:
     """Return the largest cost that counts as equal to ``cost``, for gates and baselines."""
     return (1 + COST_TOLERANCE) * cost
-
-
-# Baselines with the gate's marginal choices of options, independent of the image.
-_MARGINALS = ("mode_table", "random", "patterns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def verdict_sentences(
     percent, the number of distinct bit patterns, and the measured time, None without.
     """
     sentences = []
-    full = next((c for c in comparisons if c.key == "full"), None)
+    full = {c.key: c for c in comparisons}.get("full")
     if full is not None:
         sentences.append(
             f"The gate has {accuracy:.2f} % accuracy, {full.difference:+.2f} points from full "
@@ -121,30 +119,23 @@ def verdict_sentences(
             f"than: {level}."
         )
     if milliseconds is not None:
-        sentences.append(_measured_sentence(comparisons, milliseconds))
+        share = ""
+        if full is not None and full.relative_milliseconds is not None:
+            share = f", {100 * full.relative_milliseconds:.3g} % of that of full precision"
+        faster = [
+            c.label
+            for c in comparisons
+            if c.role in ("fixed", "matched")
+            and c.key not in _MARGINALS
+            and c.low <= 0
+            and (c.relative_milliseconds or 0.0) > with_cost_tolerance(1.0)
+        ]
+        sentences.append(
+            f"Its measured time is {milliseconds:.3g} ms per image{share}; over "
+            f"{100 * COST_TOLERANCE:g} % faster and not significantly less accurate: "
+            f"{'; '.join(faster) or 'none of its baselines'}."
+        )
     return tuple(sentences)
-
-
-def _measured_sentence(comparisons: Sequence[Comparison], milliseconds: float) -> str:
-    """Compare the measured time of a gate with that of full precision and of faster baselines."""
-    full = next((c for c in comparisons if c.key == "full"), None)
-    share = ""
-    if full is not None and full.relative_milliseconds is not None:
-        share = f", {100 * full.relative_milliseconds:.3g} % of that of full precision"
-    faster = [
-        c.label
-        for c in comparisons
-        if c.role in ("fixed", "matched")
-        and c.key not in _MARGINALS
-        and c.low <= 0
-        and c.relative_milliseconds is not None
-        and c.relative_milliseconds > with_cost_tolerance(1.0)
-    ]
-    return (
-        f"Its measured time is {milliseconds:.3g} ms per image{share}; over "
-        f"{100 * COST_TOLERANCE:g} % faster and not significantly less accurate: "
-        f"{'; '.join(faster) or 'none of its baselines'}."
-    )
 
 
 def _costs_no_more(comparison: Comparison) -> bool:
