@@ -9,9 +9,11 @@ from torch import Tensor
 
 from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.data.images import ImageSet
-from dfs_rl.evaluation.baselines.registry import EvaluationSetup
+from dfs_rl.evaluation.baselines import run_baselines
+from dfs_rl.evaluation.baselines.registry import EvaluationSetup, MethodResult
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
+from dfs_rl.gating.rules import RulePass
 
 CHANNELS = 6
 CLASSES = 4
@@ -101,6 +103,15 @@ def make_images(backbone: MixBackbone, n: int, seed: int) -> ImageSet:
     return ImageSet(images, torch.where(wrong, noise, labels))
 
 
+NETWORK = MixBackbone((0, 2, 32), exits=(2,))
+IMAGES = make_images(NETWORK, 83, seed=5)
+PASSES = (
+    RulePass(options=(1, 1, 3, 3)),
+    RulePass(options=(0, 1, 2, 1), mirrored=True),
+    RulePass(options=(2, 2, 2, 2)),
+)
+
+
 class LookGate:
     """Gate that picks each option from the signs of two features."""
 
@@ -152,3 +163,8 @@ def look_setup(backbone: MixBackbone, val: ImageSet, test_set: ImageSet) -> Eval
     """Setup of the evaluation of a ``LookGate``."""
     gate, on_val = (evaluate_gate(backbone, LookGate(), images) for images in (test_set, val))
     return make_setup(backbone, test_set, val, gate, on_val)
+
+
+@pytest.fixture(scope="session")
+def look_baselines(look_setup: EvaluationSetup) -> list[MethodResult]:
+    return run_baselines(look_setup)

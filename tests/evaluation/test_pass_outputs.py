@@ -4,25 +4,13 @@ import pytest
 import torch
 
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.evaluation.pass_outputs import (
-    next_answer,
-    rule_settings,
-    run_settings,
-    run_uniform,
-)
+from dfs_rl.evaluation.pass_outputs import next_answer, rule_settings, run_settings, run_uniform
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from dfs_rl.gating.passes import PassHistory, PassSettings
-from dfs_rl.gating.rules import Rule, RuleGate, RulePass
-from tests.evaluation.conftest import MixBackbone, make_images
+from dfs_rl.gating.rules import Rule, RuleGate
+from tests.evaluation.conftest import IMAGES, NETWORK, PASSES
 
 ANSWERS = ("mean", "last", "surest")
-NETWORK = MixBackbone((0, 2, 32), exits=(2,))
-IMAGES = make_images(NETWORK, 83, seed=5)
-PASSES = (
-    RulePass(options=(1, 1, 3, 3)),
-    RulePass(options=(0, 1, 2, 1), mirrored=True),
-    RulePass(options=(2, 2, 2, 2)),
-)
 
 
 def test_settings_run_whole_networks():

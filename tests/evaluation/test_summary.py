@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dfs_rl.errors import CheckpointError
-from dfs_rl.evaluation.baselines import run_baselines
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.metrics import paired_difference
 from dfs_rl.evaluation.summary import (
@@ -34,13 +33,10 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def methods(look_setup):
+def methods(look_setup, look_baselines):
     records, selection = (look_setup.gate,), look_setup.gate_selection
     fields = {"key": "gate", "label": "gate", "role": "gate"}
-    return [
-        MethodResult(records=records, selection=selection, **fields),
-        *run_baselines(look_setup),
-    ]
+    return [MethodResult(records=records, selection=selection, **fields), *look_baselines]
 
 
 @pytest.fixture(scope="module")

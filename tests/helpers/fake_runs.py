@@ -79,10 +79,6 @@ def fake_run(
     exits: tuple[int, float] | None = None,
     before: dict[str, tuple[int, float]] | None = None,
     selection: dict[str, tuple[int, float]] | None = None,
-    fingerprint: str = "abc",
-    backbone: str = "b0",
-    options: tuple[int, ...] = (0, 2, 32),
-    cost_model: str = "computation",
     milliseconds: dict[str, float] | None = None,
     **settings: object,
 ) -> EvaluatedRun:
@@ -122,11 +118,11 @@ def fake_run(
     summary = EvaluationSummary(
         identity="0",
         dataset="made up",
-        fingerprint=fingerprint,
+        fingerprint="abc",
         split="test",
         n=N,
         class_names=("a",),
-        options=options,
+        options=(0, 2, 32),
         layers=3,
         methods=methods,
         comparisons=(),
@@ -135,7 +131,6 @@ def fake_run(
         shares=(),
         histogram=((0.5, 0.5, 0.0),) * 3,
         search=None,
-        cost_model=cost_model,
         timing=None if milliseconds is None else TIMING,
     )
     reported, chosen = (
@@ -147,7 +142,7 @@ def fake_run(
         settings={"seed": seed, **settings},
         command=f"python -m dfs_rl.train_agent --seed {seed}",
         evaluation=f"python -m dfs_rl.evaluate {name}",
-        backbone=backbone,
+        backbone="b0",
         figure_prefix="",
         images_seen=1000,
         seconds=2.5,

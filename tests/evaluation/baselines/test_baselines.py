@@ -19,8 +19,8 @@ MATCHED = ["static_table", "cascade", "mode_table", "random", "patterns"]
 
 
 @pytest.fixture(scope="module")
-def methods(look_setup):
-    return {method.key: method for method in run_baselines(look_setup)}
+def methods(look_baselines):
+    return {method.key: method for method in look_baselines}
 
 
 def test_mode_table_prefers_the_cheaper_of_equals():

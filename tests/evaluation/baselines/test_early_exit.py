@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dfs_rl.evaluation.baselines import run_baselines
 from dfs_rl.evaluation.baselines.early_exit import (
@@ -16,7 +14,6 @@ from dfs_rl.evaluation.baselines.early_exit import (
 )
 from dfs_rl.evaluation.baselines.methods import mode_table
 from dfs_rl.evaluation.baselines.registry import MethodResult
-from dfs_rl.evaluation.baselines.shuffles import shuffle_options
 from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_gate, evaluate_static_table
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.evaluation.static_tables.scoring import score_static_tables
@@ -139,18 +136,6 @@ def test_search_finds_tables_with_exits(network, images, limit):
     if limit == 300:
         assert found.exhaustive
         assert found.accuracy == pytest.approx(100 * best / 90)
-
-
-@given(st.integers(0, 2**31), st.integers(1, 40))
-def test_shuffling_keeps_exits_and_cost(seed, n):
-    costs = MixBackbone((0, 2, 32), exits=AFTER).costs
-    generator = torch.Generator().manual_seed(seed)
-    options = costs.canonicalize(torch.randint(0, 4, (n, 4), generator=generator))
-    shuffled = shuffle_options(options, generator, EXIT)
-    assert torch.equal(shuffled.sort(dim=0).values, options.sort(dim=0).values)
-    assert torch.equal(costs.canonicalize(shuffled), shuffled)
-    means = [float(costs.fractions(o).mean()) for o in (options, shuffled)]
-    assert means[0] == pytest.approx(means[1])
 
 
 def test_mode_table_ends_at_its_exit(network):

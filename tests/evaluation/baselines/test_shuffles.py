@@ -14,16 +14,9 @@ from dfs_rl.evaluation.baselines.shuffles import (
     shuffle_patterns,
 )
 from dfs_rl.evaluation.evaluator import evaluate_gate
-from dfs_rl.gating.rules import Rule, RuleGate, RulePass
-from tests.evaluation.conftest import MixBackbone, make_images, make_setup
+from dfs_rl.gating.rules import Rule, RuleGate
+from tests.evaluation.conftest import IMAGES, NETWORK, PASSES, MixBackbone, make_setup
 
-NETWORK = MixBackbone((0, 2, 32), exits=(2,))
-IMAGES = make_images(NETWORK, 83, seed=5)
-PASSES = (
-    RulePass(options=(1, 1, 3, 3)),
-    RulePass(options=(0, 1, 2, 1), mirrored=True),
-    RulePass(options=(2, 2, 2, 2)),
-)
 GATE = RuleGate(
     [Rule(passes=PASSES, thresholds=(0.9, 0.75))],
     answer="mean",
@@ -46,12 +39,17 @@ def rows(decisions):
     return sorted(torch.cat([decisions.options, views], dim=2).flatten(1).tolist())
 
 
+@pytest.mark.parametrize("exits", [(), (1, 3)])
 @given(st.integers(0, 2**31), st.integers(1, 40))
-def test_shuffling_keeps_marginals(seed, n):
+def test_shuffling_keeps_marginals_exits_and_cost(exits, seed, n):
+    costs = MixBackbone((0, 2, 32), exits=exits).costs
     generator = torch.Generator().manual_seed(seed)
-    options = torch.randint(0, 4, (n, 3), generator=generator)
-    shuffled = shuffle_options(options, generator, None)
+    options = costs.canonicalize(torch.randint(0, costs.n_actions, (n, 4), generator=generator))
+    shuffled = shuffle_options(options, generator, costs.exit_action if exits else None)
     assert torch.equal(shuffled.sort(dim=0).values, options.sort(dim=0).values)
+    assert torch.equal(costs.canonicalize(shuffled), shuffled)
+    means = [float(costs.fractions(each).mean()) for each in (options, shuffled)]
+    assert means[0] == pytest.approx(means[1])
 
 
 def test_shuffling_makes_options_independent():
