@@ -23,15 +23,9 @@ def results_at_budgets(
     among the method's points within the budget, up to the cost tolerance. Uniform settings count
     as static bit tables. The recommended point is chosen from all points in the same way.
 
-    Args:
-        budgets: Budgets in percent, lowest first.
-        points: Gates and their baselines.
-        references: Uniform settings that run the layers.
-        correct: Share of correct predictions on each image of the selection split, ``[n]``, by
-            label.
-
-    Returns:
-        Result at each budget; empty if a family of gates has no point at any of them.
+    ``points`` are gates and their baselines, ``references`` the uniform settings that run layers;
+    ``correct`` has the share of correct predictions on each image of the selection split, ``[n]``,
+    by label. The result is empty if a family of gates has no point at any budget.
     """
     by_family: dict[str, list[Point]] = {}
     for point in points:

@@ -56,9 +56,7 @@ def compare_runs(
 ) -> ComparisonOfRuns:
     """Compare runs; runs that differ only in the seed form one gate.
 
-    Args:
-        runs: Runs with the same data, split, bit options and backbone, at least one.
-        failed: Reason of each run that could not be evaluated, by the run, for the report.
+    ``failed`` has the reason of each run that could not be evaluated, for the report.
 
     Raises:
         DataError: If the runs cannot be compared or a gate has the same seed twice.

@@ -60,9 +60,7 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     binary outcomes it excludes 0 about where McNemar's exact test rejects. The interval covers the
     choice of images, not the training seed.
 
-    Args:
-        first: Outcome of each image in [0, 1], which may be a mean over draws, ``[n]``.
-        second: Outcome of the same images under the other method, ``[n]``.
+    Both have the outcome of each image in [0, 1], which may be a mean over draws, ``[n]``.
 
     Raises:
         ConfigError: If the two do not cover the same number of images.

@@ -57,15 +57,10 @@ def search_rules(
     The criterion is the accuracy in [0, 1], plus a tenth of the mean log-likelihood in nats, less
     0.001 for each pass but the first. Of equal rules the cheaper one is chosen.
 
-    Args:
-        outputs: Outputs of all settings.
-        costs: Cost table of the backbone.
-        budgets: Budgets in percent, ascending.
-        passes: Passes that a rule may have. With the answer "last" each costs more than the one
-            before, which it replaces.
-        n_costed: Number of images, the first ones, whose mean computation counts; by default all.
-        tolerance: Loss in the criterion for the sake of few sequences of settings over all budgets:
-            the fewer, the less chance is in their choice.
+    ``budgets`` are in percent, ascending. With the answer "last" each pass costs more than the one
+    before, which it replaces. The mean computation is that of the first ``n_costed`` images, by
+    default all. ``tolerance`` is a loss in the criterion for the sake of few sequences of settings
+    over all budgets: the fewer, the less chance is in their choice.
     """
     search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs))
     for setting, each in enumerate(outputs.settings):

@@ -31,14 +31,10 @@ def tuned_gate(
     The rules for all budgets begin with the cheapest setting, and end where twice the cost gains
     less than a tenth of a point. Each is better than those that cost less.
 
-    Args:
-        agent: Outputs on the agent split.
-        val: Outputs on the val split. The rules are chosen on both, while budgets, and the figures
-            of a gate for all budgets, are those of val.
-        costs: Cost table of the backbone.
-        candidates: Passes and answers to choose from, the first of equals.
-        budget: Bound on the mean computation in percent; None for all budgets. If no setting is
-            within it, there is no gate.
+    The rules are chosen on the outputs of both splits, while budgets, and the figures of a gate for
+    all budgets, are those of val. ``candidates`` are passes and answers to choose from, the first
+    of equals. ``budget`` bounds the mean computation in percent, None is for all budgets; if no
+    setting is within it, the result is None.
     """
     outputs = val.with_images(agent)
     if budget is not None:

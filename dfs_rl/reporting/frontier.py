@@ -145,9 +145,11 @@ def pareto_plot(
     if grey:
         axes.legend(loc="best")
     place_labels(axes, labels, [line for line in lines if len(line) > 1])
-    tooltips = [p for method in grey for p in method.points if _is_inside(axes, p, cost)]
+    bottom, top = axes.get_ylim()
+    places = [(point, *_place(point, cost)) for method in grey for point in method.points]
+    inside = [p for p, x, y in places if left <= x <= right and bottom <= y <= top]
     kind = comparison.cost_model if cost == "computation" else "measured"
-    return figure, [_tooltip(axes, p, cost, kind) for p in (*tooltips, *drawn, *references)]
+    return figure, [_tooltip(axes, p, cost, kind) for p in (*inside, *drawn, *references)]
 
 
 @style.common_style()
@@ -297,12 +299,6 @@ def _tooltip(axes: Axes, point: Point, cost: CostName, kind: str) -> HoverPoint:
     seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
     spent = f"{x:.3g} {UNITS[cost]} {kind}"
     return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {spent}{seeds}")
-
-
-def _is_inside(axes: Axes, point: Point, cost: CostName) -> bool:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    x, y = _place(point, cost)
-    return left <= x <= right and bottom <= y <= top
 
 
 def _place(point: Point, cost: CostName) -> tuple[float, float]:

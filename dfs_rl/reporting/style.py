@@ -166,7 +166,8 @@ def panel_grid(
     size: tuple[float, float],
     frame: tuple[float, float, float, float],
     gaps: tuple[float, float],
-    **share: bool,
+    *,
+    sharex: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with ``n`` panels in rows; the lowest of a column has its tick labels.
 
@@ -175,7 +176,7 @@ def panel_grid(
     """
     (width, height), (left, bottom, right, top) = size, frame
     figure = new_figure(width, height)
-    grid = figure.subplots(-(-n // columns), columns, squeeze=False, sharey=True, **share)
+    grid = figure.subplots(-(-n // columns), columns, squeeze=False, sharex=sharex, sharey=True)
     figure.subplots_adjust(
         left / width, bottom / height, 1 - right / width, 1 - top / height, *gaps
     )

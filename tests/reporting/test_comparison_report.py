@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -36,7 +35,7 @@ MARKUP = 'Gumbel <b>"FF"</b>'
 
 
 @pytest.fixture(scope="module")
-def comparison() -> ComparisonOfRuns:
+def comparison():
     return compare_runs(
         [
             *(fake_run(f"ppo{i}", (150 + 4 * i, 0.8), seed=i, cost_weight=4) for i in range(3)),
@@ -46,7 +45,7 @@ def comparison() -> ComparisonOfRuns:
 
 
 @pytest.fixture(scope="module")
-def curves() -> ComparisonOfRuns:
+def curves():
     runs = [
         fake_run(f"b{b}-{seed}", (right + seed, b), seed=seed, budget=b, static=(right, b - more))
         for b, right, more in ((0.7, 150, 0.0), (1.4, 170, 0.1))
@@ -58,12 +57,12 @@ def curves() -> ComparisonOfRuns:
 
 
 @pytest.fixture(scope="module")
-def figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
+def figures(comparison):
     return comparison_figures(comparison)
 
 
 @pytest.fixture(scope="module")
-def page(comparison: ComparisonOfRuns, figures: ComparisonFigures) -> str:
+def page(comparison, figures):
     section = GateSection(
         label=MARKUP,
         figures={"Bits at each layer": Picture(style.to_png(style.new_figure(2, 1)), "bits")},
@@ -73,11 +72,11 @@ def page(comparison: ComparisonOfRuns, figures: ComparisonFigures) -> str:
     return html_report(comparison, figures, [section])
 
 
-def test_text_of_a_comparison(curves: ComparisonOfRuns) -> None:
+def test_text_of_a_comparison(curves):
     assert comparison_text(curves) == (GOLDEN / "compare.txt").read_text()
 
 
-def test_table_of_budgets(comparison: ComparisonOfRuns, curves: ComparisonOfRuns) -> None:
+def test_table_of_budgets(comparison, curves):
     head, ((recommended,), gates, baselines) = comparison_tables(curves)["budgets"]
     assert head == ("accuracy % at computation %", "budget 0.7 %", "budget 1.4 %")
     # The static bit table is simpler than the gates tied with it on 200 images.
@@ -94,9 +93,7 @@ def test_table_of_budgets(comparison: ComparisonOfRuns, curves: ComparisonOfRuns
     assert comparison_tables(comparison)["budgets"] == ((), [])
 
 
-def test_frame_has_every_point_and_its_gains(
-    comparison: ComparisonOfRuns, curves: ComparisonOfRuns
-) -> None:
+def test_frame_has_every_point_and_its_gains(comparison, curves: ComparisonOfRuns):
     frame = comparison.to_frame().set_index("label")
     assert len(frame) == len(comparison.points) + len(comparison.references)
     ppo = frame.loc["PPO"]
@@ -111,7 +108,7 @@ def test_frame_has_every_point_and_its_gains(
     pd.testing.assert_frame_equal(pd.read_csv(file), comparison.to_frame(), check_dtype=False)
 
 
-def test_gains_over_exits_have_a_column() -> None:
+def test_gains_over_exits_have_a_column():
     with_exits = compare_runs([fake_run("l", (150, 0.8), exits=(144, 0.78))])
     head, (gates, *_) = comparison_tables(with_exits)["points"]
     gains = dict(zip(head, gates[0], strict=True))
@@ -120,7 +117,7 @@ def test_gains_over_exits_have_a_column() -> None:
     assert "exits_mean" in with_exits.to_frame()
 
 
-def test_text_lists_only_significant_differences() -> None:
+def test_text_lists_only_significant_differences():
     runs = [
         fake_run(n, (right, 0.8), label=n) for n, right in zip("ABC", (150, 170, 171), strict=True)
     ]
@@ -132,12 +129,12 @@ def test_text_lists_only_significant_differences() -> None:
     assert [row[:3] for row in some[0]] == [("A", "B", "-10.00"), ("A", "C", "-10.50")]
 
 
-def written(figure: Figure) -> set[str]:
+def written(figure):
     return {text.get_text() for text in figure.findobj(Text) if text.get_text()}
 
 
 @pytest.fixture(scope="module")
-def contest() -> ComparisonOfRuns:
+def contest():
     """Ten methods: gates 1 to 8 become better with their number; the first is far off."""
     rights = [24, *range(142, 170, 4)]
     return compare_runs(
@@ -159,7 +156,7 @@ def contest() -> ComparisonOfRuns:
 
 
 @pytest.fixture(scope="module")
-def contest_figures(contest: ComparisonOfRuns) -> ComparisonFigures:
+def contest_figures(contest):
     return comparison_figures(contest)
 
 
@@ -167,7 +164,7 @@ COLOURED = ["confidence cascade", "Gate 8", "Gate 7", "Gate 6"]
 GREY = [*(f"Gate {i}" for i in range(5, 0, -1)), "best static table"]
 
 
-def test_best_four_methods_have_a_colour(contest: ComparisonOfRuns) -> None:
+def test_best_four_methods_have_a_colour(contest):
     coloured, grey = ranked_methods(contest)
     assert [method.name for method in coloured] == COLOURED
     assert len({method.colour for method in coloured}) == 4
@@ -184,7 +181,7 @@ def test_best_four_methods_have_a_colour(contest: ComparisonOfRuns) -> None:
     assert bars == {method.colour for method in coloured if method.is_gate}
 
 
-def test_best_gate_has_a_colour_below_the_baselines() -> None:
+def test_best_gate_has_a_colour_below_the_baselines():
     before = {"static_table": (160, 0.8), "cascade": (164, 0.8)}
     runs = [
         fake_run("b", (120, 0.8), label="B", static=(158, 0.8), cascade=(162, 0.8), before=before),
@@ -196,7 +193,7 @@ def test_best_gate_has_a_colour_below_the_baselines() -> None:
     assert "A" in {method.name for method in grey}
 
 
-def test_each_other_method_has_a_panel(contest: ComparisonOfRuns) -> None:
+def test_each_other_method_has_a_panel(contest):
     figure = method_panels(contest)
     assert figure is not None
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
@@ -216,7 +213,7 @@ def test_each_other_method_has_a_panel(contest: ComparisonOfRuns) -> None:
     assert {text.get_text() for text in panels["Gate 1"].texts} == accuracies
 
 
-def test_far_off_gates_are_noted_and_not_drawn() -> None:
+def test_far_off_gates_are_noted_and_not_drawn():
     runs = [
         fake_run("a", (150, 0.8), label="A"),
         fake_run("bad", (24, 0.6), label="Bad"),
@@ -238,7 +235,7 @@ def test_far_off_gates_are_noted_and_not_drawn() -> None:
     assert not alone.texts
 
 
-def test_one_seed_has_no_deviation() -> None:
+def test_one_seed_has_no_deviation():
     one = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (0.7, 1.4)])
     several = compare_runs(
         [
@@ -255,9 +252,7 @@ def test_one_seed_has_no_deviation() -> None:
         assert "standard deviation" not in text
 
 
-def test_alternative_texts_have_the_numbers(
-    contest: ComparisonOfRuns, contest_figures: ComparisonFigures, curves: ComparisonOfRuns
-) -> None:
+def test_alternative_texts_have_the_numbers(contest, contest_figures, curves: ComparisonOfRuns):
     figures = contest_figures
     of = {point.label: point for point in contest.points}
     for name, picture in (("Gate 8", figures.pareto), ("Gate 4", figures.panels)):
@@ -276,7 +271,7 @@ def test_alternative_texts_have_the_numbers(
     assert f"{gate.label}: {first:.2f} (uniform 2 bit) to {last:.2f}" in figures.difficulty.alt
 
 
-def test_texts_of_a_gate_have_the_numbers() -> None:
+def test_texts_of_a_gate_have_the_numbers():
     run = fake_run("g", (150, 0.8))
     assert alt_text.of_options(run, "PPO") == (
         "Options that PPO chooses at each layer. layer 1: skip 50 %, 2 bit 50 %; layer 2: skip "
@@ -294,7 +289,7 @@ def test_texts_of_a_gate_have_the_numbers() -> None:
     )
 
 
-def test_spread_over_seeds_keeps_the_range_of_the_axis() -> None:
+def test_spread_over_seeds_keeps_the_range_of_the_axis():
     limits = []
     for spread in (0, 30):
         pair = [fake_run(f"s{i}", (150 + d, 0.8), seed=i) for i, d in ((0, -spread), (1, spread))]
@@ -303,13 +298,13 @@ def test_spread_over_seeds_keeps_the_range_of_the_axis() -> None:
     assert limits[0] == pytest.approx(limits[1])
 
 
-def test_ticks_of_option_shares_up_to_100_percent() -> None:
+def test_ticks_of_option_shares_up_to_100_percent():
     comparison = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)])
     figure = bit_mix_plot(comparison.curves[0], comparison.options)
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["20", "50", "100"]
 
 
-def test_labels_do_not_overlap(contest: ComparisonOfRuns) -> None:
+def test_labels_do_not_overlap(contest):
     # Full precision is worse than the gates, so that its label is at the lower right.
     runs = [
         fake_run(f"b{b}", (right, b), budget=b, static=(right, b), cascade=(right - 1, b))
@@ -326,7 +321,7 @@ def test_labels_do_not_overlap(contest: ComparisonOfRuns) -> None:
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-def test_any_gate_name_is_drawn_and_escaped() -> None:
+def test_any_gate_name_is_drawn_and_escaped():
     names = ["_a$b$c", r"$\frac$", "<b>&汉字", "x" * 300]
     baselines = {"static": (110, 0.5), "cascade": (110, 0.5)}
     runs = [
@@ -345,9 +340,7 @@ def test_any_gate_name_is_drawn_and_escaped() -> None:
     assert {"Budgets", "Curves"} <= set(outline.headings)
 
 
-def test_hover_points_lie_on_their_markers(
-    comparison: ComparisonOfRuns, figures: ComparisonFigures
-) -> None:
+def test_hover_points_lie_on_their_markers(comparison, figures: ComparisonFigures):
     pixels = np.asarray(Image.open(io.BytesIO(figures.pareto.png)).convert("RGB"))
     height, width, _ = pixels.shape
     gate = next(point for point in figures.pareto.points if point.text.startswith("PPO"))
@@ -358,7 +351,7 @@ def test_hover_points_lie_on_their_markers(
     assert np.abs(found.astype(int) - expected).max() < 8
 
 
-def test_report_of_measured_times() -> None:
+def test_report_of_measured_times():
     times = {"gate": 1.5, "static_table": 2.0, "uniform_2": 3.9, "full": 4.0}
     runs = [
         fake_run(f"r{i}", (180, 0.9), seed=i, milliseconds={**times, "gate": 1.5 + i})
@@ -381,7 +374,7 @@ def test_report_of_measured_times() -> None:
     assert "On this machine 2 bit takes as long as 32 bit or longer" in text
 
 
-def test_page_is_self_contained_and_escaped(page: str) -> None:
+def test_page_is_self_contained_and_escaped(page):
     outline = outline_of(page)
     assert outline.images == 3
     assert MARKUP in outline.cells
@@ -389,15 +382,13 @@ def test_page_is_self_contained_and_escaped(page: str) -> None:
 
 
 @needs_chromium
-def test_a_browser_opens_the_page_without_complaint(page: str, tmp_path: Path) -> None:
+def test_a_browser_opens_the_page_without_complaint(page, tmp_path):
     check_in_browser(page, tmp_path, images=3)
 
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 768, 1400])
-def test_nothing_is_wider_than_the_window(
-    contest: ComparisonOfRuns, contest_figures: ComparisonFigures, tmp_path: Path, width: int
-) -> None:
+def test_nothing_is_wider_than_the_window(contest, contest_figures, tmp_path, width: int):
     long = replace(contest, dataset="x" * 300, failed={"runs/" + "y" * 300: "z" * 300})
     section = GateSection("g" * 300, {"Bits": contest_figures.pareto}, ["c " * 300], "s" * 300)
     page = html_report(long, contest_figures, [section])
@@ -408,7 +399,7 @@ def test_nothing_is_wider_than_the_window(
 
 
 @needs_chromium
-def test_folded_content_is_printed(tmp_path: Path) -> None:
+def test_folded_content_is_printed(tmp_path):
     page = render("base.html", title="Report", about="", summary=[], failed={})
     rows = "".join(f"<p>{number}</p>" for number in range(200))
     file, printed = tmp_path / "page.html", tmp_path / "page.pdf"

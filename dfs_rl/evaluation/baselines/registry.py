@@ -112,16 +112,15 @@ class EvaluationSetup:
 
 
 def uniform_baselines(
-    options: BitOptions, reported: PassOutputs, selection: PassOutputs | None = None
+    options: BitOptions, reported: PassOutputs, selection: PassOutputs
 ) -> list[MethodResult]:
     """Return the results of each bit option at all layers, from ``run_uniform``."""
     methods = []
     for bits, setting in zip(options, reported.settings, strict=True):
         label = {SKIP: "skip all", FULL: "full precision"}.get(bits, f"uniform {bits} bit")
-        records, *others = (
+        records, chosen = (
             outputs.records(Rule(passes=(setting,)), "last", name=label)
             for outputs in (reported, selection)
-            if outputs is not None
         )
         methods.append(
             MethodResult(
@@ -129,7 +128,7 @@ def uniform_baselines(
                 label=label,
                 role="fixed",
                 records=(records,),
-                selection=others[0] if others else None,
+                selection=chosen,
                 detail="no gated layer runs" if bits == SKIP else "",
                 table=setting.options,
             )

@@ -29,7 +29,8 @@ def test_mode_table_prefers_the_cheaper_of_equals():
 
 
 def test_uniform_baselines_cover_the_bit_options(backbone, val):
-    uniform = uniform_baselines(backbone.options, run_uniform(backbone, val))
+    outputs = run_uniform(backbone, val)
+    uniform = uniform_baselines(backbone.options, outputs, outputs)
     assert [method.key for method in uniform] == ["uniform_0", "uniform_2", "full"]
     assert [method.label for method in uniform] == ["skip all", "uniform 2 bit", "full precision"]
     assert [method.detail for method in uniform] == ["no gated layer runs", "", ""]
