@@ -38,10 +38,8 @@ def hypervolume_reference_point(
     than 10 %, and their cheapest option may be as accurate as any other, so the first point would
     not separate the gates.
 
-    Args:
-        running: Uniform settings that run the layers, cheapest first.
-        skipping: Uniform setting that skips the layers; empty if 0 is not an option.
-        gates: Points of all gates.
+    ``running`` are uniform settings that run the layers, cheapest first; ``skipping`` is the one
+    that skips them, or empty.
     """
     is_low = all(point.computation < REFERENCE_COMPUTATION for point in running[:-1])
     if is_low and any(point.computation < REFERENCE_COMPUTATION for point in gates):

@@ -198,6 +198,8 @@ def test_each_other_method_has_a_panel(contest):
     assert figure is not None
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     assert sorted(panels) == sorted(GREY)
+    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in panels.values()]
+    assert labelled == [False, False, True, True, True, True]  # four in a row, the lowest ones
     best = {p.accuracy.mean for p in contest.points if p.family == COLOURED[0]}
     for name, axes in panels.items():
         points = [p for p in contest.points if p.family == name]

@@ -18,6 +18,7 @@ from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import BATCH_SIZE
 from dfs_rl.evaluation.records import GateRecords, passed_exits_macs
+from dfs_rl.evaluation.static_tables.scoring import exit_tables
 
 _QUANTILES = 100
 """Number of intervals between the evenly spaced quantiles of confidence tried as thresholds."""
@@ -158,7 +159,5 @@ def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
 
 def _options_by_exit(option: int, costs: CostTable) -> Tensor:
     """Return the actions up to each exit and up to the head, int64 ``[exits + 1, layers]``."""
-    options_by_exit = torch.full((len(costs.exits) + 1, costs.n_layers), option)
-    for row, after in zip(options_by_exit, costs.exits_after, strict=False):
-        row[after:] = costs.exit_action
-    return options_by_exit
+    whole = (option,) * costs.n_layers
+    return torch.tensor([*exit_tables(costs, whole), whole])

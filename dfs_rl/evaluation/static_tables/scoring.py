@@ -46,13 +46,15 @@ def is_within_budget(costs: CostTable, table: StaticTable, budget: float) -> boo
     return static_table_computation(costs, table) <= budget + _TOLERANCE
 
 
+def exit_tables(costs: CostTable, table: StaticTable) -> list[StaticTable]:
+    """Return a static bit table up to each exit, the first one first."""
+    return [table[:n] + (costs.exit_action,) * (costs.n_layers - n) for n in costs.exits_after]
+
+
 def cheapest_static_table(costs: CostTable, *, exits: bool = True) -> StaticTable:
     """Return the cheapest static bit table, with or without the use of exits."""
-    cheapest = tuple(costs.option_costs().argmin(dim=1).tolist())
-    candidates = [
-        cheapest[:after] + (costs.exit_action,) * (costs.n_layers - after)
-        for after in (*(costs.exits_after if exits else ()), costs.n_layers)
-    ]
+    whole = tuple(costs.option_costs().argmin(dim=1).tolist())
+    candidates = [*(exit_tables(costs, whole) if exits else ()), whole]
     return min(candidates, key=lambda table: static_table_computation(costs, table))
 
 

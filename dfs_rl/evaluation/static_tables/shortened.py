@@ -10,6 +10,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTable,
     StaticTableScorer,
     evenly_spaced_subset,
+    exit_tables,
     static_table_computation,
 )
 
@@ -35,10 +36,7 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     (lowest, *_) = (option for option, width in enumerate(bits) if width != SKIP)
     whole = (lowest,) * costs.n_layers
     scorer = StaticTableScorer(backbone, evenly_spaced_subset(image_set, _IMAGES))
-    tables = [
-        whole[:after] + (costs.exit_action,) * (costs.n_layers - after)
-        for after in costs.exits_after
-    ]
+    tables = exit_tables(costs, whole)
     if SKIP in bits:
         skip = bits.index(SKIP)
         tables += _in_order_of_sensitivity(scorer, costs, whole, skip)
