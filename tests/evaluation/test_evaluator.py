@@ -46,9 +46,10 @@ def test_draws_match_each_image_and_share_prefixes(val, exits):
     backbone = MixBackbone((0, 2, 32), exits=exits)
     generator = torch.Generator().manual_seed(0)
     n_actions = backbone.costs.n_actions
+    val = val.subset(torch.arange(60))
     draws = [torch.randint(0, n_actions, (len(val), 4), generator=generator) for _ in range(4)]
     draws.append(draws[0].clone())  # costs nothing more
-    records = evaluate_draws(backbone, val, draws, name="given", batch_size=60)
+    records = evaluate_draws(backbone, val, draws, name="given", batch_size=35)
     run = sum(layer.images_run for layer in backbone.layers)
     prefixes = set()
     for options, found in zip(draws, records, strict=True):

@@ -15,10 +15,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dfs_rl.evaluation.comparison import compare_runs
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.summary import PerImageResults
 from dfs_rl.reporting import alt_text, style
-from dfs_rl.reporting.comparison_figures import ComparisonFigures, bit_mix_plot, comparison_figures
+from dfs_rl.reporting.comparison_figures import bit_mix_plot, comparison_figures
 from dfs_rl.reporting.comparison_report import (
     GateSection,
     comparison_tables,
@@ -93,7 +92,7 @@ def test_table_of_budgets(comparison, curves):
     assert comparison_tables(comparison)["budgets"] == ((), [])
 
 
-def test_frame_has_every_point_and_its_gains(comparison, curves: ComparisonOfRuns):
+def test_frame_has_every_point_and_its_gains(comparison, curves):
     frame = comparison.to_frame().set_index("label")
     assert len(frame) == len(comparison.points) + len(comparison.references)
     ppo = frame.loc["PPO"]
@@ -237,7 +236,7 @@ def test_far_off_gates_are_noted_and_not_drawn():
     assert not alone.texts
 
 
-def test_one_seed_has_no_deviation():
+def test_one_seed_has_no_deviation(figures):
     one = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (0.7, 1.4)])
     several = compare_runs(
         [
@@ -248,21 +247,20 @@ def test_one_seed_has_no_deviation():
     )
     shown = written(pareto_plot(several)[0])
     assert any("standard deviation over 2 seeds" in text for text in shown)
-    page = html_report(one, comparison_figures(one), [])
+    page = html_report(one, figures, [])
     for text in (comparison_text(one), page, *written(pareto_plot(one)[0])):
         assert "±" not in text
         assert "standard deviation" not in text
 
 
-def test_alternative_texts_have_the_numbers(contest, contest_figures, curves: ComparisonOfRuns):
-    figures = contest_figures
+def test_alternative_texts_have_the_numbers(contest, curves):
+    pareto, panels = alt_text.of_pareto_plot(contest), alt_text.of_panels(contest)
     of = {point.label: point for point in contest.points}
-    for name, picture in (("Gate 8", figures.pareto), ("Gate 4", figures.panels)):
-        assert picture is not None
+    for name, text in (("Gate 8", pareto), ("Gate 4", panels)):
         ends = [of[f"{name}, budget {b}"] for b in ("0.8", "2")]
         low, high = (f"{p.accuracy.mean:.1f} % at {p.computation.mean:.3g} %" for p in ends)
-        assert f"{name}: {low} to {high}." in picture.alt
-    assert "full precision 95.0 % at 100 %" in figures.pareto.alt
+        assert f"{name}: {low} to {high}." in text
+    assert "full precision 95.0 % at 100 %" in pareto
     curve = next(curve for curve in curves.curves if curve.label == "PPO")
     assert alt_text.of_bit_mix(curve, curves.options) == (
         "Options of PPO, mean share over all layers, computation at 0.7 %: skip 50 %, 2 bit 50 %; "
@@ -270,7 +268,8 @@ def test_alternative_texts_have_the_numbers(contest, contest_figures, curves: Co
     )
     gate = next(g for g in contest.computation_by_difficulty if g.family == "Gate 8")
     first, *_, last = (value for value in gate.relative if value is not None)
-    assert f"{gate.label}: {first:.2f} (uniform 2 bit) to {last:.2f}" in figures.difficulty.alt
+    text = alt_text.of_difficulty(contest)
+    assert f"{gate.label}: {first:.2f} (uniform 2 bit) to {last:.2f}" in text
 
 
 def test_texts_of_a_gate_have_the_numbers():
@@ -342,7 +341,7 @@ def test_any_gate_name_is_drawn_and_escaped():
     assert {"Budgets", "Curves"} <= set(outline.headings)
 
 
-def test_hover_points_lie_on_their_markers(comparison, figures: ComparisonFigures):
+def test_hover_points_lie_on_their_markers(comparison, figures):
     pixels = np.asarray(Image.open(io.BytesIO(figures.pareto.png)).convert("RGB"))
     height, width, _ = pixels.shape
     gate = next(point for point in figures.pareto.points if point.text.startswith("PPO"))
@@ -390,7 +389,7 @@ def test_a_browser_opens_the_page_without_complaint(page, tmp_path):
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 768, 1400])
-def test_nothing_is_wider_than_the_window(contest, contest_figures, tmp_path, width: int):
+def test_nothing_is_wider_than_the_window(contest, contest_figures, tmp_path, width):
     long = replace(contest, dataset="x" * 300, failed={"runs/" + "y" * 300: "z" * 300})
     section = GateSection("g" * 300, {"Bits": contest_figures.pareto}, ["c " * 300], "s" * 300)
     page = html_report(long, contest_figures, [section])

@@ -112,7 +112,7 @@ def test_labels_keep_apart_however_crowded():
     assert not overlaps([text.get_window_extent() for text in texts])
 
 
-@pytest.mark.parametrize("layers", [1, 9, 54])
+@pytest.mark.parametrize("layers", [1, 9, 21])
 def test_options_plot_for_few_and_many_layers(layers):
     generator = torch.Generator().manual_seed(layers)
     histogram = torch.rand(layers, 6, generator=generator)

@@ -81,7 +81,7 @@ def test_cheapest_table_also_with_exits(macs, options, exits, last, share):
     cheapest = static_table_computation(costs, cheapest_static_table(costs))
     assert cheapest == pytest.approx(float(every.min()))
     budget = cheapest + share * (float(every.max()) - cheapest)
-    for table in tables[:: max(1, len(tables) // 20)]:
+    for table in tables[:: max(1, len(tables) // 8)]:
         assert is_within_budget(costs, fit_to_budget(table, costs, budget), budget)
 
 
@@ -111,7 +111,8 @@ def test_measured_costs_may_fall_with_bits(fit, times, share):
     least, most = (100 * sum(map(end, times)) / costs.total_cost for end in (min, max))
     budget = least + share * (most - least)
     assert static_table_computation(costs, cheapest_static_table(costs)) == pytest.approx(least)
-    for table in itertools.product(range(3), repeat=len(times)):
+    tables = list(itertools.product(range(3), repeat=len(times)))
+    for table in tables[:: max(1, len(tables) // 8)]:
         fitted = fit(table, costs, budget)
         assert is_within_budget(costs, fitted, budget)
         assert fitted == table or not is_within_budget(costs, table, budget)
