@@ -56,11 +56,7 @@ def estimate_curve_points(
 
 
 def calibrate_budget_conditioning(
-    backbone: GatedBackbone,
-    gate: LearnedGate,
-    images: ImageSet,
-    *,
-    batch_size: int = BATCH_SIZE,
+    backbone: GatedBackbone, gate: LearnedGate, images: ImageSet, *, batch_size: int = BATCH_SIZE
 ) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 

@@ -127,9 +127,7 @@ def compare_runs(
     return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
 
 
-def _unique_baselines(
-    baselines: Iterator[tuple[str, Point, Tensor]],
-) -> list[tuple[Point, Tensor]]:
+def _unique_baselines(baselines: Iterator[tuple[str, Point, Tensor]]) -> list[tuple[Point, Tensor]]:
     """Remove duplicate baselines, and label the others by a cost of as many digits as they need.
 
     Baselines that differ only in accuracy have the gate in their label, too.

@@ -87,10 +87,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPU
 
 
 def _stack(
-    axes: Axes,
-    computations: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    options: BitOptions,
+    axes: Axes, computations: NDArray[np.float64], shares: NDArray[np.float64], options: BitOptions
 ) -> None:
     low, high = float(computations.min()), float(computations.max())
     ticks = style.readable_ticks(low, high, fewest=_FEWEST_TICKS)

@@ -10,14 +10,7 @@ from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
 from dfs_rl.reporting.comparison_figures import ComparisonFigures
 from dfs_rl.reporting.render import Picture, render
-from dfs_rl.reporting.tables import (
-    MEASURED,
-    Groups,
-    aligned_table,
-    cost_note,
-    filled,
-    timing_notes,
-)
+from dfs_rl.reporting.tables import MEASURED, Groups, aligned_table, cost_note, filled, timing_notes
 
 _GAINS = {
     "static_table": "minus static",

@@ -212,10 +212,7 @@ def _batch_text(profile: LatencyProfile) -> str:
     head = [f"batch {profile.batch_sizes[0]}"]
     head += [name if bits is None else f"{bits} bit" for name, bits in columns]
     rows = [
-        [
-            f"layer {layer}",
-            *(_ms(times.get((name, layer, bits))) for name, bits in columns),
-        ]
+        [f"layer {layer}", *(_ms(times.get((name, layer, bits))) for name, bits in columns)]
         for layer in range(len(profile.layer_macs))
     ]
     errors = {

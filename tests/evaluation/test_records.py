@@ -146,10 +146,7 @@ def test_batches_concatenate_in_order():
         ({"predictions": torch.zeros(2, dtype=torch.int64)}, "predictions"),
         ({"confidence": torch.zeros(3, 1)}, "confidence"),
         ({"options": torch.zeros(3, dtype=torch.int64)}, "options"),
-        (
-            {"earlier": replace(first_passes([True] * 3), ran=torch.zeros(2, 1))},
-            "earlier.ran",
-        ),
+        ({"earlier": replace(first_passes([True] * 3), ran=torch.zeros(2, 1))}, "earlier.ran"),
     ],
 )
 def test_inconsistent_fields_are_refused(fields, message):

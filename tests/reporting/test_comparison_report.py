@@ -215,10 +215,7 @@ def test_each_other_method_has_a_panel(contest):
 
 
 def test_far_off_gates_are_noted_and_not_drawn():
-    runs = [
-        fake_run("a", (150, 0.8), label="A"),
-        fake_run("bad", (24, 0.6), label="Bad"),
-    ]
+    runs = [fake_run("a", (150, 0.8), label="A"), fake_run("bad", (24, 0.6), label="Bad")]
     comparison = compare_runs(runs)
     figure, tooltips = pareto_plot(comparison)
     (axes,) = figure.axes
