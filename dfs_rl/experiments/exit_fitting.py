@@ -11,7 +11,7 @@ from dfs_rl.backbones import StoredBackbone, load_stored_backbone, save_backbone
 from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
-from dfs_rl.evaluation.baselines.early_exit import run_exit_outputs
+from dfs_rl.evaluation.baselines.early_exit import run_exits
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
 from dfs_rl.experiments.config import TrainExitsConfig, resume_command
 from dfs_rl.experiments.supernet_training import is_finished
@@ -104,13 +104,11 @@ def add_exits(
 def exit_accuracies(stored: StoredBackbone, dataset: Dataset) -> dict[str, list[float]]:
     """Return the accuracy in percent of every exit on the val split, by the bits of all layers."""
     frozen = stored.backbone.to_inference()
-    passes = run_exit_outputs(frozen, dataset.val.to(frozen.feature_mean.device))
+    found = run_exits(frozen, dataset.val.to(frozen.feature_mean.device))
     return {
-        str(frozen.options[answers.option]): [
-            100.0 * share for share in answers.correct.double().mean(dim=0)[:-1].tolist()
-        ]
-        for answers in passes
-        if frozen.options[answers.option] in stored.backbone.meaningful_bits
+        str(bits): [records.accuracy for records in of_exits[:-1]]
+        for bits, of_exits in zip(frozen.options, found, strict=True)
+        if bits in stored.backbone.meaningful_bits
     }
 
 

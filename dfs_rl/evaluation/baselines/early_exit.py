@@ -6,33 +6,26 @@ of the entropy. Only the heads of the exits are learned, so a gate that exits ea
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import GatedBackbone, WithExits, activations
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import COMPUTATION, CostTable
-from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.evaluator import BATCH_SIZE
-from dfs_rl.evaluation.records import GateRecords, passed_exits_macs
+from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_draws
+from dfs_rl.evaluation.records import GateRecords, choose_records, passed_exits_macs
 from dfs_rl.evaluation.static_tables.scoring import exit_tables
 
 _QUANTILES = 100
 """Number of intervals between the evenly spaced quantiles of confidence tried as thresholds."""
 _TOLERANCE = 1e-9
 
-
-class ExitOutputs(NamedTuple):
-    """Outputs of all exits and of the head, with all layers at one option."""
-
-    option: int
-    predictions: Tensor  # int64 [n, exits + 1]
-    log_likelihood: Tensor  # of the true class, float64 [n, exits + 1]
-    confidence: Tensor  # largest class probability, float64 [n, exits + 1]
-    labels: Tensor  # int64 [n]
+ExitRecords = Sequence[GateRecords]
+"""Records where all images take the first exit, the second and so on, and where none takes one."""
 
 
 class ExitRule(NamedTuple):
@@ -42,9 +35,9 @@ class ExitRule(NamedTuple):
     first: int
     threshold: float
 
-    def exit_index(self, outputs: ExitOutputs) -> Tensor:
+    def exit_index(self, records: ExitRecords) -> Tensor:
         """Return the exit of each image, int64 ``[n]``; the number of exits for the head."""
-        sure = outputs.confidence >= self.threshold
+        sure = _by_exit(records, "confidence") >= self.threshold
         sure[:, : self.first] = False
         sure[:, -1] = True
         return sure.int().argmax(dim=1)
@@ -59,55 +52,34 @@ class ExitRule(NamedTuple):
         return f"{bits} bit, exits after {places} layers at a confidence of {confidence}"
 
 
-def run_exit_outputs(
+def run_exits(
     backbone: GatedBackbone, image_set: ImageSet, *, batch_size: int = BATCH_SIZE
-) -> list[ExitOutputs]:
+) -> list[ExitRecords]:
     """Run each option at all layers of a backbone with exits, and evaluate all exits."""
-    assert isinstance(backbone, WithExits), "a backbone whose costs have exits"
-    after, labels = backbone.costs.exits_after, image_set.labels.cpu()
-    passes = []
-    with torch.inference_mode():
-        for option, bits in enumerate(backbone.options):
-            parts: list[Tensor] = []
-            for batch in batches(image_set, batch_size):
-                stem, logits = backbone.stem(batch.images), []
-                for index, hidden in enumerate(activations(backbone, stem, bits)):
-                    if index in after:
-                        logits.append(backbone.answer(hidden, index))
-                logits.append(backbone.head(hidden))
-                parts.append(torch.stack(logits, dim=1).double().log_softmax(dim=-1).cpu())
-            log_probabilities = torch.cat(parts)  # [n, exits + 1, classes]
-            best = log_probabilities.max(dim=-1)
-            true_class = labels[:, None, None].expand(-1, log_probabilities.shape[1], 1)
-            log_likelihood = log_probabilities.gather(2, true_class).squeeze(2)
-            passes.append(
-                ExitOutputs(option, best.indices, log_likelihood, best.values.exp(), labels)
-            )
-    return passes
+    costs, n = backbone.costs, len(image_set)
+    found: list[ExitRecords] = []
+    for option in range(len(costs.options)):
+        whole = (option,) * costs.n_layers
+        draws = [torch.tensor(table).expand(n, -1) for table in (*exit_tables(costs, whole), whole)]
+        together = batch_size * len(draws)  # one image counts once per draw
+        found.append(evaluate_draws(backbone, image_set, draws, name="exits", batch_size=together))
+    return found
 
 
-def apply_exit_rule(passes: Sequence[ExitOutputs], rule: ExitRule, costs: CostTable) -> GateRecords:
+def apply_exit_rule(found: Sequence[ExitRecords], rule: ExitRule, costs: CostTable) -> GateRecords:
     """Return the records of an exit rule; each image pays for all exits that it reaches."""
-    outputs = passes[rule.option]
-    exit_index = rule.exit_index(outputs)
-    at_exit = torch.arange(len(exit_index)), exit_index
-    options = _options_by_exit(rule.option, costs)[exit_index]
-    overhead = passed_exits_macs(costs, options, first=rule.first)
-    plain = costs.with_cost_model(COMPUTATION)
-    return GateRecords(
-        name="exits",
-        predictions=outputs.predictions[at_exit],
-        labels=outputs.labels,
-        options=options,
-        log_likelihood=outputs.log_likelihood[at_exit],
-        confidence=outputs.confidence[at_exit],
-        gate_macs_taken=overhead,
-        excess_macs=overhead - passed_exits_macs(plain, options, first=rule.first),
-        first_exit=rule.first,
+    records = found[rule.option]
+    chosen = choose_records(records, rule.exit_index(records), "exits")
+    overhead, plain = (
+        passed_exits_macs(each, chosen.options, first=rule.first)
+        for each in (costs, costs.with_cost_model(COMPUTATION))
+    )
+    return replace(
+        chosen, gate_macs_taken=overhead, excess_macs=overhead - plain, first_exit=rule.first
     )
 
 
-def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: float) -> ExitRule:
+def choose_exit_rule(found: Sequence[ExitRecords], costs: CostTable, budget: float) -> ExitRule:
     """Choose the most accurate exit rule within a budget on the mean computation.
 
     Of equally accurate rules the likelier one is chosen, then the cheaper one.
@@ -117,23 +89,25 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
     """
     best: tuple[tuple[float, float, float], ExitRule] | None = None
     cheapest = math.inf
-    for outputs in passes:
-        correct = (outputs.predictions == outputs.labels[:, None]).double()
-        options_by_exit = _options_by_exit(outputs.option, costs)
+    for option, records in enumerate(found):
+        correct, log_likelihood = (
+            _by_exit(records, name) for name in ("correct", "log_likelihood")
+        )
+        options_by_exit = torch.stack([each.options[0] for each in records])
         for first in range(len(costs.exits) + 1):  # the last one uses no exit
             costs_by_exit = costs.computation(
                 options_by_exit, gate_macs=passed_exits_macs(costs, options_by_exit, first=first)
             )
-            for threshold in _thresholds(outputs, first):
-                rule = ExitRule(outputs.option, first, threshold)
-                exit_index = rule.exit_index(outputs)
+            for threshold in _thresholds(records, first):
+                rule = ExitRule(option, first, threshold)
+                exit_index = rule.exit_index(records)
                 cost = costs_by_exit[exit_index].mean().item()
                 cheapest = min(cheapest, cost)
                 if cost > budget + _TOLERANCE:
                     continue
                 accuracy, likelihood = (
                     values.gather(1, exit_index[:, None]).mean().item()
-                    for values in (correct, outputs.log_likelihood)
+                    for values in (correct.double(), log_likelihood)
                 )
                 score = (accuracy, likelihood, -cost)
                 if best is None or score > best[0]:
@@ -146,9 +120,9 @@ def choose_exit_rule(passes: Sequence[ExitOutputs], costs: CostTable, budget: fl
     return best[1]
 
 
-def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
+def _thresholds(records: ExitRecords, first: int) -> list[float]:
     """Return thresholds from the one where every image exits at once to infinity."""
-    used = outputs.confidence[:, first:-1]
+    used = _by_exit(records, "confidence")[:, first:-1]
     if used.shape[1] == 0:
         return [math.inf]
     places = torch.linspace(0, 1, _QUANTILES + 1, dtype=torch.float64)
@@ -157,7 +131,6 @@ def _thresholds(outputs: ExitOutputs, first: int) -> list[float]:
     return [*sorted(set(values[at].tolist())), math.inf]
 
 
-def _options_by_exit(option: int, costs: CostTable) -> Tensor:
-    """Return the actions up to each exit and up to the head, int64 ``[exits + 1, layers]``."""
-    whole = (option,) * costs.n_layers
-    return torch.tensor([*exit_tables(costs, whole), whole])
+def _by_exit(records: ExitRecords, name: str) -> Tensor:
+    """Return a field of the records, ``[n, exits + 1]``."""
+    return torch.stack([getattr(each, name) for each in records], dim=1)

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.costs import CostTable
-from dfs_rl.evaluation.baselines.early_exit import (
-    apply_exit_rule,
-    choose_exit_rule,
-    run_exit_outputs,
-)
+from dfs_rl.evaluation.baselines.early_exit import apply_exit_rule, choose_exit_rule, run_exits
 from dfs_rl.evaluation.baselines.registry import (
     Baseline,
     EvaluationSetup,
@@ -116,7 +112,7 @@ def _exits(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule within the cost of the gate by which confident images exit."""
     costs = setup.backbone.costs
     reported, selection = (
-        run_exit_outputs(setup.backbone, images, batch_size=setup.batch_size)
+        run_exits(setup.backbone, images, batch_size=setup.batch_size)
         for images in (setup.reported, setup.selection)
     )
     rule = choose_exit_rule(selection, costs, setup.budget)

@@ -10,7 +10,7 @@ from dfs_rl.evaluation.baselines.early_exit import (
     ExitRule,
     apply_exit_rule,
     choose_exit_rule,
-    run_exit_outputs,
+    run_exits,
 )
 from dfs_rl.evaluation.baselines.methods import mode_table
 from dfs_rl.evaluation.baselines.registry import MethodResult
@@ -60,7 +60,7 @@ def images(network):
 
 @pytest.fixture(scope="module")
 def passes(network, images):
-    return run_exit_outputs(network, images, batch_size=32)
+    return run_exits(network, images, batch_size=32)
 
 
 def run_by_hand(network, images, rule):
@@ -98,7 +98,8 @@ def test_images_exit_where_an_exit_is_confident(network, images, passes, rule):
 
 
 def test_confidence_at_the_threshold_is_enough(passes):
-    for exit_, confidence in enumerate(passes[2].confidence[7, :-1].tolist()):
+    for exit_, records in enumerate(passes[2][:-1]):
+        confidence = records.confidence[7].item()
         assert ExitRule(2, exit_, confidence).exit_index(passes[2])[7] == exit_
 
 
