@@ -26,16 +26,20 @@ def comparison_verdict(
     ``n_tied`` is the number of points tied on val with each point of a Pareto front, by its label.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
+
+    def front(labels: Sequence[str], cost: CostName, unit: str, digits: int) -> str:
+        return "; ".join(
+            f"from {by_label[label].cost(cost).mean:.{digits}g} {unit}: "
+            f"{_text(by_label[label], n_tied[cost][label])}"
+            for label in labels
+        )
+
     if comparison.budgets:
         labels = [at.recommended for at in comparison.budgets if at.recommended is not None]
         listed = "; ".join(_at_budgets(comparison, by_label))
     else:
         labels = list(comparison.pareto_front)
-        listed = "; ".join(
-            f"from {by_label[label].computation.mean:.3g} % {comparison.cost_model}: "
-            f"{_text(by_label[label], n_tied['computation'][label])}"
-            for label in labels
-        )
+        listed = front(labels, "computation", f"% {comparison.cost_model}", 3)
     yield f"Recommended on val, the simplest of tied methods: {listed}."
     # Rounded up, so that the budget admits the recommended cascade.
     cascades = dict.fromkeys(
@@ -48,12 +52,7 @@ def comparison_verdict(
         budgets = " or ".join(cascades)
         yield f"To use a recommended cascade, run train_cascade{cost} --budget {budgets}."
     if comparison.timing is not None:
-        points = [by_label[label] for label in comparison.pareto_front_milliseconds]
-        listed = "; ".join(
-            f"from {point.cost('milliseconds').mean:.4g} ms: "
-            f"{_text(point, n_tied['milliseconds'][point.label])}"
-            for point in points
-        )
+        listed = front(comparison.pareto_front_milliseconds, "milliseconds", "ms", 4)
         yield f"By measured time, likewise: {listed}."
     gates = [point for point in comparison.points if point.kind == GATE]
     keys = [key for key in _BASELINES if any(key in gate.gains for gate in gates)]

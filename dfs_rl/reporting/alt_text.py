@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dfs_rl.costs import COMPUTATION
-from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Curve, EvaluatedRun, Point
+from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Curve, EvaluatedRun
 from dfs_rl.evaluation.timing import CostName
-from dfs_rl.reporting.frontier import UNITS, Method, ranked_methods
+from dfs_rl.reporting.frontier import Method, point_text, ranked_methods
 from dfs_rl.reporting.style import option_name
 
 _MOST_POINTS = 12
@@ -20,7 +20,7 @@ def of_pareto_plot(comparison: ComparisonOfRuns, cost: CostName = "computation")
     """Return the accuracies and costs of the methods in colour, and of uniform settings."""
     coloured, grey = ranked_methods(comparison)
     against = comparison.cost_model if cost == "computation" else "measured time"
-    settings = [f"{p.label} {_values(p, cost)}" for p in comparison.references[:_MOST_POINTS]]
+    settings = [f"{p.label} {point_text(p, cost)}" for p in comparison.references[:_MOST_POINTS]]
     images = f"{comparison.n:,} {comparison.split} images of {comparison.dataset}"
     parts = [
         f"Accuracy against {against} on {images}, the best method on val first.",
@@ -97,11 +97,7 @@ def _range(method: Method, cost: CostName) -> str:
     """Return the cheapest and the most expensive point of a method."""
     points = sorted(method.points, key=lambda point: point.cost(cost).mean)
     ends = [points[0], points[-1]] if len(points) > 1 else points
-    return f"{method.name}: {' to '.join(_values(point, cost) for point in ends)}"
-
-
-def _values(point: Point, cost: CostName) -> str:
-    return f"{point.accuracy.mean:.1f} % at {point.cost(cost).mean:.3g} {UNITS[cost]}"
+    return f"{method.name}: {' to '.join(point_text(point, cost) for point in ends)}"
 
 
 def _shares(shares: Sequence[float], options: Sequence[int]) -> str:

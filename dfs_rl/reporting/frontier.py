@@ -19,8 +19,7 @@ from dfs_rl.reporting import style
 from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.reporting.render import HoverPoint, hover_point
 
-UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}
-"""Unit of a cost."""
+_UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}
 _SIZE = (8.6, 5.0)
 _NOTE_WIDTH, _NOTE_LINES, _NOTE_HEIGHT = 130, 4, 0.035
 """Characters and lines of the note at most, and line height as a fraction of the figure's."""
@@ -139,7 +138,7 @@ def pareto_plot(
             height = level.accuracy.mean
             axes.axhline(height, color=style.MUTED, lw=0.9, ls=(0, (1, 2)), zorder=2)
             lines.append([(left, height), (right, height)])
-            text = f"{level.label}, at {level.cost(cost).mean:.3g} {UNITS[cost]}"
+            text = f"{level.label}, at {level.cost(cost).mean:.3g} {_UNITS[cost]}"
             # Three quarters of the width in logarithmic scale.
             labels.append(Label(text, left ** (1 / 4) * right ** (3 / 4), height, style.MUTED))
     if grey:
@@ -274,6 +273,11 @@ def _most_apart(
     return points[int(distances.argmax())]
 
 
+def point_text(point: Point, cost: CostName) -> str:
+    """Return the accuracy and the cost of a point."""
+    return f"{point.accuracy.mean:.1f} % at {point.cost(cost).mean:.3g} {_UNITS[cost]}"
+
+
 def _bars(points: Sequence[Point]) -> str:
     """Return what bars are; nothing without several seeds."""
     seeds = {len(point.seeds) for point in points if point.accuracy.deviation is not None}
@@ -287,8 +291,7 @@ def _note(undrawn: Sequence[Point], cost: CostName) -> list[str]:
     """Return the lines of the note about gates that are not drawn."""
     figures: dict[str, list[str]] = {}
     for point in undrawn:
-        text = f"{point.accuracy.mean:.1f} % at {point.cost(cost).mean:.3g} {UNITS[cost]}"
-        figures.setdefault(point.family, []).append(text)
+        figures.setdefault(point.family, []).append(point_text(point, cost))
     gates = "; ".join(f"{name} ({', '.join(dict.fromkeys(f))})" for name, f in figures.items())
     note = f"Too inaccurate to draw: {gates}." if gates else ""
     return textwrap.wrap(note, _NOTE_WIDTH, max_lines=_NOTE_LINES, placeholder=" ...")
@@ -297,7 +300,7 @@ def _note(undrawn: Sequence[Point], cost: CostName) -> list[str]:
 def _tooltip(axes: Axes, point: Point, cost: CostName, kind: str) -> HoverPoint:
     x, y = _place(point, cost)
     seeds = f", {len(point.seeds)} seeds" if len(point.seeds) > 1 else ""
-    spent = f"{x:.3g} {UNITS[cost]} {kind}"
+    spent = f"{x:.3g} {_UNITS[cost]} {kind}"
     return hover_point(axes, x, y, f"{point.label}: {y:.2f} % at {spent}{seeds}")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.costs import CostTable
+from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.baselines.early_exit import apply_exit_rule, choose_exit_rule, run_exits
 from dfs_rl.evaluation.baselines.registry import (
     Baseline,
@@ -46,30 +47,32 @@ def _uniform(setup: EvaluationSetup) -> Sequence[MethodResult]:
 @register_baseline("static_table")
 def _static_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Search for the best static bit table within the cost of the gate."""
-    backbone, label = setup.backbone, "best static table"
     table, search = search_static_table(
-        backbone,
+        setup.backbone,
         setup.selection,
         setup.budget,
-        initial_tables=[mode_table(setup.gate_selection.options, backbone.costs)],
+        initial_tables=[mode_table(setup.gate_selection.options, setup.backbone.costs)],
         search=setup.search,
         batch_size=setup.batch_size,
         cached_scores=setup.cached_scores,
     )
-    records, selection = (
-        evaluate_static_table(backbone, images, table, name=label, batch_size=setup.batch_size)
+    result, selection = (
+        _table_result(setup, images, table, "static_table", "best static table")
         for images in (setup.reported, setup.selection)
     )
-    yield MethodResult(
-        key="static_table",
-        label=label,
-        records=(records,),
-        selection=selection,
-        chosen_on=setup.selection_name,
-        detail=f"bits {static_table_text(table, backbone.options)}",
-        table=table,
-        search=search,
+    yield replace(
+        result, selection=selection.records[0], chosen_on=setup.selection_name, search=search
     )
+
+
+def _table_result(
+    setup: EvaluationSetup, images: ImageSet, table: StaticTable, key: str, label: str
+) -> MethodResult:
+    records = evaluate_static_table(
+        setup.backbone, images, table, name=label, batch_size=setup.batch_size
+    )
+    detail = f"bits {static_table_text(table, setup.backbone.options)}"
+    return MethodResult(key=key, label=label, records=(records,), detail=detail, table=table)
 
 
 @register_baseline("cascade")
@@ -152,18 +155,9 @@ register_baseline(
 @register_baseline("mode_table", applies=lambda setup: setup.gate.earlier is None)
 def _mode_table(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Run the most frequent option of the gate at each layer."""
-    table, label = mode_table(setup.gate.options, setup.backbone.costs), "mode table"
-    records = evaluate_static_table(
-        setup.backbone, setup.reported, table, name=label, batch_size=setup.batch_size
-    )
-    yield MethodResult(
-        key="mode_table",
-        label=label,
-        records=(records,),
-        chosen_on=setup.reported_name,
-        detail=f"bits {static_table_text(table, setup.backbone.options)}",
-        table=table,
-    )
+    table = mode_table(setup.gate.options, setup.backbone.costs)
+    result = _table_result(setup, setup.reported, table, "mode_table", "mode table")
+    yield replace(result, chosen_on=setup.reported_name)
 
 
 def _shuffled(

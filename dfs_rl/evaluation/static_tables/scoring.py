@@ -209,3 +209,17 @@ class StaticTableScorer:
         """Return the accuracy of a table in percent."""
         (score,) = self.score([table])
         return 100.0 * score.correct / len(self.image_set)
+
+
+def losses_per_saving(
+    scorer: StaticTableScorer, costs: CostTable, table: StaticTable, cheaper: Sequence[StaticTable]
+) -> dict[StaticTable, float]:
+    """Return the log-likelihood that each cheaper table loses per percent of cost that it saves."""
+    now, *scores = scorer.score([table, *cheaper])
+    spent = static_table_computation(costs, table)
+    saved = [spent - static_table_computation(costs, one) for one in cheaper]
+    return {
+        one: (now.log_likelihood - score.log_likelihood) / less
+        for one, score, less in zip(cheaper, scores, saved, strict=True)
+        if less > 0  # measured times may not fall
+    }

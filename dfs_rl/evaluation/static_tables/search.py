@@ -27,6 +27,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     evenly_spaced_subset,
     fit_to_budget,
     is_within_budget,
+    losses_per_saving,
     static_table_computation,
 )
 from dfs_rl.utils.seeding import numpy_generator
@@ -173,12 +174,8 @@ def greedy_path(
             for layer, option in enumerate(table)
             if (lower := costs.lower_option(layer, option)) is not None
         ] or [cheapest_static_table(costs, exits=False)]
-        now, before = scorer.scores[table].log_likelihood, static_table_computation(costs, table)
-        losses = [
-            (now - score.log_likelihood) / (before - static_table_computation(costs, neighbor))
-            for neighbor, score in zip(neighbors, scorer.score(neighbors), strict=True)
-        ]
-        table = neighbors[losses.index(min(losses))]
+        losses = losses_per_saving(scorer, costs, table, neighbors)
+        table = min(losses, key=losses.__getitem__)
         yield table
 
 

@@ -11,6 +11,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScorer,
     evenly_spaced_subset,
     exit_tables,
+    losses_per_saving,
     static_table_computation,
 )
 
@@ -63,7 +64,7 @@ def _in_order_of_sensitivity(
 ) -> Iterator[StaticTable]:
     """Yield tables with one skipped layer, two and so on, the least sensitive first."""
     alone = [_without(whole, [layer], skip) for layer in range(len(whole))]
-    losses = _losses(scorer, costs, whole, alone)
+    losses = losses_per_saving(scorer, costs, whole, alone)
     skipped: list[int] = []
     for table in sorted(losses, key=losses.__getitem__):
         skipped.append(table.index(skip))
@@ -86,26 +87,12 @@ def _from_ends_of_stages(
             for i, end in enumerate(ends)
             if last[i] > end - stages[i] + 1
         }
-        losses = _losses(scorer, costs, table, list(shorter))
+        losses = losses_per_saving(scorer, costs, table, list(shorter))
         if not losses:
             return
         table = min(losses, key=losses.__getitem__)
         last[shorter[table]] -= 1
         yield table
-
-
-def _losses(
-    scorer: StaticTableScorer, costs: CostTable, table: StaticTable, cheaper: Sequence[StaticTable]
-) -> dict[StaticTable, float]:
-    """Return the log-likelihood that each table loses per cost that it saves."""
-    now, *scores = scorer.score([table, *cheaper])
-    spent = static_table_computation(costs, table)
-    saved = [spent - static_table_computation(costs, one) for one in cheaper]
-    return {
-        one: (now.log_likelihood - score.log_likelihood) / less
-        for one, score, less in zip(cheaper, scores, saved, strict=True)
-        if less > 0  # measured times may not fall
-    }
 
 
 def _without(table: StaticTable, layers: Sequence[int], skip: int) -> StaticTable:
