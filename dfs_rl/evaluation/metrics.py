@@ -99,6 +99,11 @@ def resampled_means(values: Tensor) -> Tensor:
     return values.float() @ _bootstrap_weights(values.shape[-1])
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of values that are added in their order."""
+    return sum(values) / len(values)
+
+
 def interval(draws: Sequence[float]) -> Interval:
     """Return the central 95 % interval of the draws."""
     tail = (1.0 - 0.95) / 2

@@ -17,7 +17,7 @@ from dfs_rl.evaluation.comparison_records import (
 )
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS, CurvePoint, accuracy_at, hypervolume
 from dfs_rl.evaluation.grouping import Groups, point_key
-from dfs_rl.evaluation.metrics import Interval, interval, resampled_means
+from dfs_rl.evaluation.metrics import Interval, interval, mean, resampled_means
 
 _NEARLY_ALL = 0.95
 """Share of draws in which a curve must reach a computation to have an interval there."""
@@ -75,7 +75,7 @@ def curve_pairs(curves: Sequence[MeasuredCurve]) -> Iterator[CurvePair]:
             yield CurvePair(
                 first=first.curve.label,
                 second=second.curve.label,
-                difference=_mean(ours) - _mean(theirs),
+                difference=mean(ours) - mean(theirs),
                 interval=interval(_differences(first.resampled, second.resampled)),
                 spread=spread(_differences(ours, theirs)) if same_seeds else None,
             )
@@ -103,14 +103,14 @@ def _measured(
         if (values := _accuracies_at(curves, cost)) is not None:
             accuracies[f"{cost:g}"] = spread(values)
         found = [_accuracies_at(draw, cost) for draw in resampled]
-        means = [_mean(values) for values in found if values is not None]
+        means = [mean(values) for values in found if values is not None]
         if len(means) >= _NEARLY_ALL * len(found):
             intervals[f"{cost:g}"] = interval(means)
     hypervolumes, *drawn_hypervolumes = (
         [hypervolume(points, reference_point=reference_point) for points in seeds]
         for seeds in (curves, *resampled)
     )
-    means_of_draws = [_mean(seeds) for seeds in drawn_hypervolumes]
+    means_of_draws = [mean(seeds) for seeds in drawn_hypervolumes]
     mean_costs = computation.double().mean(dim=(0, 2))  # [points]
     order = mean_costs.argsort()
     first = next(iter(runs.values()))[0].summary
@@ -152,7 +152,3 @@ def _accuracies_at(curves: _Curves, computation: float) -> list[float] | None:
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(first, second, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

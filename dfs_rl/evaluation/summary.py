@@ -15,6 +15,7 @@ from dfs_rl.evaluation.metrics import (
     accuracy_error,
     accuracy_percent,
     class_accuracy,
+    mean,
     paired_difference,
 )
 from dfs_rl.evaluation.records import GateRecords
@@ -181,18 +182,18 @@ def _summarize_method(
         accuracy_error=accuracy_error(accuracy, n),
         draws=len(draws),
         draws_deviation=torch.tensor(draws).std().item() if len(draws) > 1 else None,
-        computation=_mean([one.computation(costs).mean().item() for one in records]),
-        computation_dfs=_mean([one.computation(costs, "dfs").mean().item() for one in records]),
-        bitops=_mean([one.bitops(costs).mean().item() for one in records]),
-        patterns=_mean([float(one.patterns) for one in records]),
+        computation=mean([one.computation(costs).mean().item() for one in records]),
+        computation_dfs=mean([one.computation(costs, "dfs").mean().item() for one in records]),
+        bitops=mean([one.bitops(costs).mean().item() for one in records]),
+        patterns=mean([float(one.patterns) for one in records]),
         class_accuracy=class_accuracy(correct, records[0].labels, n_classes),
         chosen_on=method.chosen_on,
         detail=method.detail,
         table=None if method.table is None else static_table_bits(method.table, costs.options),
-        exit_shares=tuple(map(_mean, exit_shares)),
+        exit_shares=tuple(map(mean, exit_shares)),
         milliseconds=None
         if measured is None
-        else _mean([one.milliseconds(measured).mean().item() for one in records]),
+        else mean([one.milliseconds(measured).mean().item() for one in records]),
     )
 
 
@@ -242,10 +243,6 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(cost))
         for (name, bits), (macs, cost) in shares.items()
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 class PerImageResults(NamedTuple):

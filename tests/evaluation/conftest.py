@@ -17,6 +17,13 @@ from dfs_rl.gating.rules import RulePass
 
 CHANNELS = 6
 CLASSES = 4
+NAMES = {
+    "identity": "0123",
+    "dataset": "made up",
+    "fingerprint": "4567",
+    "split": "test",
+    "class_names": ("a", "b", "c", "d", "never seen"),
+}
 
 
 class MixLayer:

@@ -20,16 +20,8 @@ from dfs_rl.evaluation.timing import timing_of
 from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
-from tests.evaluation.conftest import MixBackbone
+from tests.evaluation.conftest import NAMES, MixBackbone
 from tests.helpers.latencies import made_up_profile
-
-NAMES = {
-    "identity": "0123",
-    "dataset": "made up",
-    "fingerprint": "4567",
-    "split": "test",
-    "class_names": ("a", "b", "c", "d", "never seen"),
-}
 
 
 @pytest.fixture(scope="module")

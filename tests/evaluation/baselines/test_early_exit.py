@@ -22,17 +22,10 @@ from dfs_rl.evaluation.summary import summarize
 from dfs_rl.evaluation.verdict import with_cost_tolerance
 from dfs_rl.reporting.figures import options_plot
 from dfs_rl.reporting.tables import summary_text
-from tests.evaluation.conftest import MixBackbone, make_images, make_setup
+from tests.evaluation.conftest import NAMES, MixBackbone, make_images, make_setup
 
 AFTER = (1, 3)
 EXIT = 3
-NAMES = {
-    "identity": "0",
-    "dataset": "mixes",
-    "fingerprint": "0",
-    "split": "test",
-    "class_names": tuple("abcd"),
-}
 
 
 class SureGate:
