@@ -100,16 +100,14 @@ def cheapest_and_most_expensive(
     images: Tensor,
     costs: CostTable,
     class_names: Sequence[str],
-    *,
-    count: int = EXAMPLES,
 ) -> dict[str, list[ImageExample]]:
-    """Return rows of at most ``count`` images for ``images_plot``, the most extreme first.
+    """Return rows of at most 8 images for ``images_plot``, the most extreme first.
 
     Each of the cheapest images costs less than each of the most expensive ones. If all images cost
     the same, there is one row. Equal costs keep the order of the images, uint8 ``[n, c, h, w]``.
     """
     computation = records.computation(costs)
-    count = min(count, max(1, len(computation) // 2))
+    count = min(EXAMPLES, max(1, len(computation) // 2))
     ascending, descending = (
         computation.argsort(stable=True, descending=flag)[:count] for flag in (False, True)
     )
