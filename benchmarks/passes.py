@@ -106,7 +106,7 @@ class Contest:
         """Return the records of a gate on test at each budget, ``None`` where it costs more."""
         assert isinstance(gate, LearnedGate | RuleGate)
         if isinstance(gate, LearnedGate):
-            measured, _ = calibrate_budget_conditioning(self.backbone, gate, self.data.val)
+            measured = calibrate_budget_conditioning(self.backbone, gate, self.data.val)
             gate.budget_conditioning = measured
         assert gate.budget_conditioning is not None
         least, _ = gate.budget_conditioning.budget_range

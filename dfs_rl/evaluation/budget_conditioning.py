@@ -11,7 +11,7 @@ from torch import Tensor
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.evaluation.evaluator import BATCH_SIZE, evaluate_gate, evaluate_static_table
+from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.gating.budget_conditioning import (
     MIN_PREFERENCE_GAP,
     BudgetConditioning,
@@ -56,19 +56,16 @@ def estimate_curve_points(
 
 
 def calibrate_budget_conditioning(
-    backbone: GatedBackbone, gate: LearnedGate, images: ImageSet, *, batch_size: int = BATCH_SIZE
-) -> tuple[BudgetConditioning, tuple[CurvePoint, ...]]:
+    backbone: GatedBackbone, gate: LearnedGate, images: ImageSet
+) -> BudgetConditioning:
     """Measure a gate at evenly spaced preferences, and more densely where its cost changes fast.
 
-    The images are those of the val split: the test split must not affect the calibration. The point
-    at each measured preference is returned, too.
+    The images are those of the val split: the test split must not affect the calibration.
     """
 
     def measure(preference: float) -> CurvePoint:
         same = torch.full((len(images),), preference, device=images.images.device)
-        records = evaluate_gate(
-            backbone, gate, images, batch_size=batch_size, budget=gate.budget, preferences=same
-        )
+        records = evaluate_gate(backbone, gate, images, budget=gate.budget, preferences=same)
         return CurvePoint(float(records.computation(backbone.costs).mean()), records.accuracy)
 
     found = {preference: measure(preference) for preference in preference_grid(N_PREFERENCES)}
@@ -79,14 +76,13 @@ def calibrate_budget_conditioning(
         found[middle] = measure(middle)
     preferences, points = zip(*sorted(found.items()), strict=True)
     largest = (backbone.options.full,) * backbone.costs.n_layers
-    full = evaluate_static_table(backbone, images, largest, name="full", batch_size=batch_size)
-    conditioning = BudgetConditioning(
+    full = evaluate_static_table(backbone, images, largest, name="full")
+    return BudgetConditioning(
         computations=tuple(point.computation for point in points),
         preferences=preferences,
         accuracies=tuple(point.accuracy for point in points),
         full_precision_accuracy=full.accuracy,
     )
-    return conditioning, points
 
 
 def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:

@@ -169,7 +169,7 @@ class GateRun:
             print_status("Measuring the cost of the gate at each preference on the val split ...")
             device = resolve_device(self.config.device)
             backbone = stored.backbone.to_inference().to(device)
-            gate.budget_conditioning, _ = calibrate_budget_conditioning(
+            gate.budget_conditioning = calibrate_budget_conditioning(
                 backbone, gate.to(device), self.dataset.val.to(device)
             )
         measured = gate.budget_conditioning

@@ -84,7 +84,7 @@ def make_policy_run(
         backbone, val = trained.to_inference().to(device), dataset.val.to(device)
         gate.to(device)
         if gate.budget_conditioning is not None:
-            gate.budget_conditioning, _ = calibrate_budget_conditioning(backbone, gate, val)
+            gate.budget_conditioning = calibrate_budget_conditioning(backbone, gate, val)
         save_gate(gate, run.path / GATE_FOLDER)
         records = evaluate_gate(backbone, gate, val, budget=gate.budget)
         costs = backbone.costs

@@ -91,7 +91,7 @@ def test_gumbel_gate_keeps_every_budget():
 
 def test_calibration_covers_both_ends():
     gate = make_gate(budget_conditioning=BudgetConditioning())
-    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images())[0]
+    measured = calibrate_budget_conditioning(BACKBONE, gate, planted_images())
     assert len(measured.computations) >= N_PREFERENCES
     for end, preference in ((0, 0.0), (-1, 1.0)):
         gate.preference = preference
@@ -110,7 +110,7 @@ def test_no_budget_falls_into_a_jump():
             first.bias.zero_()
             last.weight.copy_(torch.tensor([[0.0], [-1.0], [1.0]]))
             last.bias.copy_(torch.tensor([-9.0, math.tanh(jump), -math.tanh(jump)]))
-    gate.budget_conditioning, _ = calibrate_budget_conditioning(BACKBONE, gate, planted_images())
+    gate.budget_conditioning = calibrate_budget_conditioning(BACKBONE, gate, planted_images())
     low, high = gate.budget_conditioning.budget_range
     assert high > 1.5 * low
     # Halves of an eighth, down to 2^-12.
