@@ -41,10 +41,10 @@ def estimate_curve_points(
     """
     segment = (preferences.double() * _N_SEGMENTS).long().clamp(max=_N_SEGMENTS - 1)  # [n]
     at_cost: dict[float, list[float]] = {}  # accuracies of the segments of equal cost
-    for number in segment.unique():
-        images = segment == number
-        cost = float(computation[images].double().mean())
-        at_cost.setdefault(cost, []).append(100.0 * float(correct[images].double().mean()))
+    for images in (segment == number for number in range(_N_SEGMENTS)):
+        if images.any():
+            cost = float(computation[images].double().mean())
+            at_cost.setdefault(cost, []).append(100.0 * float(correct[images].double().mean()))
     costs, equal = zip(*sorted(at_cost.items()), strict=True)
     means = [sum(accuracies) / len(accuracies) for accuracies in equal]
     pooled = isotonic_regression(means, sample_weight=list(map(len, equal)))
