@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import ConfigError
-from dfs_rl.utils.seeding import torch_generator
 
 
 @runtime_checkable
@@ -93,40 +92,3 @@ class TableGate:
         """Return the layer's option for every image."""
         option = self.table[layer]
         return torch.full((len(features),), option, dtype=torch.int64, device=features.device)
-
-
-class RandomGate:
-    """Gate that draws options at random, independently for every layer and image.
-
-    Args:
-        marginals: Probability of each action at each layer, ``[layers, actions]``; rows sum to 1.
-        seed: Seed of the random stream, which continues across rollouts.
-        name: Name in tables and plots.
-
-    Raises:
-        ConfigError: If a row of ``marginals`` is not a probability distribution.
-    """
-
-    macs = 0.0
-
-    def __init__(self, marginals: Tensor, *, seed: int, name: str = "random") -> None:
-        self.marginals = marginals.detach().to("cpu", torch.float64)
-        sums = self.marginals.sum(dim=-1)
-        matrix = self.marginals.dim() == 2  # noqa: PLR2004 - [layers, actions]
-        ones = torch.allclose(sums, torch.ones_like(sums))
-        if not matrix or bool((self.marginals < 0).any()) or not ones:
-            raise ConfigError(
-                "marginals must be [layers, actions], not negative, and each row must sum to 1."
-            )
-        self.name = name
-        self._generator = torch_generator(seed, "random gate")
-
-    def reset(self, batch_size: int) -> None:
-        """Do nothing: the gate has no state."""
-
-    def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
-        """Draw an option for every image."""
-        draws = torch.multinomial(
-            self.marginals[layer], len(features), replacement=True, generator=self._generator
-        )
-        return draws.to(features.device)

@@ -7,7 +7,7 @@ import torch
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError
-from dfs_rl.gating.base import Gate, RandomGate, TableGate
+from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.registry import GATES
@@ -141,28 +141,13 @@ def test_table_gate_repeats_its_table():
     assert gate.macs == 0
 
 
-def test_random_gate_follows_marginals_and_seed():
-    marginals = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
-    features, context = torch.zeros(4000, 4), torch.zeros(4000, 3)
-    draws, again, other = (
-        RandomGate(marginals, seed=seed).decide(features, 0, context) for seed in (3, 3, 4)
-    )
-    assert torch.equal(draws, again)
-    assert not torch.equal(draws, other)
-    shares = torch.bincount(draws, minlength=3) / 4000
-    torch.testing.assert_close(shares, marginals[0], atol=0.03, rtol=0)  # 4 standard deviations
-    assert RandomGate(marginals, seed=3).decide(features, 1, context).eq(0).all()
-
-
 def test_all_gates_satisfy_the_protocol():
-    tables = [TableGate([0]), RandomGate(torch.tensor([[1.0]]), seed=0), make_cascade()]
-    assert all(isinstance(gate, Gate) for gate in (make(), *tables))
+    assert all(isinstance(gate, Gate) for gate in (make(), TableGate([0]), make_cascade()))
 
 
 @pytest.mark.parametrize(
     ("construct", "message"),
     [
-        (lambda: RandomGate(torch.tensor([[0.5, 0.6]]), seed=0), "sum to 1"),
         (lambda: make(preference=1.5), "preference is 1.5"),
         (lambda: MLPGate(CHANNELS, OPTIONS, hidden=0), "hidden is 0"),
         (lambda: make(feature_macs=-1.0), "feature_macs is -1"),

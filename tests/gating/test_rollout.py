@@ -5,12 +5,13 @@ import torch
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
-from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout
+from tests.helpers.random_gate import RandomGate
 from tests.helpers.toy_backbone import (
     BITS,
     CHANNELS,
@@ -57,8 +58,7 @@ def test_learned_gate_equals_plain_loop():
 @pytest.mark.parametrize("after", [(), (1, 2)])
 def test_budget_bounds_every_image(bits, after):
     backbone, images = ToyBackbone(bits, exits=after), toy_images(64)
-    n = backbone.costs.n_actions
-    gate = RandomGate(torch.full((4, n), 1.0 / n), seed=1)
+    gate = RandomGate(backbone.costs.n_actions, seed=1)
     free, bound = (
         backbone.costs.computation(rollout(backbone, gate, images, budget=budget).options).max()
         for budget in (None, 3.1)

@@ -23,7 +23,7 @@ from dfs_rl.backbones import (
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
-from dfs_rl.gating.base import RandomGate, TableGate
+from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
@@ -43,6 +43,7 @@ from dfs_rl.runtime import export as export_module
 from dfs_rl.runtime.pass_forms import evidence_of
 from dfs_rl.training.calibration import measure_features
 from tests.helpers.networks import network, pictures_for
+from tests.helpers.random_gate import RandomGate
 
 
 def random_gate(kind, backbone, **settings):
@@ -331,7 +332,7 @@ def test_programs_of_all_parts(tmp_path):
     net = network(AdaptiveSwin)
     net.set_exits((1,))
     net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 256), torch.rand(3, 256))
-    model = GatedModel(net.to_inference(), RandomGate(torch.full((2, 3), 1 / 3), seed=0))
+    model = GatedModel(net.to_inference(), RandomGate(3))
     folder = tmp_path / "parts"
     folder.mkdir()
     for content in (None, "[]", "{}", "text"):  # a folder of someone else
@@ -373,7 +374,7 @@ def test_bad_exports(tmp_path, monkeypatch):
     path = tmp_path / "gate.onnx"
     table = TableGate([1, 1, 1], options=net.options)
     learned = GatedModel(net.to_inference(), random_gate(MLPGate, net))
-    drawn = GatedModel(net.to_inference(), RandomGate(torch.full((3, 2), 0.5), seed=0))
+    drawn = GatedModel(net.to_inference(), RandomGate(2))
     strange = net.to_inference()
     strange.network.blocks[0] = Strange(strange.network.blocks[0])
     with pytest.raises(ConfigError, match="onnx-static"):
