@@ -28,7 +28,6 @@ from dfs_rl.gating.execution import (
     advance,
     concatenate_states,
     gather_state,
-    run_head,
     run_stem,
 )
 from dfs_rl.gating.model import bits_of
@@ -197,7 +196,7 @@ class BatchedEpisodes:
         unchanged, with a reward of 0. The results are those of the episodes that ended in this
         step, ``None`` if none did.
         """
-        backbone, chosen = self.task.backbone, self._checked(actions)
+        task, backbone, chosen = self.task, self.task.backbone, self._checked(actions)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
         self._actions[~self.ended, self.steps[~self.ended]] = to_numpy(chosen)[~self.ended]
         self.steps += ~self.ended
@@ -205,27 +204,27 @@ class BatchedEpisodes:
         finished: list[Finished] = []
         running: list[ExecutionState] = []
         for before in states:
-            part = _part(chosen, before.rows)
             if before.layer == backbone.costs.n_layers:  # at the end of a pass
-                answered, again = self._answer_or_run_again(before, part)
-                finished.append(answered)
-                running.append(again)
+                again = task.passes.runs_again(before.pick(chosen))
+                finished.append(self._answered(before, ~again))
+                running.append(self._run_again(before, again, chosen))
                 continue
-            state, exited = advance(backbone, before, part, reuse=True)
-            ends = [] if exited is None else [exited]
+            state, ends = advance(backbone, before, before.pick(chosen), reuse=True)
             if state.layer < backbone.costs.n_layers:
                 running.append(state)
-            elif len(state.spent):
-                ends.append(Finished(state, run_head(backbone, state)))
+            if self._history is None:
+                finished += ends
+                continue
             for end in ends:
-                last, waiting = self._end_pass(end)
-                finished.append(last)
-                running.append(waiting)
+                waiting = self._at_end(end)
+                last = self._history.finished[waiting.rows] == task.passes.limit
+                finished.append(self._answered(waiting, last))
+                running.append(gather_state(waiting, (~last).nonzero()[:, 0]))
         observations, results = [], []
         for state in running:
             if len(state.spent):
                 observations.append((state.rows, self._observe(state)))
-                rewards[_places(state.rows)] = -self._step_cost(state)
+                rewards[state.places] = -self._step_cost(state)
                 self._store(state)
                 self._add(state)
         for each in finished:
@@ -256,17 +255,15 @@ class BatchedEpisodes:
         if len(late):
             self.truncate(late)
         # Shorter episodes start later, so that all arrive together.
-        for step in range(longest):
+        for step in range(longest + 1):
             starting = late[lengths[late] == longest - step]
-            if step and len(starting):
+            if len(starting):
                 own = None if preferences is None else preferences[starting]
                 self.reset(indices[starting], own, starting)
-            taken = [each[step - longest] if len(each) >= longest - step else 0 for each in actions]
-            self.advance(np.array(taken, dtype=np.int64))
-        starting = late[lengths[late] == 0]
-        if len(starting):
-            own = None if preferences is None else preferences[starting]
-            self.reset(indices[starting], own, starting)
+            if step < longest:
+                first = [step - longest + len(each) for each in actions]
+                taken = [each[i] if i >= 0 else 0 for each, i in zip(actions, first, strict=True)]
+                self.advance(np.array(taken, dtype=np.int64))
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
@@ -276,16 +273,13 @@ class BatchedEpisodes:
         n_actions = task.passes.n_actions(costs)
         masks = torch.ones(self.n, n_actions, dtype=torch.bool, device=self._device)
         for state in self._states:
-            rows = _places(state.rows)
+            spent, bounds = state.spent, {"gate_macs": task.gate_macs}
             if state.layer == costs.n_layers:
-                masks[rows] = end_masks(
-                    costs, task.passes, state.spent, task.budget, gate_macs=task.gate_macs
-                )
+                masks[state.places] = end_masks(costs, task.passes, spent, task.budget, **bounds)
                 continue
-            masks[rows] = False
-            masks[rows, : costs.n_actions] = action_masks(
-                costs, state.layer, state.spent, task.budget, gate_macs=task.gate_macs
-            )
+            masks[state.places] = False
+            allowed = action_masks(costs, state.layer, spent, task.budget, **bounds)
+            masks[state.places, : costs.n_actions] = allowed
         return to_numpy(masks)
 
     def render(self, i: int) -> NDArray[np.uint8]:
@@ -335,45 +329,35 @@ class BatchedEpisodes:
         """Return the episode of each sample, int64 ``[samples]``."""
         return torch.arange(self.n, device=self._device) if state.rows is None else state.rows
 
-    def _end_pass(self, end: Finished) -> tuple[Finished, ExecutionState]:
-        """Record a pass; return the episodes that end with it, and those that may go on."""
+    def _at_end(self, end: Finished) -> ExecutionState:
+        """Record a pass of episodes, and return their state at its end."""
         (state, logits), history = end, self._history
-        if history is None:
-            return end, gather_state(state, state.options.new_zeros(0, dtype=torch.int64))
+        assert history is not None, "an episode of a single pass ends with it"
         rows = self._rows(state)
         history.finish(rows, logits, state.options, state.spent)
-        waiting = ExecutionState(
-            state.spent.new_empty(len(rows), 0),  # the activation is no longer needed
-            self.task.backbone.costs.n_layers,
-            state.options,
-            state.spent,
-            rows,
-        )
-        ends = history.finished[rows] == history.settings.limit
-        return self._answered(waiting, ends), gather_state(waiting, (~ends).nonzero()[:, 0])
-
-    def _answer_or_run_again(
-        self, state: ExecutionState, actions: torch.Tensor
-    ) -> tuple[Finished, ExecutionState]:
-        """Return the episodes that answer, and the others at the start of another pass."""
-        history = self._history
-        assert history is not None, "an episode of a single pass ends with it"
-        again = history.settings.runs_again(actions)
-        rows, mirrored = self._rows(state)[again], history.settings.is_mirrored(actions)[again]
-        answered = self._answered(state, ~again)
-        if len(rows) == 0:
-            return answered, gather_state(state, rows)
-        spent = history.start(rows, mirrored)
-        picked = torch.from_numpy(self.indices).to(self._device)[rows]
-        images = mirror(self.task.images.images[picked], mirrored)
-        started = run_stem(self.task.backbone, images)
-        return answered, started._replace(rows=rows, spent=spent)
+        nothing = state.spent.new_empty(len(rows), 0)  # the activation is no longer needed
+        n_layers = self.task.backbone.costs.n_layers
+        return ExecutionState(nothing, n_layers, state.options, state.spent, rows)
 
     def _answered(self, state: ExecutionState, which: torch.Tensor) -> Finished:
         """Return some episodes of a state at the end of a pass, bool ``which``, as finished."""
         assert self._history is not None, "an episode of a single pass ends with it"
         last = gather_state(state, which.nonzero()[:, 0])
         return Finished(last, self._history.answer(self._rows(last)))
+
+    def _run_again(
+        self, state: ExecutionState, again: torch.Tensor, actions: torch.Tensor
+    ) -> ExecutionState:
+        """Return the episodes that start another pass, bool ``again``, before its first layer."""
+        history, rows = self._history, self._rows(state)[again]
+        assert history is not None, "an episode of a single pass ends with it"
+        if len(rows) == 0:
+            return gather_state(state, rows)
+        mirrored = self.task.passes.is_mirrored(actions[rows])
+        picked = torch.from_numpy(self.indices).to(self._device)[rows]
+        images = mirror(self.task.images.images[picked], mirrored)
+        started = run_stem(self.task.backbone, images)
+        return started._replace(rows=rows, spent=history.start(rows, mirrored))
 
     def _set_conditioning(self) -> None:
         """Compute the preferences as gate inputs and the cost weights of the episodes."""
@@ -391,7 +375,7 @@ class BatchedEpisodes:
             return
         kept = torch.ones(self.n, dtype=torch.bool, device=self._device)
         kept[torch.from_numpy(which).to(self._device)] = False
-        members = [_part(kept, state.rows).nonzero()[:, 0] for state in self._states]
+        members = [state.pick(kept).nonzero()[:, 0] for state in self._states]
         self._states = [
             gather_state(state, samples)
             for state, samples in zip(self._states, members, strict=True)
@@ -400,8 +384,8 @@ class BatchedEpisodes:
 
     def _step_cost(self, state: ExecutionState) -> torch.Tensor:
         """Return the cost that is subtracted from the rewards of the step to ``state``."""
-        cost = state.spent - _part(self._spent, state.rows)
-        weight = _optional_part(self._cost_weight, state.rows)
+        cost, weights = state.spent - state.pick(self._spent), self._cost_weight
+        weight = None if weights is None else state.pick(weights)
         return step_cost(self.task.reward, cost, cost_weight=weight)
 
     def _store(self, state: ExecutionState) -> None:
@@ -417,14 +401,14 @@ class BatchedEpisodes:
     def _finish(self, finished: Finished, rewards: torch.Tensor) -> EpisodeResult:
         """Store the results of episodes and write their last rewards into ``rewards``."""
         (state, logits), costs = finished, self.task.backbone.costs
-        labels = _part(self._labels, state.rows)
+        labels, weights = state.pick(self._labels), self._cost_weight
         scores = score_predictions(logits, labels)
-        rewards[_places(state.rows)] = -self._step_cost(state) + terminal_reward(
+        rewards[state.places] = -self._step_cost(state) + terminal_reward(
             self.task.reward,
             scores,
             state.spent,
             gated_budget=self.task.gated_budget,
-            cost_weight=_optional_part(self._cost_weight, state.rows),
+            cost_weight=None if weights is None else state.pick(weights),
         )
         self._store(state)
         episodes = np.arange(self.n) if state.rows is None else to_numpy(state.rows)
@@ -452,15 +436,16 @@ class BatchedEpisodes:
         return EpisodeResult(episodes, to_numpy(state.options), info | {"is_success": correct})
 
     def _observe(self, state: ExecutionState, *, ended: bool = False) -> Observation:
-        history, n_layers = self._history, self.task.backbone.costs.n_layers
+        task, preferences, history = self.task, self._gate_preferences, self._history
+        at_end = history is not None and state.layer == task.backbone.costs.n_layers
         return observe(
-            self.task.backbone,
+            task.backbone,
             state,
-            budget=self.task.budget,
-            gate_macs=self.task.gate_macs,
-            preferences=_optional_part(self._gate_preferences, state.rows),
-            evidence=None if history is None else _part(history.evidence, state.rows),
-            ended=ended or (history is not None and state.layer == n_layers),
+            budget=task.budget,
+            gate_macs=task.gate_macs,
+            preferences=None if preferences is None else state.pick(preferences),
+            evidence=None if history is None else state.pick(history.evidence),
+            ended=ended or at_end,
         )
 
     def _checked(self, actions: NDArray[np.integer[Any]]) -> torch.Tensor:
@@ -473,15 +458,3 @@ class BatchedEpisodes:
                 f"0 to {n_actions - 1}."
             )
         return torch.from_numpy(np.ascontiguousarray(actions, dtype=np.int64)).to(self._device)
-
-
-def _places(rows: torch.Tensor | None) -> torch.Tensor | slice:
-    return ALL if rows is None else rows
-
-
-def _part(values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return values if rows is None else values[rows]
-
-
-def _optional_part(values: torch.Tensor | None, rows: torch.Tensor | None) -> torch.Tensor | None:
-    return None if values is None else _part(values, rows)

@@ -40,6 +40,15 @@ class ExecutionState(NamedTuple):
     spent: Tensor
     rows: Tensor | None = None
 
+    def pick(self, values: Tensor) -> Tensor:
+        """Return the samples' part of values of the batch that entered the stem."""
+        return values if self.rows is None else values[self.rows]
+
+    @property
+    def places(self) -> Tensor | slice:
+        """Index of the samples in the batch that entered the stem."""
+        return slice(None) if self.rows is None else self.rows
+
 
 class Finished(NamedTuple):
     """Samples with an answer.
@@ -132,33 +141,32 @@ def run_to_head(
 
 def advance(
     backbone: GatedBackbone, state: ExecutionState, actions: Tensor, *, reuse: bool = False
-) -> tuple[ExecutionState, Finished | None]:
-    """Run the next layer, or take the exit before it, for each sample.
+) -> tuple[ExecutionState, list[Finished]]:
+    """Run the next layer, or take the exit before it, for each sample; run the head at the end.
 
     At a layer without an exit the exit action means the cheapest option, see ``CostTable``. For
     ``reuse`` see ``run_layer``.
 
     Returns:
         The state of the remaining samples after the layer, empty if all have left, and the samples
-        that took the exit, ``None`` if none did.
+        with an answer: those that took the exit, and after the last layer the remaining ones.
     """
-    costs = backbone.costs
-    if not costs.exits:
-        return run_layer(backbone, state, actions, reuse=reuse), None
-    leaving = actions == costs.exit_action
-    if state.layer not in costs.exits_after:
-        return run_layer(backbone, state, actions.masked_fill(leaving, 0), reuse=reuse), None
-    samples = leaving.nonzero()[:, 0]
-    if len(samples) == 0:
-        return run_layer(backbone, state, actions, reuse=reuse), None
-    exited = _take_exit(backbone, gather_state(state, samples))
-    remaining = (~leaving).nonzero()[:, 0]
-    rest = gather_state(state, remaining)
-    if len(remaining) == 0:
-        return rest._replace(layer=state.layer + 1), exited
-    # The rest is a copy, so the layer may overwrite it.
-    reuse = not torch.is_grad_enabled()
-    return run_layer(backbone, rest, actions[remaining], reuse=reuse), exited
+    costs, finished = backbone.costs, []
+    if costs.exits:
+        leaving = actions == costs.exit_action
+        if state.layer not in costs.exits_after:
+            actions = actions.masked_fill(leaving, 0)
+        elif bool(leaving.any()):
+            finished.append(_take_exit(backbone, gather_state(state, leaving.nonzero()[:, 0])))
+            remaining = (~leaving).nonzero()[:, 0]
+            state, actions = gather_state(state, remaining), actions[remaining]
+            if len(remaining) == 0:
+                return state._replace(layer=state.layer + 1), finished
+            reuse = not torch.is_grad_enabled()  # the state is a copy now
+    state = run_layer(backbone, state, actions, reuse=reuse)
+    if state.layer == costs.n_layers:
+        finished.append(Finished(state, run_head(backbone, state)))
+    return state, finished
 
 
 def _take_exit(backbone: GatedBackbone, state: ExecutionState) -> Finished:

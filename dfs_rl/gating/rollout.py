@@ -8,7 +8,7 @@ from torch import Tensor
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.gating.action_masks import action_masks, clamp_options, end_masks
 from dfs_rl.gating.base import Gate, TableGate
-from dfs_rl.gating.execution import ExecutionState, Finished, advance, run_head, run_stem
+from dfs_rl.gating.execution import ExecutionState, advance, run_stem
 from dfs_rl.gating.networks import LearnedGate, observed_macs
 from dfs_rl.gating.observation import Observation, observe
 from dfs_rl.gating.passes import ANSWER, EarlierPasses, PassHistory, mirror, passes_of
@@ -105,99 +105,83 @@ class _Pass:
     ) -> None:
         self._backbone, self._gate, self._n = backbone, gate, n
         self._budget, self._preferences = budget, preferences
+        self._reads_features = not isinstance(gate, TableGate | RuleGate)
+        if isinstance(gate, LearnedGate):
+            self._reads_features = max(gate.feature_sizes) > 0
 
     def to_answers(self, state: ExecutionState) -> tuple[Tensor, ExecutionState]:
         """Run a state from the first layer on; return logits and last states in its order."""
         finished = []
         while state.layer < self._backbone.costs.n_layers and len(state.spent):
-            state, exited = advance(self._backbone, state, self._choose(state), reuse=True)
-            if exited is not None:
-                finished.append(exited)
-        if len(state.spent):
-            finished.append(Finished(state, run_head(self._backbone, state)))
-        states = [each for each, _ in finished]
+            state, ended = advance(self._backbone, state, self._choose(state), reuse=True)
+            finished += ended
         logits, options, spent = (
             torch.cat(parts)
             for parts in zip(*((y, s.options, s.spent) for s, y in finished), strict=True)
         )
         if state.rows is None:
             return logits, state
-        rows, order = torch.cat([s.rows for s in states if s.rows is not None]).sort()
-        hidden = logits.new_empty(0)
-        last = ExecutionState(hidden, state.layer, options[order], spent[order], rows)
+        rows, order = torch.cat([s.rows for s, _ in finished if s.rows is not None]).sort()
+        nothing = logits.new_empty(0)  # the activation is no longer needed
+        last = ExecutionState(nothing, state.layer, options[order], spent[order], rows)
         return logits[order], last
 
     def at_end(self, state: ExecutionState) -> Tensor:
         """Return the action at the end of a pass that is not the last one."""
         costs, gate = self._backbone.costs, self._gate
         mask = end_masks(costs, passes_of(gate), state.spent, self._budget, gate_macs=gate.macs)
-        actions = self._decide(self._observe(state, ended=True), state.rows, mask)
+        actions = self._decide(self._observe(state, ended=True), state, mask)
         fits = mask.gather(1, actions.clamp(max=mask.shape[1] - 1)[:, None])[:, 0]
         return actions.masked_fill(~fits, ANSWER)
 
     def _choose(self, state: ExecutionState) -> Tensor:
         """Return the action of each remaining image at the next layer, within the budget."""
-        costs, gate, rows = self._backbone.costs, self._gate, state.rows
-        seen = self._observe(state)
-        if self._budget is None:
-            return _options(self._decide(seen, rows, None), gate, costs.n_actions)
-        allowed = action_masks(costs, state.layer, state.spent, self._budget, gate_macs=gate.macs)
-        actions = _options(self._decide(seen, rows, allowed), gate, costs.n_actions)
+        costs, gate, allowed = self._backbone.costs, self._gate, None
+        if self._budget is not None:
+            allowed = action_masks(
+                costs, state.layer, state.spent, self._budget, gate_macs=gate.macs
+            )
+        actions = self._decide(self._observe(state), state, allowed)
         if isinstance(gate, LearnedGate):  # the mask applied to its logits, as in training
+            if gate.n_actions > costs.n_actions:  # actions that no layer has
+                actions = actions.masked_fill(actions >= costs.n_actions, 0)
             return actions
-        return clamp_options(
-            actions, allowed, exit_action=costs.exit_action if costs.exits else None
-        )
+        if allowed is None:
+            return actions
+        exit_action = costs.exit_action if costs.exits else None
+        return clamp_options(actions, allowed, exit_action=exit_action)
 
     def _observe(self, state: ExecutionState, *, ended: bool = False) -> Observation:
-        rows, history = state.rows, self.history
+        gate, preferences, history = self._gate, self._preferences, self.history
         return observe(
             self._backbone,
             state,
             budget=self._budget,
-            gate_macs=observed_macs(self._gate),
-            preferences=None if self._preferences is None else _gather(self._preferences, rows),
-            evidence=None if history is None else _gather(history.evidence, rows),
+            gate_macs=observed_macs(gate),
+            preferences=None if preferences is None else state.pick(preferences),
+            evidence=None if history is None else state.pick(history.evidence),
             ended=ended,
-            with_features=_reads_features(self._gate),
+            with_features=self._reads_features,
         )
 
-    def _decide(self, seen: Observation, rows: Tensor | None, allowed: Tensor | None) -> Tensor:
+    def _decide(self, seen: Observation, state: ExecutionState, allowed: Tensor | None) -> Tensor:
         """Return the gate's action for each remaining image.
 
         A gate may keep state per index in the batch, so it receives all images; its choices for
         images that have left are dropped.
         """
-        gate, n = self._gate, self._n
-        inputs = _scatter(seen.features, rows, n), seen.layer, _scatter(seen.context, rows, n)
+        gate, rows = self._gate, state.rows
+
+        def of_all(values: Tensor) -> Tensor:
+            """Expand values of the remaining images to the batch, zero for the others."""
+            if rows is None:
+                return values
+            return values.new_zeros(self._n, *values.shape[1:]).index_copy(0, rows, values)
+
+        inputs = of_all(seen.features), seen.layer, of_all(seen.context)
         if allowed is None or not isinstance(gate, LearnedGate):
-            return _gather(gate.decide(*inputs), rows)
+            return state.pick(gate.decide(*inputs))
         missing = gate.n_actions - allowed.shape[1]
         if missing > 0:  # actions at the end of a pass alone; at a layer they are the cheapest
             allowed = torch.cat([allowed, allowed[:, :1].expand(-1, missing)], dim=1)
-        mask = _scatter(allowed[:, : gate.n_actions], rows, n)
-        return _gather(gate.decide(*inputs, mask), rows)
-
-
-def _reads_features(gate: Gate) -> bool:
-    if isinstance(gate, LearnedGate):
-        return max(gate.feature_sizes) > 0
-    return not isinstance(gate, TableGate | RuleGate)
-
-
-def _options(actions: Tensor, gate: Gate, n_actions: int) -> Tensor:
-    """Replace actions that no layer has by the cheapest option, 0."""
-    if not isinstance(gate, LearnedGate) or gate.n_actions <= n_actions:
-        return actions
-    return actions.masked_fill(actions >= n_actions, 0)
-
-
-def _gather(values: Tensor, rows: Tensor | None) -> Tensor:
-    return values if rows is None else values[rows]
-
-
-def _scatter(values: Tensor, rows: Tensor | None, n: int) -> Tensor:
-    """Expand values of the remaining images to the whole batch, zero for the others."""
-    if rows is None:
-        return values
-    return values.new_zeros(n, *values.shape[1:]).index_copy(0, rows, values)
+        return state.pick(gate.decide(*inputs, of_all(allowed[:, : gate.n_actions])))

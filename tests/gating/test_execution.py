@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfs_rl.gating.execution import Finished, advance, run_head, run_layer, run_stem
+from dfs_rl.gating.execution import advance, run_layer, run_stem
 from tests.helpers.toy_backbone import (
     BITS,
     RISES_AT,
@@ -29,10 +29,8 @@ def run(backbone, images, actions, *, reuse=False):
     while state.layer < 4 and len(state.spent):
         chosen = actions[:, state.layer]
         chosen = chosen if state.rows is None else chosen[state.rows]
-        state, exited = advance(backbone, state, chosen, reuse=reuse)
-        finished += [] if exited is None else [exited]
-    if len(state.spent):
-        finished.append(Finished(state, run_head(backbone, state)))
+        state, ended = advance(backbone, state, chosen, reuse=reuse)
+        finished += ended
     rows = [torch.arange(len(images)) if s.rows is None else s.rows for s, _ in finished]
     values = zip(*((logits, s.options, s.spent) for s, logits in finished), strict=True)
     return tuple(torch.cat(parts)[torch.cat(rows).argsort()] for parts in values)
