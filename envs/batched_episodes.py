@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from dfs_rl.envs.rendering import draw_episode
-from dfs_rl.envs.sampling import ALL, ImageSampler
+from dfs_rl.envs.sampling import ALL, ImageSampler, StreamIndices
 from dfs_rl.envs.spaces import (
     EpisodeResult,
     ObservationBatch,
     concatenate_results,
+    final_info,
     merge_observations,
     observation_arrays,
     per_environment,
@@ -30,9 +31,8 @@ from dfs_rl.gating.execution import (
     gather_state,
     run_stem,
 )
-from dfs_rl.gating.model import bits_of
 from dfs_rl.gating.observation import Observation, observe
-from dfs_rl.gating.passes import PassHistory, mirror
+from dfs_rl.gating.passes import PassHistory
 from dfs_rl.gating.reward import score_predictions, step_cost, terminal_reward
 
 
@@ -49,16 +49,13 @@ class BatchedEpisodes:
 
     Attributes:
         sampler: Random streams of images and preferences, one for each group.
-        observation: Current observation of all episodes; zeros for episodes that had ended before
-            the last step.
+        observation: Observation of all episodes; zeros for those that ended before the last step.
         indices: Image of each episode, int64 ``[n]``.
-        preferences: Preference of each episode, float64 ``[n]``; ``None`` without budget
-            conditioning.
+        preferences: Preference of each episode, float64 ``[n]``, with budget conditioning.
         cost_weight: Cost weight of each episode, likewise.
-        started: True after the first reset; most attributes are undefined before it.
+        started: True after the first reset.
         ended: True for episodes that have ended or never started, bool ``[n]``.
-        layers: Next layer of each episode in its present pass; the number of layers that it passed
-            if it has ended, int64 ``[n]``.
+        layers: Number of layers that each episode passed in its present pass, int64 ``[n]``.
         steps: Number of steps of each episode so far, int64 ``[n]``.
         predictions: Predicted class of each ended episode, -1 for truncated ones, int64 ``[n]``.
         probabilities: Probability of the predicted class, float32 ``[n]``.
@@ -67,9 +64,10 @@ class BatchedEpisodes:
     def __init__(self, task: Task, n: int, *, group_size: int = 1) -> None:
         self.task = task
         self.n = n
-        self.sampler = ImageSampler(n // group_size)
+        self.sampler = ImageSampler(n, group_size)
         self.started = False
         self.observation: ObservationBatch = {}
+        self.indices: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.ended: NDArray[np.bool_] = np.ones(n, dtype=np.bool_)
         self.layers: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.steps: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
@@ -78,10 +76,10 @@ class BatchedEpisodes:
         self._actions: NDArray[np.int64] = np.zeros((n, limit * (n_layers + 1) - 1), dtype=np.int64)
         self.predictions: NDArray[np.int64] = np.zeros(n, dtype=np.int64)
         self.probabilities: NDArray[np.float32] = np.zeros(n, dtype=np.float32)
-        self._group_size = group_size
         self._device = task.images.images.device
         self._states: list[ExecutionState] = []
         self._history: PassHistory | None = None
+        self.preferences: NDArray[np.float64] | None = None
         self.cost_weight: NDArray[np.float64] | None = None
         self._cost_weight: torch.Tensor | None = None
         self._gate_preferences: torch.Tensor | None = None
@@ -117,7 +115,6 @@ class BatchedEpisodes:
         streams = ALL if which is None else which
         if index is None:
             indices = self.sampler.draw(len(self.task.images), streams)
-            indices = np.repeat(indices, self._group_size)
         else:
             indices = per_environment("index", index, self.n, np.int64)[streams]
         preferences, range_ = None, self.task.cost_weight_range
@@ -127,7 +124,7 @@ class BatchedEpisodes:
                 f"cost_weight_range and one cost weight, {self.task.reward.cost:g}."
             )
         if range_ is not None and cost_weight is None:
-            preferences = np.repeat(self.sampler.preferences(streams), self._group_size)
+            preferences = self.sampler.preferences(streams)
         elif range_ is not None:
             weights = per_environment("cost_weight", cost_weight, self.n, np.float64)[streams]
             preferences = np.array([range_.preference(float(weight)) for weight in weights])
@@ -147,35 +144,38 @@ class BatchedEpisodes:
 
         ``indices`` and ``preferences`` are those of the episodes that start.
         """
-        images, n_started = self.task.images, self.n if which is None else len(which)
+        task, backbone, images = self.task, self.task.backbone, self.task.images
+        n_started = self.n if which is None else len(which)
         if indices.shape != (n_started,) or indices.min() < 0 or indices.max() >= len(images):
             raise ConfigError(
                 f"image index {indices.tolist()} is not allowed; needed are {n_started} numbers "
                 f"from 0 to {len(images) - 1}."
             )
-        picked = torch.from_numpy(indices).to(self._device)
-        labels = images.labels[picked]
+        picked, rows = torch.from_numpy(indices).to(self._device), None
         if which is None:
-            rows = None
             self.started = True
-            self.indices, self.preferences, self._labels = indices, preferences, labels
-            self.ended, self.layers = np.zeros_like(self.ended), np.zeros_like(self.layers)
-            self.steps = np.zeros_like(self.steps)
-            self._states, self._history = [], self._new_history()
-            self._options = labels.new_zeros(self.n, self.task.backbone.costs.n_layers)
-            self._spent: torch.Tensor = labels.new_zeros(self.n, dtype=torch.float64)
+            self._states = []
+            if task.passes.limit > 1:
+                self._history = PassHistory(
+                    task.passes, backbone, self.n, gate_macs=task.gate_macs, device=self._device
+                )
+            # New tensors: infos share the memory of old labels.
+            self._labels = torch.zeros_like(picked)
+            self._options = picked.new_zeros(self.n, backbone.costs.n_layers)
+            self._spent: torch.Tensor = picked.new_zeros(self.n, dtype=torch.float64)
         else:
             rows = torch.from_numpy(which).to(self._device)
             self._drop(which)
-            self.indices[which], self.ended[which], self.layers[which] = indices, False, 0
-            self.steps[which] = 0
             if self._history is not None:
                 self._history.reset(rows)
-            if preferences is not None and self.preferences is not None:
-                self.preferences[which] = preferences
-            self._labels[rows], self._options[rows], self._spent[rows] = labels, 0, 0.0
-        self._set_conditioning()
-        state = run_stem(self.task.backbone, images.images[picked])._replace(rows=rows)
+        state = run_stem(backbone, images.images[picked])._replace(rows=rows)
+        self._labels[state.places] = images.labels[picked]
+        self._options[state.places], self._spent[state.places] = 0, 0.0
+        streams = ALL if which is None else which
+        self.indices[streams], self.ended[streams] = indices, False
+        self.layers[streams], self.steps[streams] = 0, 0
+        if preferences is not None:
+            self._set_preferences(preferences, streams)
         first = observation_arrays(self._observe(state))
         self._add(state)
         if which is None:
@@ -196,43 +196,43 @@ class BatchedEpisodes:
         unchanged, with a reward of 0. The results are those of the episodes that ended in this
         step, ``None`` if none did.
         """
-        task, backbone, chosen = self.task, self.task.backbone, self._checked(actions)
+        chosen = self._checked(actions)
         rewards = torch.zeros(self.n, dtype=torch.float64, device=self._device)
         self._actions[~self.ended, self.steps[~self.ended]] = to_numpy(chosen)[~self.ended]
         self.steps += ~self.ended
         states, self._states = self._states, []
-        finished: list[Finished] = []
-        running: list[ExecutionState] = []
-        for before in states:
-            if before.layer == backbone.costs.n_layers:  # at the end of a pass
-                again = task.passes.runs_again(before.pick(chosen))
-                finished.append(self._answered(before, ~again))
-                running.append(self._run_again(before, again, chosen))
-                continue
-            state, ends = advance(backbone, before, before.pick(chosen), reuse=True)
-            if state.layer < backbone.costs.n_layers:
-                running.append(state)
-            if self._history is None:
-                finished += ends
-                continue
-            for end in ends:
-                waiting = self._at_end(end)
-                last = self._history.finished[waiting.rows] == task.passes.limit
-                finished.append(self._answered(waiting, last))
-                running.append(gather_state(waiting, (~last).nonzero()[:, 0]))
+        steps = [self._step(state, state.pick(chosen)) for state in states]
         observations, results = [], []
-        for state in running:
-            if len(state.spent):
-                observations.append((state.rows, self._observe(state)))
-                rewards[state.places] = -self._step_cost(state)
-                self._store(state)
-                self._add(state)
-        for each in finished:
-            if len(each.logits):
-                observations.append((each.state.rows, self._observe(each.state, ended=True)))
-                results.append(self._finish(each, rewards))
+        for state in [each for running, _ in steps for each in running if len(each.spent)]:
+            observations.append((state.rows, self._observe(state)))
+            rewards[state.places] = self._arrive(state)
+            self._add(state)
+        for end in [each for _, finished in steps for each in finished if len(each.logits)]:
+            observations.append((end.state.rows, self._observe(end.state, ended=True)))
+            results.append(self._finish(end, rewards))
         self.observation = merge_observations(observations, self.n)
         return to_numpy(rewards), concatenate_results(results)
+
+    def _step(
+        self, state: ExecutionState, actions: torch.Tensor
+    ) -> tuple[list[ExecutionState], list[Finished]]:
+        """Run a state by a step; return the episodes that go on, and those that end."""
+        task, backbone, history = self.task, self.task.backbone, self._history
+        if history is not None and state.layer == backbone.costs.n_layers:
+            images, indices = task.images.images, torch.from_numpy(self.indices).to(self._device)
+            again = history.run_again(backbone, state, actions, lambda rows: images[indices[rows]])
+            return [again], [history.answered(state, ~task.passes.runs_again(actions))]
+        state, ends = advance(backbone, state, actions, reuse=True)
+        running = [state] if state.layer < backbone.costs.n_layers else []
+        if history is None:
+            return running, ends
+        finished = []
+        for end in ends:
+            waiting = history.end(end)
+            last = history.finished[waiting.rows] == task.passes.limit
+            running.append(gather_state(waiting, (~last).nonzero()[:, 0]))
+            finished.append(history.answered(waiting, last))
+        return running, finished
 
     @torch.inference_mode()
     def truncate(self, which: NDArray[np.int64]) -> None:
@@ -250,20 +250,19 @@ class BatchedEpisodes:
         """Start all episodes and replay the actions of each so far."""
         lengths = np.array([len(each) for each in actions])
         longest = int(lengths.max())
+        # Shorter episodes start later, so that all arrive together.
+        padded = np.array([[0] * (longest - len(each)) + list(each) for each in actions], np.int64)
         self.reset(indices, preferences)
         late = np.flatnonzero(lengths < longest)
         if len(late):
             self.truncate(late)
-        # Shorter episodes start later, so that all arrive together.
         for step in range(longest + 1):
             starting = late[lengths[late] == longest - step]
             if len(starting):
                 own = None if preferences is None else preferences[starting]
                 self.reset(indices[starting], own, starting)
             if step < longest:
-                first = [step - longest + len(each) for each in actions]
-                taken = [each[i] if i >= 0 else 0 for each, i in zip(actions, first, strict=True)]
-                self.advance(np.array(taken, dtype=np.int64))
+                self.advance(padded[:, step])
 
     @torch.inference_mode()
     def action_masks(self) -> NDArray[np.bool_]:
@@ -300,71 +299,26 @@ class BatchedEpisodes:
             answer=answer,
         )
 
-    def _new_history(self) -> PassHistory | None:
-        task = self.task
-        if task.passes.limit == 1:
-            return None
-        return PassHistory(
-            task.passes,
-            task.backbone.costs,
-            self.n,
-            task.backbone.n_classes,
-            gate_macs=task.gate_macs,
-            device=self._device,
-        )
-
     def _add(self, state: ExecutionState) -> None:
         """Add a state to those that run, together with one at the same layer if there is one.
 
         Passes make their episodes differ in length, and few large states run fastest.
         """
         if self._history is not None:
-            state = state._replace(rows=self._rows(state))
+            if state.rows is None:
+                state = state._replace(rows=torch.arange(self.n, device=self._device))
             same = [each for each in self._states if each.layer == state.layer]
             self._states = [each for each in self._states if each.layer != state.layer]
             state = concatenate_states([*same, state])
         self._states.append(state)
 
-    def _rows(self, state: ExecutionState) -> torch.Tensor:
-        """Return the episode of each sample, int64 ``[samples]``."""
-        return torch.arange(self.n, device=self._device) if state.rows is None else state.rows
-
-    def _at_end(self, end: Finished) -> ExecutionState:
-        """Record a pass of episodes, and return their state at its end."""
-        (state, logits), history = end, self._history
-        assert history is not None, "an episode of a single pass ends with it"
-        rows = self._rows(state)
-        history.finish(rows, logits, state.options, state.spent)
-        nothing = state.spent.new_empty(len(rows), 0)  # the activation is no longer needed
-        n_layers = self.task.backbone.costs.n_layers
-        return ExecutionState(nothing, n_layers, state.options, state.spent, rows)
-
-    def _answered(self, state: ExecutionState, which: torch.Tensor) -> Finished:
-        """Return some episodes of a state at the end of a pass, bool ``which``, as finished."""
-        assert self._history is not None, "an episode of a single pass ends with it"
-        last = gather_state(state, which.nonzero()[:, 0])
-        return Finished(last, self._history.answer(self._rows(last)))
-
-    def _run_again(
-        self, state: ExecutionState, again: torch.Tensor, actions: torch.Tensor
-    ) -> ExecutionState:
-        """Return the episodes that start another pass, bool ``again``, before its first layer."""
-        history, rows = self._history, self._rows(state)[again]
-        assert history is not None, "an episode of a single pass ends with it"
-        if len(rows) == 0:
-            return gather_state(state, rows)
-        mirrored = self.task.passes.is_mirrored(actions[rows])
-        picked = torch.from_numpy(self.indices).to(self._device)[rows]
-        images = mirror(self.task.images.images[picked], mirrored)
-        started = run_stem(self.task.backbone, images)
-        return started._replace(rows=rows, spent=history.start(rows, mirrored))
-
-    def _set_conditioning(self) -> None:
-        """Compute the preferences as gate inputs and the cost weights of the episodes."""
+    def _set_preferences(self, preferences: NDArray[np.float64], which: StreamIndices) -> None:
+        """Set the preferences and cost weights of episodes."""
         range_ = self.task.cost_weight_range
-        if range_ is None:
-            return
-        assert self.preferences is not None, "budget conditioning needs preferences"
+        assert range_ is not None, "preferences are those of budget conditioning"
+        if self.preferences is None:
+            self.preferences = np.zeros(self.n)
+        self.preferences[which] = preferences
         exact = torch.from_numpy(self.preferences).to(self._device)
         self._gate_preferences, self._cost_weight = exact.float(), range_.at(exact)
         self.cost_weight = to_numpy(self._cost_weight)
@@ -376,64 +330,47 @@ class BatchedEpisodes:
         kept = torch.ones(self.n, dtype=torch.bool, device=self._device)
         kept[torch.from_numpy(which).to(self._device)] = False
         members = [state.pick(kept).nonzero()[:, 0] for state in self._states]
-        self._states = [
-            gather_state(state, samples)
-            for state, samples in zip(self._states, members, strict=True)
-            if len(samples)
-        ]
+        pairs = zip(self._states, members, strict=True)
+        self._states = [gather_state(state, samples) for state, samples in pairs if len(samples)]
 
-    def _step_cost(self, state: ExecutionState) -> torch.Tensor:
-        """Return the cost that is subtracted from the rewards of the step to ``state``."""
+    def _arrive(self, state: ExecutionState) -> torch.Tensor:
+        """Store options and costs of a state; return the rewards of the step to it, ``[rows]``."""
         cost, weights = state.spent - state.pick(self._spent), self._cost_weight
         weight = None if weights is None else state.pick(weights)
-        return step_cost(self.task.reward, cost, cost_weight=weight)
-
-    def _store(self, state: ExecutionState) -> None:
-        """Copy options and costs of a state to the episodes."""
         if state.rows is None:
             self._options, self._spent = state.options, state.spent
             self.layers = np.full(self.n, state.layer, dtype=np.int64)
-            return
-        self._options[state.rows], self._spent[state.rows] = state.options, state.spent
-        passed = self.task.backbone.costs.n_layers_run(state.options).clamp(max=state.layer)
-        self.layers[to_numpy(state.rows)] = to_numpy(passed)
+        else:
+            self._options[state.rows], self._spent[state.rows] = state.options, state.spent
+            passed = self.task.backbone.costs.n_layers_run(state.options).clamp(max=state.layer)
+            self.layers[to_numpy(state.rows)] = to_numpy(passed)
+        return -step_cost(self.task.reward, cost, cost_weight=weight)
 
     def _finish(self, finished: Finished, rewards: torch.Tensor) -> EpisodeResult:
         """Store the results of episodes and write their last rewards into ``rewards``."""
         (state, logits), costs = finished, self.task.backbone.costs
         labels, weights = state.pick(self._labels), self._cost_weight
         scores = score_predictions(logits, labels)
-        rewards[state.places] = -self._step_cost(state) + terminal_reward(
+        rewards[state.places] = self._arrive(state) + terminal_reward(
             self.task.reward,
             scores,
             state.spent,
             gated_budget=self.task.gated_budget,
             cost_weight=None if weights is None else state.pick(weights),
         )
-        self._store(state)
         episodes = np.arange(self.n) if state.rows is None else to_numpy(state.rows)
         self.ended[episodes] = True
         self.predictions[episodes] = to_numpy(scores.prediction)
         self.probabilities[episodes] = to_numpy(logits.softmax(dim=1).amax(dim=1))
-        correct, spent = to_numpy(scores.correct), state.spent
-        if self._history is not None:  # without the gate, as in a single pass
-            repeats = self._history.finished[state.rows] - 1
+        spent, history = state.spent, self._history
+        info = {"index": self.indices[episodes], **final_info(costs, state.options, scores, labels)}
+        if history is not None:
+            info["n_passes"] = to_numpy(history.finished[state.rows])
+            # Without the gate, as in a single pass.
             gate = costs.fixed_cost(gate_macs=self.task.gate_macs) - costs.fixed_cost()
-            spent = spent - gate * repeats
-        info = {
-            "index": self.indices[episodes],
-            "label": to_numpy(labels),
-            "prediction": to_numpy(scores.prediction),
-            "correct": correct,
-            "computation": 100.0 * (to_numpy(spent) + costs.fixed_cost()),
-            "bits": to_numpy(bits_of(costs, state.options)),
-        }
-        if costs.exits:
-            info["n_layers_run"] = to_numpy(costs.n_layers_run(state.options))
-        if self._history is not None:
-            info["n_passes"] = to_numpy(repeats + 1)
-        # Stable-Baselines3 logs the mean of "is_success" as rollout/success_rate.
-        return EpisodeResult(episodes, to_numpy(state.options), info | {"is_success": correct})
+            spent = spent - gate * (history.finished[state.rows] - 1)
+        info["computation"] = 100.0 * (to_numpy(spent) + costs.fixed_cost())
+        return EpisodeResult(episodes, info)
 
     def _observe(self, state: ExecutionState, *, ended: bool = False) -> Observation:
         task, preferences, history = self.task, self._gate_preferences, self._history

@@ -11,10 +11,8 @@ from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.spaces import (
     METADATA,
     RenderMode,
-    action_space,
     check_options,
     flatten_observations,
-    observation_space,
 )
 from dfs_rl.envs.task import check_types, make_task
 
@@ -170,15 +168,11 @@ class FractionalSkippingEnv(gymnasium.Env[Observation, np.int64]):
     ) -> None:
         self.render_mode = render_mode
         self.task = make_task(**keywords)
-        self._dict_space = observation_space(
-            self.task.backbone,
-            budget_conditioning=self.task.cost_weight_range is not None,
-            passes=self.task.passes,
-        )
+        self._dict_space = self.task.observation_space
         self._flat = flat
         space: Space[Any] = flatten_space(self._dict_space) if flat else self._dict_space
         self.observation_space = space
-        self.action_space = action_space(self.task.backbone, self.task.passes)
+        self.action_space = self.task.action_space
         self._episodes = BatchedEpisodes(self.task, 1)
 
     def reset(

@@ -17,10 +17,8 @@ from dfs_rl.envs.spaces import (
     METADATA,
     ObservationBatch,
     RenderMode,
-    action_space,
     check_options,
     flatten_observations,
-    observation_space,
 )
 from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.errors import ConfigError
@@ -77,16 +75,12 @@ class FractionalSkippingVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDA
         self.render_mode = render_mode
         self.task = make_task(**keywords)
         self.num_envs = num_envs
-        self._dict_space = observation_space(
-            self.task.backbone,
-            budget_conditioning=self.task.cost_weight_range is not None,
-            passes=self.task.passes,
-        )
+        self._dict_space = self.task.observation_space
         self._flat = flat
         self.single_observation_space = (
             flatten_space(self._dict_space) if flat else self._dict_space
         )
-        self.single_action_space = action_space(self.task.backbone, self.task.passes)
+        self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._episodes = BatchedEpisodes(self.task, num_envs)

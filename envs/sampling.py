@@ -28,12 +28,14 @@ class ImageSampler:
     streams, and its state consists of two numbers.
 
     Args:
-        n: Number of streams.
+        n: Number of environments.
+        group_size: Number of consecutive environments that share a stream.
     """
 
-    def __init__(self, n: int) -> None:
-        self.keys: NDArray[np.uint64] = np.zeros(n, dtype=np.uint64)
-        self.episodes: NDArray[np.uint64] = np.zeros(n, dtype=np.uint64)
+    def __init__(self, n: int, group_size: int = 1) -> None:
+        self._group_size = group_size
+        self.keys: NDArray[np.uint64] = np.zeros(n // group_size, dtype=np.uint64)
+        self.episodes: NDArray[np.uint64] = np.zeros(n // group_size, dtype=np.uint64)
         self._seeded = False
 
     def seed(self, seeds: Sequence[int | None]) -> None:
@@ -50,18 +52,16 @@ class ImageSampler:
         self._seeded = True
 
     def draw(self, n_images: int, which: StreamIndices = ALL) -> NDArray[np.int64]:
-        """Return the next image index of all or some streams, int64 ``[n]``."""
+        """Return the next image index of each environment of all or some streams, int64 ``[n]``."""
         self.episodes[which] += np.uint64(1)
-        return (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
+        drawn = (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
+        return np.repeat(drawn, self._group_size)
 
     def preferences(self, which: StreamIndices = ALL) -> NDArray[np.float64]:
-        """Return a number in [0, 1) for each stream's episode, float64 ``[n]``.
-
-        It is independent of the episode's image.
-        """
+        """Return a number in [0, 1) likewise, float64 ``[n]``, independent of the image."""
         z = self._mixed(self.keys ^ np.uint64(_SALT))
         high = (z >> np.uint64(64 - _DOUBLE_BITS)).astype(np.float64)
-        return np.ldexp(high, -_DOUBLE_BITS)[which]
+        return np.repeat(np.ldexp(high, -_DOUBLE_BITS)[which], self._group_size)
 
     def _mixed(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
         z = keys + self.episodes * np.uint64(_GOLDEN)

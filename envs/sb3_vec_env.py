@@ -18,9 +18,7 @@ from dfs_rl.envs.spaces import (
     EpisodeResult,
     ObservationBatch,
     RenderMode,
-    action_space,
     check_options,
-    observation_space,
 )
 from dfs_rl.envs.task import Task, check_types
 from dfs_rl.errors import CheckpointError, ConfigError
@@ -120,12 +118,7 @@ class SB3GatingVecEnv(VecEnv):
         self._actions: NDArray[np.int64] = np.zeros(n_envs, dtype=np.int64)
         self._steps = 0
         self._clear_stats()
-        observations = observation_space(
-            task.backbone,
-            budget_conditioning=task.cost_weight_range is not None,
-            passes=task.passes,
-        )
-        super().__init__(n_envs, observations, action_space(task.backbone, task.passes))
+        super().__init__(n_envs, task.observation_space, task.action_space)
         if seed is not None:
             self.seed(seed)
 

@@ -10,9 +10,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
+from dfs_rl.gating.model import bits_of
 from dfs_rl.gating.observation import FEATURE_LIMIT, Observation, context_size, observation_width
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
+from dfs_rl.gating.reward import PredictionScores
 
 NumberT = TypeVar("NumberT", np.int64, np.float64)
 
@@ -31,12 +34,10 @@ class EpisodeResult(NamedTuple):
 
     Attributes:
         episodes: Indices of the episodes in the batch, int64 ``[n]``.
-        options: Options of the episodes, int64 ``[n, layers]``.
         info: Entries of the last step's ``info``, batched, see ``FractionalSkippingEnv``.
     """
 
     episodes: NDArray[np.int64]
-    options: NDArray[np.int64]
     info: dict[str, NDArray[Any]]
 
     def infos(self) -> list[dict[str, Any]]:
@@ -53,9 +54,26 @@ def concatenate_results(results: list[EpisodeResult]) -> EpisodeResult | None:
     """Return results as one batch; ``None`` for an empty list."""
     if len(results) < 2:  # noqa: PLR2004 - nothing to concatenate
         return results[0] if results else None
-    episodes, options, infos = zip(*results, strict=True)
+    episodes, infos = zip(*results, strict=True)
     info = {key: np.concatenate([each[key] for each in infos]) for key in infos[0]}
-    return EpisodeResult(np.concatenate(episodes), np.concatenate(options), info)
+    return EpisodeResult(np.concatenate(episodes), info)
+
+
+def final_info(
+    costs: CostTable, options: torch.Tensor, scores: PredictionScores, labels: torch.Tensor
+) -> dict[str, NDArray[Any]]:
+    """Return what ``info`` tells about the answers of episodes, batched."""
+    correct = to_numpy(scores.correct)
+    info = {
+        "label": to_numpy(labels),
+        "prediction": to_numpy(scores.prediction),
+        "correct": correct,
+        "is_success": correct,  # Stable-Baselines3 logs its mean as rollout/success_rate
+        "bits": to_numpy(bits_of(costs, options)),
+    }
+    if costs.exits:
+        info["n_layers_run"] = to_numpy(costs.n_layers_run(options))
+    return info
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:

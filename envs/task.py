@@ -10,6 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError, validate_call
 from torch import nn
 
@@ -20,6 +21,7 @@ from dfs_rl.costs import COMPUTATION, check_cost_model
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
+from dfs_rl.envs.spaces import action_space, observation_space
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import CostWeightRange
@@ -102,6 +104,17 @@ class Task:
         if self.budget is None:
             return None
         return gated_budget(self.backbone.costs, self.budget, gate_macs=self.gate_macs)
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """Observation space of one environment."""
+        conditioned = self.cost_weight_range is not None
+        return observation_space(self.backbone, budget_conditioning=conditioned, passes=self.passes)
+
+    @property
+    def action_space(self) -> spaces.Discrete:
+        """Action space of one environment."""
+        return action_space(self.backbone, self.passes)
 
     def __post_init__(self) -> None:
         _ = self.gated_budget  # raises for a budget that is too small

@@ -27,6 +27,8 @@ MANY_CLASSES = 256
 Array = NDArray[np.float32]
 Score = Callable[[int, Array], Array]
 """Maps a layer and the inputs of its network to the logits of the gate's ``choices``."""
+Form = Callable[[], Score]
+"""Starts a rollout with an empty memory."""
 
 
 class NoFormError(Exception):
@@ -93,101 +95,83 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-class _Mlp:
-    """``Linear -> tanh -> Linear``."""
+def _mlp(module: nn.Module, name: str | int, views: Views) -> Callable[[Array], Array]:
+    """Return the form of a submodule ``Linear -> tanh -> Linear``."""
+    network = views.child(module, name, kind=nn.Sequential)
+    first, tanh, last = range(3)
+    if type(network[tanh]) is not nn.Tanh:
+        raise NoFormError
+    weight, bias = _linear(network, first, views)
+    last_weight, last_bias = _linear(network, last, views)
 
-    def __init__(self, module: nn.Sequential, views: Views) -> None:
-        first, tanh, last = range(3)
-        if type(module[tanh]) is not nn.Tanh:
-            raise NoFormError
-        self._first = _linear(views.child(module, first, kind=nn.Linear), views)
-        self._last = _linear(views.child(module, last, kind=nn.Linear), views)
-
-    def __call__(self, inputs: Array) -> Array:
-        (first, bias), (last, last_bias) = self._first, self._last
-        hidden = first.dot(inputs)
+    def run(inputs: Array) -> Array:
+        hidden = weight.dot(inputs)
         hidden += bias
-        scores = last.dot(np.tanh(hidden, out=hidden))
+        scores = last_weight.dot(np.tanh(hidden, out=hidden))
         scores += last_bias
         return cast("Array", scores)
 
-
-class _MlpGate:
-    """Form of an ``MLPGate``."""
-
-    def __init__(self, gate: MLPGate, views: Views) -> None:
-        networks = views.child(gate, "networks", kind=nn.ModuleList)
-        self._networks = [
-            _Mlp(views.child(networks, layer, kind=nn.Sequential), views)
-            for layer in range(len(gate.networks))
-        ]
-
-    def start(self) -> Score:
-        """Return the scores of one rollout."""
-        return lambda layer, inputs: self._networks[layer](inputs)
+    return run
 
 
-class _LstmGate:
-    """Form of an ``LSTMGate``."""
+def _mlp_form(gate: MLPGate, views: Views) -> Form:
+    views.child(gate, "networks", kind=nn.ModuleList)
+    networks = [_mlp(gate.networks, layer, views) for layer in range(len(gate.networks))]
+    return lambda: lambda layer, inputs: networks[layer](inputs)
 
-    def __init__(self, gate: LSTMGate, views: Views) -> None:
-        embeddings = views.child(gate, "embeddings", kind=nn.ModuleList)
-        self._embeddings = [
-            _linear(views.child(embeddings, layer, kind=nn.Linear), views)
-            for layer in range(len(gate.embeddings))
-        ]
-        cell = views.child(gate, "cell", kind=nn.LSTMCell)
-        self._cell = [
-            views.view(cell, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
-        self._scores = _linear(views.child(gate, "scores", kind=nn.Linear), views)
 
-    def start(self) -> Score:
-        """Return the scores of one rollout, which begins with an empty memory."""
-        width = self._cell[1].shape[1]
+def _lstm_form(gate: LSTMGate, views: Views) -> Form:
+    views.child(gate, "embeddings", kind=nn.ModuleList)
+    layers = range(len(gate.embeddings))
+    embeddings = [_linear(gate.embeddings, layer, views) for layer in layers]
+    cell = views.child(gate, "cell", kind=nn.LSTMCell)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weight_in, weight_hidden, bias_in, bias_hidden = (views.view(cell, name) for name in names)
+    score_weight, score_bias = _linear(gate, "scores", views)
+    width = weight_hidden.shape[1]
+
+    def start() -> Score:
         hidden, memory = np.zeros((2, width), dtype=np.float32)
-        weight_in, weight_hidden, bias_in, bias_hidden = self._cell
 
         def score(layer: int, inputs: Array) -> Array:
             nonlocal hidden, memory
-            weight, bias = self._embeddings[layer]
+            weight, bias = embeddings[layer]
             gates = weight_in.dot(weight.dot(inputs) + bias) + bias_in
             gates += weight_hidden.dot(hidden) + bias_hidden
             write, keep, new, read = gates.reshape(4, width)
             memory = _sigmoid(keep) * memory + _sigmoid(write) * np.tanh(new)
             hidden = _sigmoid(read) * np.tanh(memory)
-            weight, bias = self._scores
-            return cast("Array", weight.dot(hidden) + bias)
+            return cast("Array", score_weight.dot(hidden) + score_bias)
 
         return score
 
+    return start
 
-class _OneShotGate:
-    """Form of a ``OneShotGate``."""
 
-    def __init__(self, gate: OneShotGate, views: Views) -> None:
-        self._network = _Mlp(views.child(gate, "network", kind=nn.Sequential), views)
-        self._shape = len(gate.feature_sizes), len(gate.choices)
+def _one_shot_form(gate: OneShotGate, views: Views) -> Form:
+    network = _mlp(gate, "network", views)
+    shape = len(gate.feature_sizes), len(gate.choices)
 
-    def start(self) -> Score:
-        """Return the scores of one rollout, whose inputs count at layer 0 alone."""
+    def start() -> Score:
         decided: Array | None = None
 
         def score(layer: int, inputs: Array) -> Array:
             nonlocal decided
-            if decided is None:
-                decided = self._network(inputs).reshape(self._shape)
+            if decided is None:  # at layer 0, whose inputs count alone
+                decided = network(inputs).reshape(shape)
             return cast("Array", decided[layer])
 
         return score
 
+    return start
 
-GATE_FORMS: dict[type, Callable[[Any, Views], _MlpGate | _LstmGate | _OneShotGate]] = {
-    MLPGate: _MlpGate,
-    LSTMGate: _LstmGate,
-    OneShotGate: _OneShotGate,
+
+GATE_FORMS: dict[type, Callable[[Any, Views], Form]] = {
+    MLPGate: _mlp_form,
+    LSTMGate: _lstm_form,
+    OneShotGate: _one_shot_form,
 }
-"""Forms of gates by their exact type, each with a method ``start``."""
+"""Forms of gates by their exact type."""
 
 
 class Reader:
@@ -306,9 +290,10 @@ def _has_plain_features(backbone: GatedBackbone) -> bool:
     return plain and backbone.n_classes <= MANY_CLASSES
 
 
-def _linear(module: nn.Module, views: Views) -> tuple[Array, Array]:
-    """Return views of weight and bias."""
-    return views.view(module, "weight"), views.view(module, "bias")
+def _linear(module: nn.Module, name: str | int, views: Views) -> tuple[Array, Array]:
+    """Return views of weight and bias of a submodule."""
+    linear = views.child(module, name, kind=nn.Linear)
+    return views.view(linear, "weight"), views.view(linear, "bias")
 
 
 def _sigmoid(x: Array) -> Array:

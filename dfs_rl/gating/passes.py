@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
+from dfs_rl.gating.execution import ExecutionState, Finished, gather_state, run_stem
 from dfs_rl.utils.config import configuration
 from dfs_rl.utils.constants import AnswerRule as AnswerRule
 
@@ -203,9 +205,8 @@ class PassHistory:
 
     Args:
         settings: Passes that an episode may have.
-        costs: Cost table of the backbone.
+        backbone: The network.
         n: Number of episodes.
-        n_classes: Number of classes.
         gate_macs: MACs of the gate in a pass, which every further pass costs again.
         device: Device of the results.
 
@@ -225,20 +226,20 @@ class PassHistory:
     def __init__(
         self,
         settings: PassSettings,
-        costs: CostTable,
+        backbone: GatedBackbone,
         n: int,
-        n_classes: int,
         *,
         gate_macs: float = 0.0,
         device: torch.device,
     ) -> None:
+        costs = backbone.costs
         self.settings = settings
         self.restart_cost = costs.fixed_cost(gate_macs=gate_macs)
         self.finished = torch.zeros(n, dtype=torch.int64, device=device)
         self.options = self.finished.new_zeros(n, settings.limit, costs.n_layers)
         self.spent = torch.zeros(n, dtype=torch.float64, device=device)
         self.evidence = torch.zeros(n, settings.evidence_size, device=device)
-        self._logits = torch.zeros(n, settings.limit, n_classes, device=device)
+        self._logits = torch.zeros(n, settings.limit, backbone.n_classes, device=device)
         self._mirrored = torch.zeros(n, settings.limit, dtype=torch.bool, device=device)
         self._full = costs.options.full
 
@@ -266,6 +267,39 @@ class PassHistory:
         chosen = options.cpu().numpy()
         write_evidence(seen.numpy(), self.settings, *finished, chosen, full=self._full)
         self.evidence[rows] = seen.to(rows.device)
+
+    def end(self, finished: Finished) -> ExecutionState:
+        """Record a pass of episodes, and return their state at its end."""
+        state, logits = finished
+        assert state.rows is not None, "several passes need the rows of a state"
+        self.finish(state.rows, logits, state.options, state.spent)
+        nothing = state.spent.new_empty(len(logits), 0)  # the activation is no longer needed
+        return state._replace(hidden=nothing, layer=self.options.shape[2])
+
+    def answered(self, state: ExecutionState, which: Tensor) -> Finished:
+        """Return some episodes of a state at the end of a pass, bool ``which``, as finished."""
+        last = gather_state(state, which.nonzero()[:, 0])
+        assert last.rows is not None, "several passes need the rows of a state"
+        return Finished(last, self.answer(last.rows))
+
+    def run_again(
+        self,
+        backbone: GatedBackbone,
+        state: ExecutionState,
+        actions: Tensor,
+        images: Callable[[Tensor], Tensor],
+    ) -> ExecutionState:
+        """Start another pass of those episodes of a state at the end of a pass that choose one.
+
+        ``images`` maps indices of episodes to their images.
+        """
+        assert state.rows is not None, "several passes need the rows of a state"
+        again = self.settings.runs_again(actions)
+        rows, mirrored = state.rows[again], self.settings.is_mirrored(actions)[again]
+        if len(rows) == 0:
+            return gather_state(state, rows)
+        started = run_stem(backbone, mirror(images(rows), mirrored))
+        return started._replace(rows=rows, spent=self.start(rows, mirrored))
 
     def answer(self, rows: Tensor) -> Tensor:
         """Return the logits of the answer so far, float32 ``[rows, classes]``."""

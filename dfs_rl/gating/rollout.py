@@ -11,7 +11,7 @@ from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.execution import ExecutionState, advance, run_stem
 from dfs_rl.gating.networks import LearnedGate, observed_macs
 from dfs_rl.gating.observation import Observation, observe
-from dfs_rl.gating.passes import ANSWER, EarlierPasses, PassHistory, mirror, passes_of
+from dfs_rl.gating.passes import ANSWER, EarlierPasses, PassHistory, passes_of
 from dfs_rl.gating.rules import RuleGate
 
 
@@ -62,29 +62,19 @@ def rollout(
     if settings.limit == 1:
         logits, last = run.to_answers(run_stem(backbone, images))
         return RolloutResult(logits, last.options)
-    history = run.history = PassHistory(
-        settings,
-        backbone.costs,
-        n,
-        backbone.n_classes,
-        gate_macs=observed_macs(gate),
-        device=images.device,
-    )
-    rows, views = torch.arange(n, device=images.device), images
+    macs, device = observed_macs(gate), images.device
+    history = PassHistory(settings, backbone, n, gate_macs=macs, device=device)
+    run.history = history
+    everything = torch.arange(n, device=device)
+    state = run_stem(backbone, images)._replace(rows=everything)
     for i in range(settings.limit):
-        state = run_stem(backbone, views)._replace(rows=rows, spent=history.spent[rows])
         logits, last = run.to_answers(state)
-        history.finish(rows, logits, last.options, last.spent)
-        if i + 1 == settings.limit:
+        assert last.rows is not None, "it has those of the stem"
+        history.finish(last.rows, logits, last.options, last.spent)
+        if i + 1 < settings.limit:
+            state = history.run_again(backbone, last, run.at_end(last), lambda rows: images[rows])
+        if len(state.spent) == 0:
             break
-        actions = run.at_end(last)
-        again = settings.runs_again(actions)
-        rows, mirrored = rows[again], settings.is_mirrored(actions)[again]
-        if len(rows) == 0:
-            break
-        history.start(rows, mirrored)
-        views = mirror(images[rows], mirrored)
-    everything = torch.arange(n, device=images.device)
     return RolloutResult(
         history.answer(everything), history.last_options(everything), history.earlier(everything)
     )

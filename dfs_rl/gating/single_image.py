@@ -106,7 +106,7 @@ class _LearnedForm:
     def start(self, evidence: list[float]) -> Choose:
         """Return the decisions of a pass."""
         gate, costs, readers, budget = self._gate, self._costs, self._readers, self._budget
-        score, macs = self._form.start(), gate.macs
+        score, macs = self._form(), gate.macs
         left, rest = self._left(), self._rest(evidence)
         last_option = max(1, len(gate.options) - 1)
         no_inputs = np.empty(0, dtype=np.float32)
@@ -136,7 +136,7 @@ class _LearnedForm:
         """Return the action at the end of a pass."""
         gate, costs = self._gate, self._costs
         context = [scaled_cost(spent), self._left(), 0.0, *self._rest(evidence)]
-        scores = self._form.start()(costs.n_layers, np.array(context, dtype=np.float32))
+        scores = self._form()(costs.n_layers, np.array(context, dtype=np.float32))
         fits = end_mask(costs, gate.passes, spent, self._budget, gate_macs=gate.macs)
         return int(np.where(fits, scores[: len(fits)], -np.inf).argmax())
 

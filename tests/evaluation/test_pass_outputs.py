@@ -26,7 +26,7 @@ def test_settings_run_whole_networks():
 def test_answers_equal_those_of_episodes(answer):
     logits = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0)) * 3
     settings = PassSettings(limit=3, answer=answer)
-    history = PassHistory(settings, NETWORK.costs, 50, 4, device=torch.device("cpu"))
+    history = PassHistory(settings, NETWORK, 50, device=torch.device("cpu"))
     rows, options = torch.arange(50), torch.zeros(50, 4, dtype=torch.int64)
     answers = logits[0].double().softmax(dim=1)
     for finished, latest in enumerate(logits):
