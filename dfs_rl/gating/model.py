@@ -196,6 +196,10 @@ class GatedModel(nn.Module):
         super()._apply(*args, **keywords)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the form of single images, which copies make anew."""
+        return self.__dict__ | {"_form": None}
+
     def _single_image_form(self) -> SingleImageForm:
         """Return the form of single images that fits the present weights."""
         form, parts = self._form, (self.backbone, self.gate, self.budget)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,16 +45,6 @@ class SingleRollout(NamedTuple):
     logits: Tensor
     passes: list[list[int]]
     computation: float
-
-
-class _Decisions(Protocol):
-    """Decisions of a gate; ``evidence`` is a row of that of ``PassHistory``."""
-
-    def start(self, evidence: list[float]) -> Choose:
-        """Return the decisions of a pass."""
-
-    def at_end(self, spent: float, evidence: list[float]) -> int:
-        """Return the action at the end of a pass."""
 
 
 class _RuleForm:
@@ -164,7 +154,6 @@ class SingleImageForm:
 
     Attributes:
         gate: The gate.
-        usable: Whether the gate has a form; otherwise ``run`` must not be called.
     """
 
     def __init__(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> None:
@@ -173,21 +162,28 @@ class SingleImageForm:
         self._costs: list[list[float]] = backbone.costs.action_costs().tolist()
         self._bits = (*backbone.options, SKIP)
         self._gate_macs: dict[int, float] = {}
-        self._learned: _LearnedForm | None = None
-        self._table: _RuleForm | None = None
-        self.usable = type(gate) in {TableGate, RuleGate} and budget is None
-        if isinstance(gate, TableGate):
-            self._table = _RuleForm(Rule(passes=(RulePass(options=gate.table),)))
+        self._views: Views | None = None
+        self._decisions: Callable[[], _RuleForm | _LearnedForm] | None = None
         if isinstance(gate, LearnedGate):
             with suppress(NoFormError):
-                self._learned = _LearnedForm(backbone, gate, budget)
-                self.usable = True
+                learned = _LearnedForm(backbone, gate, budget)
+                self._views, self._decisions = learned.views, lambda: learned
+        elif type(gate) is TableGate and budget is None:
+            rule = Rule(passes=(RulePass(options=gate.table),))
+            self._decisions = lambda: _RuleForm(rule)
+        elif type(gate) is RuleGate and budget is None:
+            self._decisions = lambda: _RuleForm(gate.rule)  # that of the present preference
+
+    @property
+    def usable(self) -> bool:
+        """True if the gate has a form; otherwise ``run`` must not be called."""
+        return self._decisions is not None
 
     def fits(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> bool:
         """Return whether this is the form of these, with the weights that they have now."""
         made_for = backbone, gate, backbone.costs, budget
         same = all(a is b for a, b in zip(self._made_for, made_for, strict=True))
-        return same and (self._learned is None or self._learned.views.are_current())
+        return same and (self._views is None or self._views.are_current())
 
     def run(self, image: Tensor) -> SingleRollout:
         """Run one image, ``[1, c, h, w]``."""
@@ -208,11 +204,8 @@ class SingleImageForm:
         return len(actions) - actions.count(self._backbone.costs.exit_action)
 
     def _run(self, image: Tensor) -> SingleRollout:
-        gate = self.gate
-        decisions: _Decisions | None = self._learned or self._table
-        if decisions is None:
-            assert isinstance(gate, RuleGate), "usable forms are those of the known gates"
-            decisions = _RuleForm(gate.rule)  # that of the present preference
+        assert self._decisions is not None, "a form that is not usable does not run"
+        gate, decisions = self.gate, self._decisions()
         costs, settings = self._backbone.costs, passes_of(gate)
         logits = np.zeros((1, settings.limit, self._backbone.n_classes), dtype=np.float32)
         seen = np.zeros((1, settings.evidence_size), dtype=np.float32)

@@ -199,20 +199,8 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
     else:
         x = _dequantize(builder, x, input_scale, conv.range())
         codes, scale, bias_codes = integers
-        weight = builder.node(
-            "DequantizeLinear",
-            builder.constant(codes.astype(np.int8)),
-            builder.constant(scale),
-            builder.constant(np.zeros(len(scale), np.int8)),
-            axis=0,
-        )
-        added = builder.node(
-            "DequantizeLinear",
-            builder.constant(bias_codes.astype(np.int32)),
-            builder.constant(scale * input_scale),
-            builder.constant(np.zeros(len(scale), np.int32)),
-            axis=0,
-        )
+        weight = _integers(builder, codes, scale, axis=0)
+        added = _integers(builder, bias_codes, scale * input_scale, axis=0, dtype=np.int32)
     builder.node("Conv", x, weight, added, output=conv.output, **geometry)
 
 
@@ -239,13 +227,7 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
     rows = builder.constant(ints([0, sides[0] * sides[1], -1]))
     x = builder.node("Reshape", x, rows)
     x = _dequantize(builder, x, np.ones((), np.float32), conv.range())
-    weight = builder.node(
-        "DequantizeLinear",
-        builder.constant(codes.transpose(2, 3, 1, 0).reshape(-1, out).astype(np.int8)),
-        builder.constant(scale),
-        builder.constant(np.zeros(out, np.int8)),
-        axis=1,
-    )
+    weight = _integers(builder, codes.transpose(2, 3, 1, 0).reshape(-1, out), scale, axis=1)
     product = builder.node("Transpose", builder.node("MatMul", x, weight), perm=[0, 2, 1])
     image = builder.node("Reshape", product, builder.constant(ints([0, out, *sides])))
     # Added last: onnxruntime makes a float product of a MatMul with an Add right after it.
@@ -290,16 +272,22 @@ def _lower_linear(builder: Builder, linear: _Operator) -> None:
         return
     scale = scale * linear.value(1)
     x = _dequantize(builder, x, np.reciprocal(linear.value(1)), linear.range())
-    per_channel = len(scale) > 1
-    weight = builder.node(
-        "DequantizeLinear",
-        builder.constant(codes.astype(np.int8).T),
-        builder.constant(scale if per_channel else scale[0]),
-        builder.constant(np.zeros(scale.shape if per_channel else (), np.int8)),
-        axis=1,
-    )
+    weight = _integers(builder, codes.T, scale if len(scale) > 1 else scale[0], axis=1)
     product = builder.node("MatMul", x, weight)
     builder.node("Add", product, added, output=linear.output)
+
+
+def _integers(
+    builder: Builder,
+    codes: Array,
+    scale: Array,
+    *,
+    axis: int,
+    dtype: type[np.signedinteger[Any]] = np.int8,
+) -> str:
+    """Add constant integers that stand for their products with scales; return their name."""
+    constants = codes.astype(dtype), scale, np.zeros(np.shape(scale), dtype)
+    return builder.node("DequantizeLinear", *map(builder.constant, constants), axis=axis)
 
 
 def _float_weight(builder: Builder, codes: Array, scale: Array) -> str:

@@ -1,6 +1,7 @@
 """Single images: the same decisions and logits as in ``rollout``, with the present weights."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -251,11 +252,12 @@ def test_a_form_comes_back_after_a_conversion():
     assert model._form.usable
 
 
-def test_copies_are_independent():
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_independent(make_copy):
     backbone = network().to_inference()
     model = GatedModel(backbone, learned(MLPGate, backbone))
     expected = [model(image)[1].options for image in images(20).split(1)]
-    copied = copy.deepcopy(model)
+    copied = make_copy(model)
     change_in_place(copied)
     assert all(
         torch.equal(model(image)[1].options, options)
