@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfs_rl.gating import execution
 from dfs_rl.gating.execution import advance, run_layer, run_stem
 from tests.helpers.toy_backbone import (
     BITS,
@@ -109,8 +110,9 @@ def test_reuse_overwrites_the_earlier_state():
 
 @pytest.mark.parametrize("reuse", [False, True])
 @torch.no_grad()
-def test_large_groups_run_in_slabs(reuse):
-    backbone, large = ToyBackbone(), torch.rand(20, 2, 512, 512)  # 2 MiB each
+def test_large_groups_run_in_slabs(reuse, monkeypatch):
+    monkeypatch.setattr(execution, "_SLAB_BYTES", 2**12)
+    backbone, large = ToyBackbone(), torch.rand(20, 2, 16, 16)  # 2 KiB each
     for layer in range(3):
         for options in (torch.full((20,), 2), torch.tensor([3, 0, 3, 3, 1] * 4)):
             state = run_stem(backbone, large)._replace(hidden=large.clone(), layer=layer)

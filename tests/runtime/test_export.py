@@ -17,7 +17,6 @@ from dfs_rl.backbones import (
     BackboneInfo,
     ResNet,
     VisionTransformer,
-    default_digits,
     save_backbone,
 )
 from dfs_rl.data import ImageSet
@@ -36,7 +35,7 @@ from dfs_rl.gating.passes import (
     PassHistory,
     PassSettings,
 )
-from dfs_rl.gating.rules import Rule, RuleGate, RulePass, cascade
+from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.runtime import export as export_module
@@ -75,31 +74,48 @@ def agreement(model, path, images, **settings):
     return (logits - expected).abs().amax(dim=1)[same], trace
 
 
-def test_gate_chooses_the_same_options(tmp_path):
-    backbone = default_digits().to_inference()
-    classes = [f"digit {i}" for i in range(10)]
-    model = GatedModel(backbone, random_gate(MLPGate, backbone), classes=classes)
-    path = dfs_rl.export(model, tmp_path / "gate.onnx")
-    images = dfs_rl.load_dataset("digits").test.images
-    difference, trace = agreement(model, path, images)
+def fitted_network(images, *, bits=(0, 4, 32), std_factor=1.0):
+    """Return a network whose probes and statistics of features fit the images."""
+    net = network(ResNet, bits=bits)
+    labels = torch.arange(len(images)) % 3
+    measure_features(net, [ImageSet(images, labels)], torch.Generator().manual_seed(0))
+    net.feature_std.mul_(std_factor)
+    return net
+
+
+def varied_pictures(n):
+    light = torch.linspace(0.1, 1.0, n).reshape(-1, 1, 1, 1)
+    return (pictures_for(ResNet, n) * light).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return a network, the model with a gate, and the path of its export."""
+    net = fitted_network(varied_pictures(200), bits=(0, 2, 3, 4, 8, 32))
+    model = GatedModel(net.to_inference(), random_gate(MLPGate, net), classes=["a", "b", "c"])
+    return net, model, dfs_rl.export(model, tmp_path_factory.mktemp("export") / "gate.onnx")
+
+
+def test_gate_chooses_the_same_options(exported):
+    _, model, path = exported
+    difference, trace = agreement(model, path, varied_pictures(200))
     assert len(trace.options.unique(dim=0)) > 20
     # Codes of 8 bit may differ by one, see lowering; all else is rounding.
     assert difference.quantile(0.9) < 1e-5
     metadata = OnnxModel(path).metadata
-    assert metadata["classes"] == classes
-    assert metadata["bits"] == list(backbone.options)
+    assert metadata["classes"] == ["a", "b", "c"]
+    assert metadata["bits"] == list(model.backbone.options)
     assert metadata["input_range"] == [0, 1]
-    assert metadata["mean"] == pytest.approx(backbone.network.statistics.mean)
+    assert metadata["mean"] == pytest.approx(model.backbone.network.statistics.mean)
     assert metadata["dfs_rl_version"] == dfs_rl.__version__
 
 
-def test_weights_lie_inside_the_branches(tmp_path):
-    net = network(ResNet, bits=(0, 4, 32))
-    model = GatedModel(net.to_inference(), random_gate(MLPGate, net))
-    graph = onnx.load(dfs_rl.export(model, tmp_path / "gate.onnx")).graph
+def test_weights_lie_inside_the_branches(exported):
+    net, _, path = exported
+    graph = onnx.load(path).graph
     outside = sum(len(tensor.raw_data) for tensor in graph.initializer)
     weights = sum(p.numel() for p in net.blocks.parameters())
-    assert outside < weights < (tmp_path / "gate.onnx").stat().st_size - outside
+    assert outside < weights < path.stat().st_size - outside
     assert sum(node.op_type == "If" for node in graph.node) == len(net.blocks)
 
 
@@ -127,30 +143,16 @@ def test_exits_memory_and_preference(tmp_path):
 
 
 def test_options_as_an_input(tmp_path):
-    net, images = network(ResNet, bits=(0, 4, 32)), pictures_for(ResNet, 1)
+    net, images = network(ResNet, bits=(0, 32)), pictures_for(ResNet, 1)
     net.set_exits((1,))
     net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
     path = export_module.export_options_graph(net, tmp_path / "options.onnx")
     session = onnxruntime.InferenceSession(path)
-    settings = net.costs.canonicalize(torch.tensor(list(itertools.product(range(4), repeat=3))))
+    settings = net.costs.canonicalize(torch.tensor(list(itertools.product(range(3), repeat=3))))
     for row in settings.unique(dim=0):
         expected, _ = GatedModel(net.to_inference(), TableGate(row.tolist()))(images)
         feeds = {"images": images.float().div(255).numpy(), "options": row[None].numpy()}
         np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)
-
-
-def fitted_network(images, std_factor=1.0):
-    """Return a network whose probes and statistics of features fit the images."""
-    net = network(ResNet, bits=(0, 2, 4, 32))
-    labels = torch.arange(len(images)) % 3
-    measure_features(net, [ImageSet(images, labels)], torch.Generator().manual_seed(0))
-    net.feature_std.mul_(std_factor)
-    return net
-
-
-def varied_pictures(n):
-    light = torch.linspace(0.1, 1.0, n).reshape(-1, 1, 1, 1)
-    return (pictures_for(ResNet, n) * light).to(torch.uint8)
 
 
 def test_budget_per_input(tmp_path):
@@ -169,31 +171,36 @@ def test_budget_per_input(tmp_path):
     ("kind", "std_factor", "settings"),
     [
         (OneShotGate, 1.0, {}),
-        (MLPGate, 1.0, {"choices": (1, 3)}),
+        (MLPGate, 1.0, {"choices": (0, 2)}),
         (MLPGate, 1.0, {"feature_sizes": (0, 0, 0)}),
         (MLPGate, 0.1, {}),  # features far out, which are clipped
     ],
 )
 def test_gates_choose_the_same(kind, std_factor, settings, tmp_path):
     images = varied_pictures(128)
-    net = fitted_network(images, std_factor)
+    bits = (0, 4, 32) if "choices" in settings else (4, 32)
+    net = fitted_network(images, bits=bits, std_factor=std_factor)
     model = GatedModel(net.to_inference(), random_gate(kind, net, **settings))
     _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
     assert len(trace.options.unique(dim=0)) > 2 * ("feature_sizes" not in settings)
 
 
-@pytest.mark.parametrize("bits", [1, 3, 4, 8, 16, 32])
-def test_each_bit_width_of_a_convolution(bits, tmp_path):
-    net = network(ResNet, bits=(0, bits), depth=8)
-    # A code of 8 bit may differ by one: of an integer convolution, and in front of the head.
-    tolerance = 1e-2 if bits in (8, 16) else 1e-5
-    check_table(net, [1, 1, 1], pictures_for(ResNet, 64), tmp_path, tolerance)
+@pytest.mark.parametrize(
+    ("depth", "table", "tolerance"),
+    [
+        (14, [1, 2, 3, 6, 1, 3], 1e-5),
+        # A code of 8 bit may differ by one: of an integer convolution, and in front of the head.
+        (8, [4, 5, 4], 1e-2),
+    ],
+)
+def test_each_bit_width_of_a_convolution(depth, table, tolerance, tmp_path):
+    net = network(ResNet, bits=(0, 1, 3, 4, 8, 16, 32), depth=depth)
+    check_table(net, table, pictures_for(ResNet, 64), tmp_path, tolerance)
 
 
-@pytest.mark.parametrize("bits", [4, 8, 32])
-def test_each_bit_width_of_a_transformer(bits, tmp_path):
-    net = network(VisionTransformer, bits=(0, bits))
-    check_table(net, [1, 0, 1], pictures_for(VisionTransformer, 16), tmp_path, 1e-5)
+def test_each_bit_width_of_a_transformer(tmp_path):
+    net = network(VisionTransformer, bits=(0, 4, 8, 32), depth=4)
+    check_table(net, [1, 2, 0, 3], pictures_for(VisionTransformer, 16), tmp_path, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +212,7 @@ def test_each_bit_width_of_a_transformer(bits, tmp_path):
 )
 def test_wide_convolutions_run_on_integers(kind, shape, tmp_path):
     net = network(kind, bits=(0, 4), **shape)
-    table = [1] * len(net.blocks)
+    table = [i % 2 for i in range(len(net.blocks))]
     path = check_table(net, table, pictures_for(kind, 16), tmp_path, 1e-2)
     session = onnxruntime.SessionOptions()
     session.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -313,11 +320,12 @@ def test_passes_within_a_budget_per_input(tmp_path):
 
 @pytest.mark.parametrize("answer", ["mean", "last", "surest"])
 def test_evidence_of_passes(answer):
-    settings, costs = PassSettings(limit=3, answer=answer), network(ResNet).costs
+    settings, net = PassSettings(limit=3, answer=answer), network(ResNet, n_classes=4)
+    costs = net.costs
     draws = torch.Generator().manual_seed(0)
     logits = 5.0 * torch.randn(64, 3, 4, generator=draws)
     options = torch.randint(costs.options.full + 1, (64, costs.n_layers), generator=draws)
-    history = PassHistory(settings, costs, 64, 4, device=torch.device("cpu"))
+    history = PassHistory(settings, net, 64, device=torch.device("cpu"))
     rows, shown = torch.arange(64), torch.zeros_like(logits)
     for i in range(3):
         history.finish(rows, logits[:, i], options, torch.zeros(64).double())
@@ -401,11 +409,9 @@ def test_bad_exports(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_images_and_files(tmp_path):
-    net = network(ResNet, bits=(0, 32))
+def test_bad_images_and_files(exported, tmp_path):
+    *_, path = exported
     images = pictures_for(ResNet, 2).numpy()
-    sure = cascade([0, 0, 0], [1, 1, 1], threshold=0.5, options=net.options)
-    path = dfs_rl.export(GatedModel(net.to_inference(), sure), tmp_path / "cascade.onnx")
     model = OnnxModel(path)
     with pytest.raises(DataError, match="at least one"):
         model(images[:0])
