@@ -133,12 +133,6 @@ class LearnedGate(nn.Module, ABC):
         self.layer_macs = self._count_macs()
         """Multiply-accumulates of the network per image at each layer, and at the end of a pass."""
 
-    def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
-        """Return each image's preference, float32 ``[batch]``; ``None`` if not conditioned."""
-        if self.budget_conditioning is None:
-            return None
-        return torch.full((batch_size,), self.preference, device=device)
-
     @abstractmethod
     def _build(self, sizes: list[int]) -> None:
         """Create the networks; decision ``i`` has ``sizes[i]`` inputs, context included.

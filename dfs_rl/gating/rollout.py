@@ -54,8 +54,12 @@ def rollout(
         ConfigError: If the budget is below the cost of the cheapest options.
     """
     n = len(images)
-    if preferences is None and isinstance(gate, LearnedGate | RuleGate):
-        preferences = gate.preferences(n, images.device)
+    if (
+        preferences is None
+        and isinstance(gate, LearnedGate | RuleGate)
+        and gate.budget_conditioning is not None
+    ):
+        preferences = torch.full((n,), gate.preference, device=images.device)
     gate.reset(n)
     run = _Pass(backbone, gate, n, budget, preferences)
     settings = passes_of(gate)

@@ -172,12 +172,6 @@ class RuleGate:
         """The rule at the present preference."""
         return self.rules[int(self._index(torch.tensor([self.preference])))]
 
-    def preferences(self, batch_size: int, device: torch.device) -> Tensor | None:
-        """Return each image's preference, float32 ``[batch]``; ``None`` for a single rule."""
-        if self.budget_conditioning is None:
-            return None
-        return torch.full((batch_size,), self.preference, device=device)
-
     def reset(self, batch_size: int) -> None:
         """Do nothing: the gate has no state."""
 
