@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone, activations
 from dfs_rl.envs.spaces import check_options
 from dfs_rl.envs.task import check_types, make_task
 from dfs_rl.errors import ConfigError
@@ -214,7 +214,11 @@ def layer_descriptors(backbone: GatedBackbone) -> NDArray[np.float32]:
     output positions are the number of weights.
     """
     costs = backbone.costs
-    shapes = _shapes(backbone)
+    device = backbone.feature_mean.device
+    empty = torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device)
+    most = backbone.options[backbone.options.full]
+    # Before each gated layer, and after the last.
+    shapes = [tuple(h.shape[1:]) for h in activations(backbone, backbone.stem(empty), most)]
     positions = [prod(shape[1:]) for shape in shapes]
     channels = [shape[0] for shape in shapes]
     described = np.empty((costs.n_layers, N_DESCRIPTORS))
@@ -243,17 +247,6 @@ def observe_layer(
 def round_to_option(action: float, n_options: int) -> int:
     """Return the option of a continuous action in [0, 1], with equal intervals as in HAQ."""
     return min(int(action * n_options), n_options - 1)
-
-
-def _shapes(backbone: GatedBackbone) -> list[tuple[int, ...]]:
-    """Run an empty image; return the shapes before each gated layer and after the last."""
-    device = backbone.feature_mean.device
-    hidden = backbone.stem(torch.zeros(1, *backbone.image_shape, dtype=torch.uint8, device=device))
-    shapes = [tuple(hidden.shape[1:])]
-    for layer in backbone.layers:
-        hidden = layer(hidden, backbone.options[backbone.options.full])
-        shapes.append(tuple(hidden.shape[1:]))
-    return shapes
 
 
 def _relative(values: Sequence[float]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import torch
 from onnxscript import opset18
 from torch import Tensor, nn
 
-from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
+from dfs_rl.backbones.interfaces import GatedBackbone, WithExits, activations
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import AnswerRule
@@ -163,10 +163,8 @@ class GatedParts(nn.Module):
     def example(self) -> tuple[tuple[Tensor | list[Tensor], ...], list[str]]:
         """Return arguments of ``forward`` and their names."""
         images = torch.zeros(_BATCH, *self.backbone.image_shape)
-        after, hidden = [], self.backbone.stem(images)
-        for layer in self.backbone.layers:
-            hidden = layer(hidden, self.backbone.options[-1])
-            after.append(hidden)
+        before = self.backbone.stem(images)
+        _, *after = activations(self.backbone, before, self.backbone.options[-1])
         layers = range(1, len(after) + 1)
         cost_type = torch.float32 if self.decisions is None else self.decisions.cost_type
         cost = torch.zeros(_BATCH, 1, dtype=cost_type)
