@@ -177,12 +177,7 @@ GATE_FORMS: dict[type, Callable[[Any, Views], Form]] = {
 class Reader:
     """Reads what a gate sees before one layer, as ``observe`` does.
 
-    Args:
-        backbone: The network.
-        layer: Index of the layer.
-        size: Number of features that the gate reads.
-        statistics: ``feature_mean`` and ``feature_std``.
-        views: For the tensors that are used.
+    The gate reads ``size`` features; ``statistics`` are ``feature_mean`` and ``feature_std``.
     """
 
     def __init__(

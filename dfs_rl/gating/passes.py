@@ -177,7 +177,7 @@ def write_evidence(
 
     Args:
         evidence: Where to write.
-        settings: Passes that an episode may have.
+        settings: Passes of the episodes.
         logits: Logits of the passes, ``[n, limit, classes]``.
         finished: Number of finished passes, at least 1, ``[n]``.
         options: Options of the last finished pass, ``[n, layers]``.
@@ -203,12 +203,7 @@ def write_evidence(
 class PassHistory:
     """Finished passes of a batch of ``n`` episodes.
 
-    Args:
-        settings: Passes that an episode may have.
-        backbone: The network.
-        n: Number of episodes.
-        gate_macs: MACs of the gate in a pass, which every further pass costs again.
-        device: Device of the results.
+    Every further pass costs the MACs of the gate in a pass, ``gate_macs``, again.
 
     Attributes:
         finished: Number of finished passes, int64 ``[n]``.

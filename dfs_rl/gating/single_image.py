@@ -146,14 +146,6 @@ class SingleImageForm:
     """Rollouts of a gate on one image each, with the results of ``rollout``.
 
     Where ``fits`` no longer holds, a new form is needed.
-
-    Args:
-        backbone: The network.
-        gate: The gate.
-        budget: As in ``rollout``.
-
-    Attributes:
-        gate: The gate.
     """
 
     def __init__(self, backbone: GatedBackbone, gate: Gate, budget: float | None) -> None:

@@ -26,12 +26,7 @@ class Parts:
 
 
 class Scope:
-    """A graph under construction, which sees the values of the graphs around it.
-
-    Args:
-        parts: Where its nodes come from.
-        around: The graph around it, or ``None``.
-    """
+    """A graph under construction of parts, which sees the values of the graphs ``around`` it."""
 
     def __init__(self, parts: Parts, around: "Scope | None" = None) -> None:
         self.parts = parts

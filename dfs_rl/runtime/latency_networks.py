@@ -66,11 +66,9 @@ class TimedNetwork(Protocol):
 
 
 class TorchNetwork:
-    """A network as ``dfs_rl.load`` returns it.
+    """A network as ``dfs_rl.load`` returns it, with various learned gates.
 
-    Args:
-        models: The network with various learned gates.
-        batch_size: Images per call, all the same, so that a gate decides equally for them.
+    The images of a call are all the same, so that a gate decides equally for them.
     """
 
     def __init__(self, models: Sequence[GatedModel], *, batch_size: int) -> None:
@@ -137,13 +135,9 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """A network as ``export`` writes it.
+    """A network as ``export`` writes it with various gates, and ``export_options_graph`` without.
 
-    Args:
-        gated: The network with various gates, see ``export``.
-        fixed: The network without one, see ``export_options_graph``.
-        model: The network that was exported.
-        batch_size: Images per call, as of ``TorchNetwork``.
+    The images of a call are all the same, as of ``TorchNetwork``.
     """
 
     def __init__(

@@ -75,35 +75,30 @@ def time_runs(
         for turn in range(number * n_options, (number + 1) * n_options):
             random_runs.append(timed(network.at(random[turn])))
             check = turn % len(checked)
-            check_times[check].append(timed(network.at(checked[check])).seconds)
+            check_times[check].append(timed(network.at(checked[check]))[1])
         exit_runs += [timed(network.at(setting)) for setting in to_exits[number::calls]]
     for _ in bar(range(calls)):  # apart: other runs between the two would slow down one of them
-        gated = timed(network.gated())
-        fixed = timed(network.at(gated.setting))
-        gated_runs.append(_Run(gated.setting, gated.seconds - fixed.seconds))
-    check_runs = [
-        _Run(setting, float(np.median(seconds)))
+        setting, gated = timed(network.gated())
+        _, fixed = timed(network.at(setting))
+        gated_runs.append((setting, gated - fixed))
+    medians = [
+        (setting, float(np.median(seconds)))
         for setting, seconds in zip(checked, check_times, strict=True)
         if seconds
     ]
-    kinds = (random_runs, exit_runs, gated_runs, check_runs)
+    kinds = (random_runs, exit_runs, gated_runs, medians)
     return NetworkRuns(*(_columns(runs, n_layers) for runs in kinds))
 
 
-class _Run(NamedTuple):
-    setting: Setting
-    seconds: float
-
-
-def _time(run: Callable[[], Setting], *, warm: bool) -> _Run:
-    """Time a run, or if ``warm`` its repetition."""
+def _time(run: Callable[[], Setting], *, warm: bool) -> tuple[Setting, float]:
+    """Return setting and seconds of a run, or if ``warm`` of its repetition."""
     if warm:
         run()
     start = time.perf_counter()
     setting = run()
-    return _Run(setting, time.perf_counter() - start)
+    return setting, time.perf_counter() - start
 
 
-def _columns(runs: Sequence[_Run], n_layers: int) -> TimedRuns:
-    settings = np.array([run.setting for run in runs], dtype=np.int64).reshape(-1, n_layers)
-    return TimedRuns(settings, np.array([run.seconds for run in runs]))
+def _columns(runs: Sequence[tuple[Setting, float]], n_layers: int) -> TimedRuns:
+    settings = np.array([setting for setting, _ in runs], dtype=np.int64).reshape(-1, n_layers)
+    return TimedRuns(settings, np.array([seconds for _, seconds in runs]))

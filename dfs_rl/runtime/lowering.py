@@ -26,12 +26,7 @@ _ROWS = 2  # rank of a batch of vectors
 
 
 class Builder:
-    """Nodes and constants with new names.
-
-    Attributes:
-        nodes: The nodes, in order.
-        constants: Constant tensors by name.
-    """
+    """Nodes in order and constants by name, with new names."""
 
     def __init__(self, prefix: str) -> None:
         self.nodes: list[NodeProto] = []
