@@ -1,9 +1,11 @@
 """Models of run folders, on a small ResNet."""
 
+import copy
 import math
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,6 +34,11 @@ BITS = (0, 2, 4, 8)
 
 
 def network(bits=BITS):
+    return copy.deepcopy(calibrated(bits))
+
+
+@cache
+def calibrated(bits):
     torch.manual_seed(0)
     config = ResNetConfig(depth=8, width=4, in_channels=1, image_size=(8, 8), bits=bits)
     backbone = ResNet(config, ChannelStatistics(mean=(0.5,), std=(0.25,))).eval()
@@ -120,11 +127,11 @@ def test_loading_needs_only_torch(run):
     assert done.returncode == 0, done.stderr
 
 
-def conditioned_gate(backbone):
+def conditioned_gate():
     """Return a gate that skips every layer at preference 0 and chooses 8 bit at 1."""
     conditioning = BudgetConditioning(computations=(2.0, 4.0, 8.0))
-    sizes, options = backbone.feature_sizes, BitOptions(BITS)
-    gate = MLPGate(sizes, options, hidden=1, budget_conditioning=conditioning)
+    sizes = calibrated(BITS).feature_sizes
+    gate = MLPGate(sizes, BitOptions(BITS), hidden=1, budget_conditioning=conditioning)
     with torch.no_grad():
         for first, _, last in gate.networks:
             first.weight.zero_()
@@ -136,7 +143,7 @@ def conditioned_gate(backbone):
 
 
 def test_budget_of_a_conditioned_gate(run):
-    save_gate(conditioned_gate(network()), run / "gate")
+    save_gate(conditioned_gate(), run / "gate")
     assert (dfs_rl.load(run, budget=8.0)(images())[1].bits == 8).all()
     model = dfs_rl.load(run, budget=2.0)
     assert (model(images())[1].bits == 0).all()
@@ -169,12 +176,12 @@ def test_budget_of_rules(run):
 
     model = dfs_rl.load(run)
     assert bits(model) == ([8], [3])
+    assert bits(dfs_rl.load(run, budget=5.0)) == ([4], [2])
+    assert bits(dfs_rl.load(run, max_accuracy_drop=10.5)) == ([2], [1])
     for budget, expected in ((2.0, ([2], [1])), (4.9, ([2], [1])), (5.0, ([4], [2]))):
-        assert bits(dfs_rl.load(run, budget=budget)) == expected
         model.set_budget(budget)
         assert bits(model) == expected
     for drop, expected in ((0.5, ([8], [3])), (1.5, ([4], [2])), (10.5, ([2], [1]))):
-        assert bits(dfs_rl.load(run, max_accuracy_drop=drop)) == expected
         model.set_max_accuracy_drop(drop)
         assert bits(model) == expected
     with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 20 % on average"):
@@ -207,7 +214,7 @@ def test_gates_of_several_passes_need_their_exits(run, exits):
 
 def test_preferences_may_differ_within_a_batch():
     backbone = network().to_inference()
-    gate = conditioned_gate(backbone)
+    gate = conditioned_gate()
     preferences = torch.tensor([0.0, 1.0] * 12)
     result = rollout(backbone, gate, images(), preferences=preferences)
     assert (result.options[::2] == 0).all()
@@ -260,7 +267,7 @@ def test_wrong_number_of_classes():
     ],
 )
 def test_bad_settings(run, settings, named):
-    save_gate(conditioned_gate(network()), run / "gate")
+    save_gate(conditioned_gate(), run / "gate")
     with pytest.raises(ConfigError, match=named):
         dfs_rl.load(run, **settings)
 

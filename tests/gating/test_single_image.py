@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import cache
 
 import pytest
 import torch
@@ -34,6 +35,11 @@ def images(n=N, seed=0, size=(12, 8)):
 
 
 def network(exits=(), stem_bits=8, size=(12, 8), bits=BITS):
+    return copy.deepcopy(calibrated(exits, stem_bits, size, bits))
+
+
+@cache
+def calibrated(exits, stem_bits, size, bits):
     torch.manual_seed(0)
     config = ResNetConfig(
         depth=8, width=4, in_channels=1, image_size=size, bits=bits, stem_bits=stem_bits
