@@ -28,6 +28,7 @@ from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.profile import main
 from dfs_rl.runtime import export as export_module
+from dfs_rl.runtime import latency, latency_networks, latency_runs
 from dfs_rl.runtime.latency import PartTimes
 from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import time_runs
@@ -41,6 +42,14 @@ COSTS = CostTable(
 )
 STEM, HEAD, EXITS, GATE = 5.0, 2.0, {1: 0.75, 2: 0.5}, (0.25, 0.5, 1.0)
 LAYERS = np.array([[1.0, 2.0, 4.0], [1.5, 1.25, 3.0], [2.0, 2.0, 5.0]])
+
+
+@pytest.fixture(autouse=True)
+def few_runs(monkeypatch):
+    """Run as little as a fit needs; no test asserts what real times are."""
+    monkeypatch.setattr(latency_runs, "_WARM_UP", 1)
+    monkeypatch.setattr(latency, "_RUNS_PER_LAYER", 1)
+    monkeypatch.setitem(latency_networks._GATES, "onnx", 1)
 
 
 class MadeUpNetwork:
