@@ -165,13 +165,6 @@ def test_stream_of_images_is_independent(changes):
 # Observations and masks
 
 
-def test_flatten_observation():
-    env = gymnasium.wrappers.FlattenObservation(make())
-    observation, _ = env.reset(seed=0)
-    assert observation.shape == (4 + 4 + 3,)
-    assert env.observation_space.contains(observation)
-
-
 def test_masks_follow_budget_but_bind_nothing():
     two_bits = float(ToyBackbone().costs.computation(torch.ones(1, 4, dtype=torch.int64)))
     bound, free = make(budget=two_bits), make()

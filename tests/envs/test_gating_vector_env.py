@@ -12,7 +12,7 @@ from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.errors import ConfigError
 from tests.helpers.toy_backbone import BITS
-from tests.helpers.toy_env import assert_same, random_actions, toy_kwargs
+from tests.helpers.toy_env import assert_same, assert_steps_equal, random_actions, toy_kwargs
 
 N = 5
 with_exits = pytest.mark.parametrize("after", [(), (1, 3)], ids=["no exits", "exits"])
@@ -41,14 +41,7 @@ def test_equals_sync_vector_env(mode, budget, cost_weight_range, after):
     assert ours.action_space == theirs.action_space
     assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is mode
     assert_same(ours.reset(seed=11), theirs.reset(seed=11))
-    ended = set()
-    for actions in random_actions(ours, 25, N, seed=2):
-        if mode is AutoresetMode.SAME_STEP:
-            masks = np.stack(theirs.call("action_masks"))
-            np.testing.assert_array_equal(ours.action_masks(), masks)
-        result = ours.step(actions)
-        assert_same(result, theirs.step(actions))
-        ended.add(int(result[2].sum()))
+    ended = set(assert_steps_equal(ours, theirs, random_actions(ours, 25, N, seed=2)))
     assert (len(ended) > 2) == bool(after)  # with exits they do not end together
     resets = [{}, {"seed": [4, 9, 1, 4, 2]}, {"options": {"index": 3}}]
     for reset in [*resets, {"options": {"cost_weight": 7.0}}] if cost_weight_range else resets:
@@ -86,8 +79,8 @@ def test_truncates_like_time_limit(mode, limit, after):
     assert (truncated > 0) == (limit <= 4)
 
 
-@with_autoreset
-def test_digits_equal_sync_vector_env(mode):
+def test_digits_equal_sync_vector_env():
+    mode = AutoresetMode.SAME_STEP
     kwargs = {"backbone": default_digits().to_inference(), "split": "val"}
     ours = FractionalSkippingVectorEnv(6, autoreset_mode=mode, **kwargs)
     theirs = SyncVectorEnv([lambda: FractionalSkippingEnv(**kwargs)] * 6, autoreset_mode=mode)

@@ -153,10 +153,12 @@ def test_images_are_spread_over_the_split():
     assert len(planted(images=1000).scorer.image_set) == 20
 
 
-def test_bad_steps_and_budgets():
+def test_bad_steps_and_settings():
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
     with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
         NetworkWideEnv(**toy, budget=0.1)
+    with pytest.raises(ConfigError, match="cost is -1"):
+        planted(cost_weight=-1.0)
     exits = ToyBackbone(exits=(1, 3))  # an exit suffices for this budget, but no table uses one
     with pytest.raises(ConfigError, match="no static bit table without an exit costs less"):
         NetworkWideEnv(backbone=exits, dataset=toy_image_set(), budget=2.0)
@@ -170,13 +172,6 @@ def test_bad_steps_and_budgets():
     env.reset()
     with pytest.raises(gymnasium.error.InvalidAction):
         env.step(np.array([1.5], dtype=np.float32))
-
-
-def test_bad_settings():
-    with pytest.raises(ConfigError, match="cost is -1"):
-        planted(cost_weight=-1.0)
-    with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
-        NetworkWideEnv(backbone=ToyBackbone(), dataset=toy_image_set(), budget=0.1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 
 from dfs_rl.data import ImageSet
 from dfs_rl.gating.reward import RewardWeights
@@ -46,3 +47,16 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours, theirs)
     else:
         assert ours == theirs
+
+
+def assert_steps_equal(ours, theirs, actions):
+    """Step two vector environments and compare everything; return how many ended at each step."""
+    ended = []
+    for row in actions:
+        if ours.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            masks = np.stack(theirs.call("action_masks"))
+            np.testing.assert_array_equal(ours.action_masks(), masks)
+        result = ours.step(row)
+        assert_same(result, theirs.step(row))
+        ended.append(int(result[2].sum()))
+    return ended
