@@ -25,7 +25,7 @@ from dfs_rl.training.calibration import calibrate_scales, measure_features
 from dfs_rl.utils.seeding import torch_generator
 
 BITS = (0, 2, 4, 8, 32)
-N = 150
+N = 80
 KINDS = (MLPGate, LSTMGate, OneShotGate)
 
 
