@@ -234,8 +234,7 @@ def check_table(net, table, images, folder, tolerance):
     return path
 
 
-@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
-def test_rules_of_several_passes(answer, tmp_path):
+def test_rules_of_several_passes(tmp_path):
     net = network(ResNet, bits=(0, 4, 32))
     net.set_exits((1,))
     net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
@@ -245,7 +244,7 @@ def test_rules_of_several_passes(answer, tmp_path):
     thresholds = []
     for n in (1, 2, 3):
         rule = Rule(passes=tuple(passes[:n]), thresholds=tuple(thresholds))
-        gate = RuleGate([rule], answer=answer, options=net.options, exits=(1,))
+        gate = RuleGate([rule], answer="mean", options=net.options, exits=(1,))
         logits, trace = GatedModel(backbone, gate)(images)
         sure = logits[trace.n_passes == n].softmax(dim=1).amax(dim=1).sort().values
         thresholds.append(float(sure[len(sure) // 2 - 1 :][:2].mean()))
@@ -274,19 +273,17 @@ def answer_if_sure(gate, backbone, images):
     end[2].weight[ANSWER, 0], end[2].weight[AGAIN_MIRRORED, 1] = 1.0, 0.9
 
 
-@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
 @torch.no_grad()
-def test_learned_gates_of_several_passes(answer, tmp_path):
+def test_learned_gates_of_several_passes(tmp_path):
     images = varied_pictures(96)
     net = fitted_network(images)
-    if answer == "last":
-        net.set_exits((1,))
-        net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    net.set_exits((1,))
+    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
     backbone = net.to_inference()
     gate = random_gate(
         MLPGate,
         backbone,
-        passes=PassSettings(limit=3, mirrored=True, answer=answer),
+        passes=PassSettings(limit=3, mirrored=True),
         budget_conditioning=BudgetConditioning(computations=(1.0, 50.0)),
         exits=exit_info(backbone),
     )
@@ -306,7 +303,7 @@ def test_passes_within_a_budget_per_input(tmp_path):
     images = varied_pictures(64)
     net = fitted_network(images)
     backbone = net.to_inference()
-    passes = PassSettings(limit=3, mirrored=True)
+    passes = PassSettings(limit=3, mirrored=True, answer="surest")
     settings = {"budget_conditioning": BudgetConditioning(computations=(1.0, 50.0))}
     gate = random_gate(MLPGate, backbone, passes=passes, **settings)
     answer_if_sure(gate, backbone, images)
@@ -314,7 +311,7 @@ def test_passes_within_a_budget_per_input(tmp_path):
     bound = free.computation[free.n_passes > 1].quantile(0.5, interpolation="nearest")
     model = GatedModel(backbone, gate, budget=float(bound))  # just enough for some
     _, trace = agreement(model, dfs_rl.export(model, tmp_path / "gate.onnx"), images)
-    assert trace.computation.max() <= bound < free.computation.max()
+    assert trace.computation.max() - 1e-9 <= bound < free.computation.max()
     assert len(trace.n_passes.unique()) > 1
 
 
