@@ -53,7 +53,7 @@ def build_algorithm(
         group_size: Rollouts of one image that share a baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.
         seed: Seed of the weights, of the sampled actions and of the minibatches.
-        device: Device of the policy.
+        device: Where the policy computes.
 
     Raises:
         ConfigError: If the environments do not divide into groups, or the algorithm has none.

@@ -176,10 +176,9 @@ def check_initial_gate(gate: LearnedGate, wanted: LearnedGate, source: str) -> N
 def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     """Copy a gate into a policy's actor, the inverse of ``deploy``; the critic does not change.
 
-    SkipNet (Wang et al., ECCV 2018) finds that reinforcement learning from scratch stays at chance
-    on a plain backbone, and starts from a supervised gate. A budget-conditioned gate initializes a
-    policy for one budget at its current preference; a gate for one budget initializes a
-    budget-conditioned policy equally at all preferences.
+    SkipNet (Wang et al., ECCV 2018) starts from a supervised gate too. A budget-conditioned gate
+    initializes a policy for one budget at its current preference; a gate for one budget initializes
+    a budget-conditioned policy equally at all preferences.
     """
     extractor = _extractor(model)
     for layer, linear in enumerate(_first_maps(gate)):

@@ -306,10 +306,8 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
     """Return the number of rollouts of one image that share a baseline.
 
     By default 1 for a gate pretrained on uniform options. It has to learn small differences, for
-    which more images help more than a baseline that cancels the difficulty of an image.
-
-    Raises:
-        ConfigError: If the group size is not 1 and the algorithm is not on-policy.
+    which more images help more than a baseline that cancels the difficulty of an image. An
+    algorithm that is not on-policy raises ConfigError for another size.
     """
     on_policy = isinstance(config, OnPolicyConfig)
     if asked is None:

@@ -110,17 +110,13 @@ def gate_of_policy(
 ) -> SharedMLPGate:
     """Return the gate that takes the deterministic actions of a policy.
 
-    Args:
-        policy: Policy with a perceptron as its actor or its action values.
-        backbone: Backbone of the environment that trained it, like the next settings.
-        normalization: Wrapper that normalised its observations.
-        passes: Passes of an episode.
-        budget: Per-input budget in percent.
-        budget_conditioning: True if the environment drew cost weights.
-        name: Name in tables and plots.
+    The settings are those of the environment that trained it: its backbone, the wrapper that
+    normalised the observations, its passes and its per-input budget in percent; with
+    ``budget_conditioning`` it drew cost weights.
 
     Raises:
-        ConfigError: If the policy is of another kind, or fits another environment.
+        ConfigError: If the policy has no perceptron as its actor or its action values, or fits
+            another environment.
     """
     space = observation_space(backbone, budget_conditioning=budget_conditioning, passes=passes)
     _check_policy(policy, space, backbone, passes, budget)

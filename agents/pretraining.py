@@ -115,8 +115,7 @@ def behavior_cloning(
         backbone: The backbone, in inference form.
         images: The agent split.
         weights: Reward weights of the evaluation of the options; their cost weight is ignored.
-        choose: Function that chooses the options to imitate; called with preference 1 for a gate
-            for one budget.
+        choose: Called with preference 1 for a gate for one budget.
         budget: Per-input budget that the gate observes, in percent.
         seed: Seed of the images and of the random draws.
     """

@@ -144,14 +144,9 @@ def fit_exits(
 ) -> None:
     """Replace the exits of a trained backbone; nothing else changes.
 
-    Each head learns the network's probabilities at the largest bit width, without labels, from
-    activations under a random mix for each batch.
-
-    Args:
-        backbone: Backbone, changed in place.
-        after: Numbers of gated layers before the exits.
-        batches: Images, uint8 ``[batch, c, h, w]``.
-        generator: Source of the mixes.
+    The exits come ``after`` these numbers of gated layers. Each head learns the network's
+    probabilities at the largest bit width, without labels, from activations of batches, uint8
+    ``[batch, c, h, w]``, each under a random mix.
 
     Raises:
         ConfigError: If there are no such layers.

@@ -29,11 +29,8 @@ def run_parts(
 ) -> Iterator[Tensor]:
     """Run each part of a batch at its mix; yield the output of every layer.
 
-    Args:
-        backbone: The network.
-        hidden: Activation before the first gated layer, ``[batch, ...]``, sorted into parts.
-        mixes: One for each part.
-        sizes: Images of each part, at least one.
+    ``hidden`` is the activation before the first gated layer, ``[batch, ...]``, sorted into parts
+    of ``sizes`` images, at least one each.
     """
     for layer, own in zip(backbone.layers, zip(*mixes, strict=True), strict=True):
         if len(set(own)) == 1:

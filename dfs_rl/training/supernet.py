@@ -111,18 +111,10 @@ def depth_accuracies(backbone: Backbone, images: ImageSet) -> dict[str, dict[str
 
 
 class SupernetTrainer:
-    """Trainer of a supernet, step by step.
+    """Trains a backbone in place, step by step, for ``epochs`` passes over the train split.
 
-    All randomness is a function of (seed, epoch, step), so a training can resume at any step.
-
-    Args:
-        backbone: Backbone, trained in place.
-        dataset: Data set; only its train split is used.
-        config: Hyperparameters.
-        epochs: Passes over the train split, at least 1.
-        seed: Seed of the run.
-        device: Device to compute on.
-        recipe: What the second pass runs.
+    All randomness is a function of (seed, epoch, step), so a training can resume at any step. The
+    ``recipe`` says what the second pass of a step runs.
     """
 
     def __init__(
