@@ -10,6 +10,7 @@ best tables and the initial ones again, which removes some of the luck. All draw
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 from dfs_rl.backbones.interfaces import GatedBackbone
@@ -51,6 +52,8 @@ class TableScorer(Protocol):
 
 _Moves = Callable[[StaticTable, int, CostTable], Iterator[StaticTable]]
 _Key = Callable[[StaticTableScore], tuple[float, float]]
+_BY_ACCURACY: _Key = attrgetter("correct", "log_likelihood")
+_BY_LIKELIHOOD: _Key = attrgetter("log_likelihood", "correct")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +136,13 @@ def climb_tables(
     """
     n_layers, n_options = costs.n_layers, costs.n_actions
     climber = _Climber(scorer, costs, budget, limit)
-    uniform = climber.best([(option,) * n_layers for option in range(n_options)], _by_accuracy)
+    uniform = climber.best([(option,) * n_layers for option in range(n_options)], _BY_ACCURACY)
     start_tables = [] if uniform is None else [uniform]
     start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
     if n_options**n_layers <= limit:
         climber.score(itertools.product(range(n_options), repeat=n_layers))
         return start_tables, True
-    for key in (_by_accuracy, _by_likelihood):
+    for key in (_BY_ACCURACY, _BY_LIKELIHOOD):
         for table in dict.fromkeys(start_tables):
             climber.climb(table, key)
     climber.kick()
@@ -229,7 +232,7 @@ class _Climber:
             kicked = list(best)
             for layer in draw.choice(n_layers, size=changes, replace=False):
                 kicked[layer] = int(draw.integers(n_options))
-            self.climb(fit_to_budget(tuple(kicked), self.costs, self.budget), _by_accuracy)
+            self.climb(fit_to_budget(tuple(kicked), self.costs, self.budget), _BY_ACCURACY)
             leader = ranking(self.scorer)[0]
             fruitless = fruitless + 1 if leader == best else 0
             best = leader
@@ -241,14 +244,6 @@ class _Climber:
             if best is not None and key(self.scorer.scores[best]) > key(self.scorer.scores[table]):
                 table = best
         return table
-
-
-def _by_accuracy(score: StaticTableScore) -> tuple[float, float]:
-    return score.correct, score.log_likelihood
-
-
-def _by_likelihood(score: StaticTableScore) -> tuple[float, float]:
-    return score.log_likelihood, score.correct
 
 
 def _single_changes(table: StaticTable, layer: int, costs: CostTable) -> Iterator[StaticTable]:
