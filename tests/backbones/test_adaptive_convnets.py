@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,28 +28,27 @@ mobilenet = functools.partial(network, AdaptiveMobileNet)
 mobilenet_pictures = functools.partial(pictures_for, AdaptiveMobileNet)
 SHAPES: list[dict[str, object]] = [
     {"blocks": (2, 3)},
-    {"blocks": (2, 5), "granularity": "block"},
+    {"blocks": (2, 5), "granularity": "block", "bits": (0, 4)},
     {"blocks": (2, 3), "block": "bottleneck"},
     {"blocks": (3, 2), "block": "bottleneck", "stem": "imagenet", "granularity": "block"},
 ]
 
 
-def settings_of(net: AdaptiveResNet) -> Iterator[tuple[int, ...]]:
-    return itertools.product(net.options, repeat=len(net.layers))
-
-
 def test_the_first_half_of_a_stage_is_mandatory():
     # Kang et al., section 3: the sub-paths are the latter half of a stage's blocks, never empty.
     assert [mandatory_count(n) for n in range(1, 7)] == [0, 1, 2, 2, 3, 3]
-    net = make(blocks=(2, 3, 4, 5))
+    with torch.device("meta"):
+        net, single = (
+            AdaptiveResNet(AdaptiveResNetConfig(blocks=(2, 3, 4, 5), granularity=granularity), RGB)
+            for granularity in ("path", "block")
+        )
     assert [(len(s.mandatory), len(s.path)) for s in net.blocks] == [(1, 1), (2, 1), (2, 2), (3, 2)]
-    single = make(blocks=(2, 3, 4, 5), granularity="block")
     assert len(single.layers) == 1 + 1 + 2 + 2
     begins = [i for i, layer in enumerate(single.layers) if isinstance(layer, AdaptiveLayer)]
     assert begins == [0, 1, 2, 4]
 
 
-@pytest.mark.parametrize("depth", [14, 20, 32])
+@pytest.mark.parametrize("depth", [14, 20])
 def test_nothing_skipped_is_the_plain_resnet(depth):
     shape = {"width": 3, "image_size": (8, 8), "bits": (0, 32), "stem_bits": 32}
     torch.manual_seed(1)
@@ -76,8 +74,7 @@ def test_nothing_skipped_is_the_plain_resnet(depth):
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-@pytest.mark.parametrize("frozen", [False, True])
-def test_second_norms_are_those_of_skipped_stages(changes, frozen):
+def test_second_norms_are_those_of_skipped_stages(changes):
     for stage, norm_set in itertools.product(range(2), range(2)):
         net = make(**changes)
         firsts = [i for i, layer in enumerate(net.layers) if isinstance(layer, AdaptiveLayer)]
@@ -87,11 +84,12 @@ def test_second_norms_are_those_of_skipped_stages(changes, frozen):
                 tensor[norm_set] = torch.nan
                 poisoned += 1
         assert poisoned >= 2
-        form = net.to_inference() if frozen else net
-        for mix in settings_of(net):
+        frozen = net.to_inference()
+        for mix in itertools.product(net.options, repeat=len(net.layers)):
             skipped = mix[firsts[stage]] == 0
-            broken = bool(run(form, pictures(2), mix).isnan().any())
-            assert broken == (skipped == bool(norm_set)), mix
+            for form in (net, frozen):
+                broken = bool(run(form, pictures(1), mix).isnan().any())
+                assert broken == (skipped == bool(norm_set)), mix
 
 
 def test_projections_and_stem_have_one_set_of_norms():
@@ -109,6 +107,8 @@ def test_projections_and_stem_have_one_set_of_norms():
 
 def test_gating_blocks_equals_gating_their_path():
     whole, single = make(blocks=(4, 5)), make(blocks=(4, 5), granularity="block")
+    assert single.costs.total_macs == whole.costs.total_macs
+    assert sum(p.macs for p in single.costs.fixed) == sum(p.macs for p in whole.costs.fixed)
     for stage, source in enumerate(whole.blocks):
         first, second = single.blocks[2 * stage], single.blocks[2 * stage + 1]
         first.mandatory.load_state_dict(source.mandatory.state_dict())

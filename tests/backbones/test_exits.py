@@ -1,6 +1,5 @@
 """Exits of a real backbone: their costs and training; the network stays the same."""
 
-import functools
 import json
 
 import pytest
@@ -10,38 +9,28 @@ from dfs_rl.backbones import (
     PRETRAINED_DIGITS,
     BackboneInfo,
     ResNet,
-    ResNetConfig,
     default_digits,
     load_backbone,
     save_backbone,
 )
 from dfs_rl.backbones.storage import weights_digest
-from dfs_rl.data import ChannelStatistics, load_dataset
+from dfs_rl.data import load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.training.calibration import fit_exits
+from tests.helpers.networks import network
 
 INFO = BackboneInfo(dataset="digits", fingerprint="0", class_names=tuple("0123456789"))
 
 
 def small():
-    torch.manual_seed(0)
-    config = ResNetConfig(
-        depth=8,
-        width=4,
-        in_channels=1,
-        n_classes=3,
-        image_size=(8, 6),
-        stem_bits=4,
-        bits=(0, 4, 32),
-    )
-    return ResNet(config, ChannelStatistics((0.25,), (0.5,))).eval()
+    return network(ResNet, image_size=(8, 6), stem_bits=4, bits=(0, 4, 32))
 
 
-@functools.cache
-def fitted(*after):
-    """The shipped backbone with fitted exits; not to be changed."""
+@pytest.fixture(scope="module")
+def fitted():
+    """The shipped backbone with fitted exits after layers 1 and 4; not to be changed."""
     backbone, images = default_digits(), load_dataset("digits").train.images
-    fit_exits(backbone, after, images.split(200), torch.Generator().manual_seed(0))
+    fit_exits(backbone, (1, 4), images.split(200), torch.Generator().manual_seed(0))
     return backbone
 
 
@@ -69,10 +58,10 @@ def test_removed_exits_leave_the_backbone_unchanged():
 
 
 @torch.no_grad()
-def test_heads_learn_the_networks_answers():
-    backbone, plain, val = fitted(1, 4), default_digits(), load_dataset("digits").val
-    assert torch.equal(backbone(val.images, 4), plain(val.images, 4))
-    frozen = backbone.to_inference()
+def test_heads_learn_the_networks_answers(fitted):
+    plain, val = default_digits(), load_dataset("digits").val
+    assert torch.equal(fitted(val.images, 4), plain(val.images, 4))
+    frozen = fitted.to_inference()
     hidden, agreement = frozen.stem(val.images), {}
     said = plain(val.images, 32).argmax(dim=1)
     for layer, block in enumerate(frozen.layers):
@@ -84,48 +73,46 @@ def test_heads_learn_the_networks_answers():
 
 
 @torch.no_grad()
-def test_the_frozen_form_answers_alike():
-    backbone = fitted(1, 4)
-    frozen, images = backbone.to_inference(), load_dataset("digits").val.images[:50]
-    hidden = backbone.stem(images)
-    for layer, block in enumerate(backbone.layers):
+def test_the_frozen_form_answers_alike(fitted):
+    frozen, images = fitted.to_inference(), load_dataset("digits").val.images[:50]
+    hidden = fitted.stem(images)
+    for layer, block in enumerate(fitted.layers):
         if layer in (1, 4):
             theirs = frozen.answer(hidden, layer)
-            torch.testing.assert_close(backbone.answer(hidden, layer), theirs, rtol=1e-4, atol=1e-4)
-        ours, theirs = backbone.feature(hidden, layer), frozen.feature(hidden, layer)
+            torch.testing.assert_close(fitted.answer(hidden, layer), theirs, rtol=1e-4, atol=1e-4)
+        ours, theirs = fitted.feature(hidden, layer), frozen.feature(hidden, layer)
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
         hidden = block(hidden, 32)
 
 
 @torch.no_grad()
-def test_before_an_exit_a_gate_sees_its_confidence():
-    backbone = fitted(2)
+def test_before_an_exit_a_gate_sees_its_confidence(fitted):
     plain, images = default_digits(), load_dataset("digits").train.images
-    hidden = backbone.to_inference().stem(images)
-    for layer in range(2):
-        assert torch.equal(backbone.feature(hidden, layer), plain.feature(hidden, layer))
-        hidden = backbone.to_inference().layers[layer](hidden, 8)
-    seen, without = backbone.feature(hidden, 2), plain.feature(hidden, 2)
+    frozen = fitted.to_inference()
+    hidden = frozen.stem(images)
+    assert torch.equal(fitted.feature(hidden, 0), plain.feature(hidden, 0))
+    hidden = frozen.layers[0](hidden, 8)
+    seen, without = fitted.feature(hidden, 1), plain.feature(hidden, 1)
     assert torch.equal(seen[:, 3:], without[:, 3:])
     # In the probe's units: the ranks are those of the exit's own confidence, the spread is usual.
-    best = backbone.answer(hidden, 2).softmax(dim=1).amax(dim=1)
+    best = fitted.answer(hidden, 1).softmax(dim=1).amax(dim=1)
     assert torch.equal(seen[:, 0].argsort(stable=True), best.argsort(stable=True))
-    usual = (seen[:, :3] - backbone.feature_mean[2, :3]) / backbone.feature_std[2, :3]
+    usual = (seen[:, :3] - fitted.feature_mean[1, :3]) / fitted.feature_std[1, :3]
     assert usual.mean(dim=0).abs().max() < 1.0
     assert 0.4 < float(usual.std(dim=0).min()) <= float(usual.std(dim=0).max()) < 2.0
 
 
-def test_stored_exits_come_back_apart_from_weights(tmp_path):
-    backbone, images = fitted(1, 4), load_dataset("digits").val.images[:20]
-    save_backbone(backbone, INFO, tmp_path / "with")
+def test_stored_exits_come_back_apart_from_weights(fitted, tmp_path):
+    images = load_dataset("digits").val.images[:20]
+    save_backbone(fitted, INFO, tmp_path / "with")
     save_backbone(default_digits(), INFO, tmp_path / "without")
     again = load_backbone(tmp_path / "with")
-    assert again.costs == backbone.costs
-    assert again.layer_feature_macs == backbone.layer_feature_macs
+    assert again.costs == fitted.costs
+    assert again.layer_feature_macs == fitted.layer_feature_macs
     with torch.no_grad():
-        hidden = backbone.stem(images)
-        assert torch.equal(again.answer(hidden, 1), backbone.answer(hidden, 1))
-        assert torch.equal(again.feature(hidden, 1), backbone.feature(hidden, 1))
+        hidden = fitted.stem(images)
+        assert torch.equal(again.answer(hidden, 1), fitted.answer(hidden, 1))
+        assert torch.equal(again.feature(hidden, 1), fitted.feature(hidden, 1))
     assert weights_digest(tmp_path / "with") == weights_digest(tmp_path / "without")
     digests = {weights_digest(tmp_path / name, exits=True) for name in ("with", "without")}
     assert len(digests) == 2
@@ -134,8 +121,8 @@ def test_stored_exits_come_back_apart_from_weights(tmp_path):
 
 
 @pytest.mark.parametrize("exits", [[1], [9], [1, 4, 5], "14", [True]])
-def test_a_description_that_does_not_fit_is_refused(tmp_path, exits):
-    save_backbone(fitted(1, 4), INFO, tmp_path)
+def test_a_description_that_does_not_fit_is_refused(fitted, tmp_path, exits):
+    save_backbone(fitted, INFO, tmp_path)
     path = tmp_path / "backbone.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"exits": exits}))
     with pytest.raises(CheckpointError):

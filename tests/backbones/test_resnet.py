@@ -16,9 +16,10 @@ small = functools.partial(network, ResNet)
 pictures = functools.partial(pictures_for, ResNet, 32)
 
 
-@pytest.mark.parametrize("depth", [8, 14, 20, 32, 38, 56, 74, 110])
+@pytest.mark.parametrize("depth", [8, 20, 56])
 def test_depth_counts_weighted_layers(depth):
-    net = ResNet(ResNetConfig(depth=depth, image_size=(8, 8)), RGB)
+    with torch.device("meta"):
+        net = ResNet(ResNetConfig(depth=depth, image_size=(8, 8)), RGB)
     weighted = [
         name for name, p in net.named_parameters() if name.endswith(".weight") and p.requires_grad
     ]
@@ -98,9 +99,8 @@ def test_a_wrong_number_of_bits_is_refused():
         small()(pictures(), [4, 4])
 
 
-@pytest.mark.parametrize(
-    ("classes", "grid"), [(10, 4), (100, 2), (1000, 1)]
-)  # 288 channels x parts x classes / 16 against 0.0002 x 40,108,032
+# 288 channels x parts x classes / 16 against 0.0002 x 40,108,032
+@pytest.mark.parametrize(("classes", "grid"), [(10, 4), (100, 2), (1000, 1)])
 def test_probes_look_as_closely_as_they_may_cost(classes, grid):
     net = ResNet(ResNetConfig(depth=20, n_classes=classes), RGB)
     assert net.probe_grid == grid
@@ -150,9 +150,8 @@ def test_a_whole_graph_checks_its_images_too():
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     images = pictures() / 255
     assert torch.equal(compiled(images, 32), net(images, 32))
-    assert torch.equal(compiled(pictures(), 32), net(pictures(), 32))
     for wrong in (255 * images, images - 0.5, images.masked_fill(images > 0.9, torch.nan)):
         with pytest.raises(RuntimeError, match="uint8, or float in"):
             compiled(wrong, 32)
-    exported = torch.export.export(net, (images, 32)).module()
-    assert torch.equal(exported(images, 32), net(images, 32))
+    exported = torch.export.export(net, (pictures(), 32)).module()
+    assert torch.equal(exported(pictures(), 32), net(pictures(), 32))

@@ -1,5 +1,8 @@
 """Small networks of every kind with non-trivial norms, biases and quantizer scales."""
 
+import copy
+import functools
+
 import torch
 from torch import Tensor
 
@@ -54,9 +57,19 @@ def pictures_for(kind: type[Backbone], n: int = 8) -> Tensor:
 
 
 def network(kind: type[Backbone], **changes: object) -> Backbone:
-    """Build a calibrated network with random norms and biases, in evaluation mode."""
+    """Build a calibrated network with random norms and biases, in evaluation mode.
+
+    It is built once for each shape, and copied.
+    """
+    net = copy.deepcopy(_network(kind, tuple(changes.items())))
+    torch.manual_seed(0)
+    return net
+
+
+@functools.cache
+def _network(kind: type[Backbone], changes: tuple[tuple[str, object], ...]) -> Backbone:
     config, shape = _SHAPES[kind]
-    settings = {"in_channels": 1, "n_classes": 3, "image_size": (8, 8), **shape, **changes}
+    settings = {"in_channels": 1, "n_classes": 3, "image_size": (8, 8), **shape, **dict(changes)}
     torch.manual_seed(0)
     net = kind(config(**settings), GREY)  # type: ignore[call-arg, arg-type]
     tokens = net.optimizer == "adamw"
