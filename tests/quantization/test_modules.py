@@ -1,6 +1,7 @@
 """Fractional layers and their inference forms against torch's own operators."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -21,8 +22,12 @@ from dfs_rl.quantization.modules import LayerQuantizers, calibrating
 BITS = (1, 2, 3, 4, 8, 10, 14, 16, 32)
 
 
+@functools.cache
 def settled_conv(*, per_channel: bool = False, signed_input: bool = False) -> FractionalConvNorm:
-    """A convolution with calibrated scales and running statistics that are neither zero nor one."""
+    """A convolution with calibrated scales and running statistics that are neither zero nor one.
+
+    It is not to be changed.
+    """
     torch.manual_seed(0)
     conv = FractionalConvNorm(3, 5, BITS, per_channel=per_channel, signed_input=signed_input)
     with calibrating([conv]):
@@ -41,37 +46,27 @@ def images(*, signed: bool = False, n: int = 6) -> torch.Tensor:
     return x if signed else x.relu()
 
 
-def torch_reference(conv: FractionalConvNorm, x: torch.Tensor, bits: int) -> torch.Tensor:
-    plain = nn.Conv2d(3, 5, 3, padding=1, bias=False)
-    norm = nn.BatchNorm2d(5)
-    i = BITS.index(bits)
-    weight = conv.weight.detach()
-    if bits != 32:
-        q = conv.quantizers
-        x = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=q.signed_input))
-        weight = fake_quantize(
-            weight, q.weight_scale(bits, weight), QuantRange.of(bits, signed=True)
-        )
-    plain.weight.data = weight
-    norm.load_state_dict(
-        {
-            "weight": conv.norm.norm_weight[i],
-            "bias": conv.norm.norm_bias[i],
-            "running_mean": conv.norm.running_mean[i],
-            "running_var": conv.norm.running_var[i],
-            "num_batches_tracked": torch.tensor(0),
-        }
+def quantized(layer, x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize the input and the weight of a layer."""
+    if bits == 32:
+        return x, layer.weight
+    q, weight = layer.quantizers, layer.weight
+    return (
+        fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=q.signed_input)),
+        fake_quantize(weight, q.weight_scale(bits, weight), QuantRange.of(bits, signed=True)),
     )
-    return norm.eval()(plain(x)).detach()
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("signed_input", [False, True])
+@torch.no_grad()
 def test_both_forms_equal_torch_convolution_and_norm(bits, per_channel, signed_input):
     conv = settled_conv(per_channel=per_channel, signed_input=signed_input)
-    x = images(signed=signed_input)
-    expected = torch_reference(conv, x, bits)
+    x, norm = images(signed=signed_input), conv.norm
+    tensors = (norm.running_mean, norm.running_var, norm.norm_weight, norm.norm_bias)
+    plain = nn.functional.conv2d(*quantized(conv, x, bits), padding=1)
+    expected = nn.functional.batch_norm(plain, *(t[BITS.index(bits)] for t in tensors))
     torch.testing.assert_close(conv(x, bits), expected, rtol=1e-5, atol=1e-5)
     frozen = InferenceConv2d(conv, bits)
     torch.testing.assert_close(frozen(x), expected, rtol=1e-4, atol=1e-4)
@@ -123,7 +118,7 @@ def test_norms_start_from_the_largest_of_their_set():
 
 
 def test_training_changes_only_what_bits_that_ran_have():
-    conv, i = settled_conv().train(), BITS.index(3)
+    conv, i = copy.deepcopy(settled_conv()).train(), BITS.index(3)
     before = conv.norm.running_mean.clone()
     conv(images() + 1.0, 3).square().sum().backward()
     moved = (conv.norm.running_mean != before).any(dim=1).tolist()
@@ -186,17 +181,9 @@ def test_linear_forms_equal_torch(bits):
     torch.manual_seed(0)
     layer = FractionalLinear(6, 4, bits=bits)
     x = torch.rand(9, 6)
-    if bits != 32:
-        with calibrating([layer]):
-            layer(x)
-        q = layer.quantizers
-        inputs = fake_quantize(x, q.input_scale(bits), QuantRange.of(bits, signed=False))
-        weight = fake_quantize(
-            layer.weight, q.weight_scale(bits, layer.weight), QuantRange.of(bits, signed=True)
-        )
-    else:
-        inputs, weight = x, layer.weight
-    expected = torch.nn.functional.linear(inputs, weight, layer.bias)
+    with calibrating([layer]):
+        layer(x)
+    expected = nn.functional.linear(*quantized(layer, x, bits), layer.bias)
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(to_inference(layer)(x), expected, rtol=1e-5, atol=1e-5)
 
