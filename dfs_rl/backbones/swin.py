@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stages
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.backbones.transformer import (
-    Branch,
-    Mlp,
     SelfAttention,
     TokenBackbone,
     TokenConfig,
     TransformerBlock,
+    make_branches,
 )
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.quantization.inference import copy_for_inference, inference_form
+from dfs_rl.quantization.inference import Float32Module
 from dfs_rl.quantization.modules import FractionalLinear, LayerNormPerBits
 from dfs_rl.utils.config import PositiveInt, configuration
 
@@ -92,15 +91,12 @@ def window_of(size: MapSize) -> int:
 class WindowAttention(SelfAttention):
     """Attention among the tokens of each window, with a learned bias per relative position.
 
+    See ``SelfAttention`` for the other arguments.
+
     Args:
-        width: Channels of a token, a multiple of ``heads``.
-        heads: Number of heads.
-        bits: Bit widths.
         size: Rows and columns of tokens, multiples of ``window``.
         window: Rows and columns of a window.
-        shifted: Whether windows begin half a window later, so that tokens of different windows
-            meet; a side that one window covers stays as it is.
-        per_channel: One weight scale per output channel instead of one per layer.
+        shifted: Whether windows begin half a window later, so that tokens of different ones meet.
     """
 
     def __init__(
@@ -116,6 +112,7 @@ class WindowAttention(SelfAttention):
     ) -> None:
         super().__init__(width, heads, bits, per_channel=per_channel)
         self.window = window
+        # A side that one window covers stays as it is.
         self.shift = tuple(window // 2 if shifted and n > window else 0 for n in size)
         self.position_bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
         self.places: Tensor
@@ -134,13 +131,12 @@ class WindowAttention(SelfAttention):
         return mixed.roll(self.shift, (1, 2))
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(Float32Module):
     """Joins every 2 x 2 tokens into one of twice their width; always runs, first in its stage."""
 
     def __init__(self, width: int, bits: int, *, per_channel: bool) -> None:
         super().__init__()
         self.bits = bits
-        self.inference_dtype: torch.dtype | None = None
         self.norm = LayerNormPerBits(4 * width, (bits,))
         self.reduce = FractionalLinear(
             4 * width, 2 * width, bits=bits, signed_input=True, bias=False, per_channel=per_channel
@@ -152,15 +148,9 @@ class PatchMerging(nn.Module):
         It has one precision and one set of norms, whatever the block's are.
         """
         del bits, norm_set
-        joined = cast("Tensor", self.reduce(self.norm(_two_by_two(tokens), self.bits), self.bits))
-        return joined if self.inference_dtype is None else joined.to(self.inference_dtype)
-
-
-@inference_form(PatchMerging)
-def _merging(source: PatchMerging, dtype: torch.dtype) -> PatchMerging:
-    form = copy_for_inference(source, dtype)
-    form.inference_dtype = dtype
-    return form
+        batch, rows, columns, width = tokens.shape
+        corners = cut_windows(tokens, 2).reshape(batch, rows // 2, columns // 2, 4 * width)
+        return self.kept(self.reduce(self.norm(corners, self.bits), self.bits))
 
 
 def cut_windows(tokens: Tensor, window: int) -> Tensor:
@@ -177,12 +167,6 @@ def join_windows(windows: Tensor, size: MapSize) -> Tensor:
     window = isqrt(tokens)
     apart = windows.reshape(batch, size[0] // window, size[1] // window, window, window, width)
     return apart.transpose(2, 3).reshape(batch, *size, width)
-
-
-def _two_by_two(tokens: Tensor) -> Tensor:
-    """Concatenate every 2 x 2 tokens, ``[batch, rows / 2, columns / 2, 4 width]``."""
-    batch, rows, columns, width = tokens.shape
-    return cut_windows(tokens, 2).reshape(batch, rows // 2, columns // 2, 4 * width)
 
 
 def _relative_places(window: int) -> Tensor:
@@ -230,12 +214,13 @@ class AdaptiveSwin(TokenBackbone, AdaptiveNetwork):
             shifted=n % 2 == 1,
             per_channel=config.per_channel,
         )
-        bodies = [attention, Mlp(width, bits, per_channel=config.per_channel)]
-        parts: list[nn.Module] = [Branch(body, width, bits, norm_sets=norm_sets) for body in bodies]
-        if stage and n == 0:
-            merging = PatchMerging(width // 2, config.stem_bits, per_channel=config.per_channel)
-            parts.insert(0, merging)
-        return TransformerBlock(parts)
+        branches = make_branches(
+            attention, width, bits, per_channel=config.per_channel, norm_sets=norm_sets
+        )
+        if stage == 0 or n > 0:
+            return TransformerBlock(branches)
+        merging = PatchMerging(width // 2, config.stem_bits, per_channel=config.per_channel)
+        return TransformerBlock([merging, *branches])
 
     def begin(self, tokens: Tensor) -> Tensor:
         """Normalise them."""

@@ -148,13 +148,7 @@ class SelfAttention(nn.Module):
     """Attention of several heads over the tokens of each image.
 
     Keys have no bias, as in BEiT (Bao et al., ICLR 2022): the softmax does not depend on it, so
-    rounding alone would train it.
-
-    Args:
-        width: Channels of a token, a multiple of ``heads``.
-        heads: Number of heads.
-        bits: Bit widths.
-        per_channel: One weight scale per output channel instead of one per layer.
+    rounding alone would train it. The width is that of a token, a multiple of ``heads``.
     """
 
     def __init__(self, width: int, heads: int, bits: Sequence[int], *, per_channel: bool) -> None:
@@ -164,7 +158,7 @@ class SelfAttention(nn.Module):
         self.queries_keys_values = make(width, 3 * width, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(width))
         self.value_bias = nn.Parameter(torch.zeros(width))
-        self.attention = FractionalAttention(bits, scale=None)
+        self.attention = FractionalAttention(bits)
         self.out = make(width, width)
 
     def forward(self, tokens: Tensor, bits: int) -> Tensor:
@@ -198,15 +192,10 @@ class Mlp(nn.Module):
 
 
 class Branch(nn.Module):
-    """A norm and a body with a shortcut; 0 bit leaves the shortcut alone.
+    """A norm and a body, a map of tokens, with a shortcut; 0 bit leaves the shortcut alone.
 
-    The inference form computes in float32 and returns the dtype of its input.
-
-    Args:
-        body: Maps tokens at a bit width.
-        width: Channels of a token.
-        bits: The non-zero bit widths of the branch.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
+    The inference form computes in float32 and returns the dtype of its input. See ``NormPerBits``
+    for the sets of norms.
     """
 
     def __init__(
@@ -236,3 +225,16 @@ class TransformerBlock(nn.Module):
         for branch in self.branches:
             tokens = branch(tokens, bits, norm_set)
         return tokens
+
+
+def make_branches(
+    attention: SelfAttention,
+    width: int,
+    bits: Sequence[int],
+    *,
+    per_channel: bool,
+    norm_sets: int,
+) -> list[Branch]:
+    """Make the branches of a block that runs at ``bits``: its attention, and an MLP."""
+    bodies = (attention, Mlp(width, bits, per_channel=per_channel))
+    return [Branch(body, width, bits, norm_sets=norm_sets) for body in bodies]

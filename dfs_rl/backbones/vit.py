@@ -12,11 +12,11 @@ from dfs_rl.backbones.adaptive import AdaptiveConfig, AdaptiveNetwork, make_stag
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.backbones.transformer import (
     Branch,
-    Mlp,
     SelfAttention,
     TokenBackbone,
     TokenConfig,
     TransformerBlock,
+    make_branches,
 )
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
@@ -59,15 +59,11 @@ class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
             )
 
 
-def make_branches(
-    config: TokenConfig, bits: Sequence[int], *, norm_sets: int = 1
-) -> tuple[Branch, Branch]:
-    """Make the branches of a block, attention and MLP; ``bits`` are those that it runs at."""
+def _branches(config: TokenConfig, bits: Sequence[int], *, norm_sets: int = 1) -> list[Branch]:
+    """Make the branches of a block that runs at ``bits``."""
     attention = SelfAttention(config.width, config.heads, bits, per_channel=config.per_channel)
-    mlp = Mlp(config.width, bits, per_channel=config.per_channel)
-    return (
-        Branch(attention, config.width, bits, norm_sets=norm_sets),
-        Branch(mlp, config.width, bits, norm_sets=norm_sets),
+    return make_branches(
+        attention, config.width, bits, per_channel=config.per_channel, norm_sets=norm_sets
     )
 
 
@@ -91,7 +87,7 @@ class VisionTransformer(_PositionedTokens):
 
     def __init__(self, config: VisionTransformerConfig, statistics: ChannelStatistics) -> None:
         super().__init__(config, statistics)
-        blocks = [make_branches(config, config.run_bits) for _ in range(config.depth)]
+        blocks = [_branches(config, config.run_bits) for _ in range(config.depth)]
         layers: list[nn.Module] = (
             [branch for branches in blocks for branch in branches]
             if config.gate_branches
@@ -113,7 +109,7 @@ class AdaptiveVisionTransformer(_PositionedTokens, AdaptiveNetwork):
         super().__init__(config, statistics)
 
         def make_block(_: int, __: int, bits: Sequence[int], norm_sets: int) -> nn.Module:
-            return TransformerBlock(make_branches(config, bits, norm_sets=norm_sets))
+            return TransformerBlock(_branches(config, bits, norm_sets=norm_sets))
 
         self.blocks = make_stages(make_block, config)
         self.finish_making(signed=True)

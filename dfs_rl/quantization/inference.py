@@ -24,7 +24,6 @@ from dfs_rl.quantization.modules import (
     FractionalConv2d,
     FractionalLinear,
     FractionalMatmul,
-    LayerNormPerBits,
     LayerQuantizers,
 )
 
@@ -77,6 +76,23 @@ def copy_for_inference(module: ModuleT, dtype: torch.dtype) -> ModuleT:
     for name, child in module._modules.items():
         copied._modules[name] = None if child is None else to_inference(child, dtype)
     return copied
+
+
+class Float32Module(nn.Module):
+    """A module that computes in float32; its inference form keeps activations in its dtype."""
+
+    inference_dtype: torch.dtype | None = None
+
+    def kept(self, activation: Tensor) -> Tensor:
+        """Return an activation in the dtype of the form."""
+        return activation if self.inference_dtype is None else activation.to(self.inference_dtype)
+
+
+@inference_form(Float32Module)
+def _float32_form(source: Float32Module, dtype: torch.dtype) -> Float32Module:
+    form = copy_for_inference(source, torch.float32)
+    form.inference_dtype = dtype
+    return form
 
 
 def _hold(module: nn.Module, **constants: Tensor) -> None:
@@ -313,21 +329,6 @@ class InferenceBatchNorm(nn.Module):
         """Normalise ``[batch, channels, ...]``."""
         shape = (1, -1, *[1] * (x.dim() - 2))
         return x * self.scale.reshape(shape) + self.shift.reshape(shape)
-
-
-class _InferenceLayerNorm(LayerNormPerBits):
-    """A layer norm that computes in float32 whatever its input is kept in."""
-
-    def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
-        """Normalise ``[..., channels]`` at ``bits``."""
-        return super().forward(x.float(), bits, norm_set)
-
-
-@inference_form(LayerNormPerBits)
-def _layer_norm(source: LayerNormPerBits, dtype: torch.dtype) -> LayerNormPerBits:
-    copied = copy_for_inference(source, dtype)
-    copied.__class__ = _InferenceLayerNorm
-    return copied
 
 
 _FORMS |= {

@@ -1,8 +1,9 @@
 """Modules of several bit widths: shared weights, one scale and one norm per width."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,15 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
 _NORM_MOMENTUM = 0.1
-_NORM_EPSILON = 1e-5
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvGeometry:
     """Stride, padding, dilation and groups of a convolution, as in ``torch.nn.Conv2d``."""
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,26 +86,22 @@ class LayerQuantizers(nn.Module):
 
 
 class FractionalLayer(nn.Module):
-    """Base of the modules with quantizers.
-
-    While ``calibrating``, every forward pass sets the scales from the input it gets.
-    """
+    """Base of the modules with quantizers; while ``calibrating``, inputs set their scales."""
 
     bits: tuple[int, ...]
     quantizers: LayerQuantizers
     calibrating = False
 
     def quantized(self, x: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """Return input and weight at ``bits``, after setting the scales while calibrating."""
+        """Return input and weight at ``bits``."""
         if self.calibrating:
             self.quantizers.calibrate(x, weight)
         return (x, weight) if bits == FULL else self.quantizers(x, weight, bits)
 
 
 @contextmanager
-def calibrating(layers: Iterable[FractionalLayer]) -> Iterator[None]:
+def calibrating(layers: Collection[FractionalLayer]) -> Iterator[None]:
     """Let modules set their scales from every input."""
-    layers = list(layers)
     for layer in layers:
         layer.calibrating = True
     try:
@@ -122,14 +116,11 @@ class NormPerBits(nn.Module):
 
     Quantization moves the statistics of outputs (Jin et al., AdaBits, CVPR 2020), and so do the
     layers that run later (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
-    2024): further sets are for other modes of the network.
-
-    All tensors are ``[sets * bits, channels]``.
+    2024): further sets are for other modes of the network. All tensors are
+    ``[sets * bits, channels]``.
     """
 
-    def __init__(
-        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = _NORM_EPSILON
-    ) -> None:
+    def __init__(self, channels: int, bits: Sequence[int], *, sets: int, epsilon: float) -> None:
         super().__init__()
         self.bits = tuple(bits)
         self.norm_sets = sets
@@ -160,20 +151,18 @@ class LayerNormPerBits(NormPerBits):
         """Normalise ``[..., channels]`` at ``bits``."""
         i = self.norm_row(bits, norm_set)
         weight, bias = self.norm_weight[i], self.norm_bias[i]
-        return functional.layer_norm(x, weight.shape, weight, bias, self.epsilon)
+        # Activations of the inference form can be bfloat16.
+        return functional.layer_norm(x.float(), weight.shape, weight, bias, self.epsilon)
 
 
 class BatchNormPerBits(NormPerBits):
-    """Batch norm with running statistics per bit width and set too, see ``NormPerBits``.
-
-    ``batch_norm`` is the function that normalises, with the arguments of torch's.
-    """
+    """Batch norm with running statistics per bit width and set too, see ``NormPerBits``."""
 
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = _NORM_EPSILON
+        self, channels: int, bits: Sequence[int], *, sets: int = 1, epsilon: float = 1e-5
     ) -> None:
         super().__init__(channels, bits, sets=sets, epsilon=epsilon)
         self.register_buffer("running_mean", torch.zeros_like(self.norm_bias))
@@ -189,15 +178,10 @@ class BatchNormPerBits(NormPerBits):
             self._averaged[i] += 1
             # The k-th batch enters with weight 1 / k: the running mean becomes the mean.
             momentum = 1.0 / self._averaged[i]
+        tensors = (self.running_mean, self.running_var, self.norm_weight, self.norm_bias)
+        rows = (tensor[i] for tensor in tensors)
         return self.batch_norm(
-            x,
-            self.running_mean[i],
-            self.running_var[i],
-            self.norm_weight[i],
-            self.norm_bias[i],
-            training=self.training,
-            momentum=momentum,
-            eps=self.epsilon,
+            x, *rows, training=self.training, momentum=momentum, eps=self.epsilon
         )
 
     def scale_and_shift(self, bits: int, norm_set: int = 0) -> tuple[Tensor, Tensor]:
@@ -232,9 +216,9 @@ class FractionalConv2d(FractionalLayer):
     Args:
         weight: ``[out, in / groups, height, width]``, shared by all bit widths.
         bits: Bit widths; never 0, which runs no convolution.
-        geometry: Stride, padding, dilation and groups.
+        geometry: See ``ConvGeometry``.
         bias: ``[out]``.
-        norm: The batch norm after it.
+        norm: None for a convolution without one.
         signed_input: Whether the input can be negative.
         per_channel: One weight scale per output channel instead of one per layer.
 
@@ -261,14 +245,10 @@ class FractionalConv2d(FractionalLayer):
         self.weight = weight
         self.bias = bias
         self.norm = norm
+        self.norm_sets = 1 if norm is None else norm.norm_sets
         self.quantizers = LayerQuantizers(
             bits, signed_input=signed_input, channels=len(weight) if per_channel else None
         )
-
-    @property
-    def norm_sets(self) -> int:
-        """Number of sets of norms; 1 without a norm."""
-        return 1 if self.norm is None else self.norm.norm_sets
 
     def forward(self, x: Tensor, bits: int, norm_set: int = 0) -> Tensor:
         """Convolve and normalise ``[batch, in, h, w]`` at ``bits``, with the norms of that set."""
@@ -285,10 +265,7 @@ class FractionalConv2d(FractionalLayer):
 
 
 class FractionalConvNorm(FractionalConv2d):
-    """An untrained convolution with batch norm; at stride 1 it keeps height and width.
-
-    See ``torch.nn.Conv2d``, ``FractionalConv2d`` and, for sets of norms, ``NormPerBits``.
-    """
+    """An untrained convolution with batch norm; at stride 1 it keeps height and width."""
 
     norm: BatchNormPerBits
 
@@ -366,18 +343,16 @@ class FractionalMatmul(FractionalLayer):
 class FractionalAttention(nn.Module):
     """Scaled dot-product attention, both of its products at any of several bit widths.
 
-    Args:
-        bits: Bit widths.
-        scale: Factor of the scores, ``None`` for one over the root of the query's size.
-        causal: Whether a query sees no later key; no other mask is allowed then.
-        grouped: Whether several heads of queries share one head of keys and values.
+    ``scale`` is the factor of the scores, by default one over the root of the query's size. With
+    ``causal``, a query sees no later key, and there is no other mask. With ``grouped``, several
+    heads of queries share one head of keys and values.
     """
 
     def __init__(
         self,
         bits: Sequence[int],
         *,
-        scale: float | None,
+        scale: float | None = None,
         causal: bool = False,
         grouped: bool = False,
     ) -> None:
@@ -408,15 +383,15 @@ class FractionalAttention(nn.Module):
         scores = self.scores(query * scale, key.transpose(-2, -1), bits)
         if self.causal:
             mask = torch.ones_like(scores, dtype=torch.bool).tril()
-        if mask is None:
-            shares = scores.softmax(dim=-1)
-        else:
-            if mask.dtype == torch.bool:
-                scores = scores.masked_fill(mask.logical_not(), float("-inf"))
-            else:
-                scores = scores + mask
-            # A query without any key gets zeros, as from torch's own attention.
-            blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
-            shares = scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
-        out: Tensor = self.mix(shares, value, bits)
-        return out
+        shares = scores.softmax(dim=-1) if mask is None else _masked_softmax(scores, mask)
+        return cast("Tensor", self.mix(shares, value, bits))
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the softmax over keys; a query without any gets zeros, as from torch's attention."""
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(mask.logical_not(), float("-inf"))
+    else:
+        scores = scores + mask
+    blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    return scores.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)

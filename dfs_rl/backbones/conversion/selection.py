@@ -1,6 +1,6 @@
 """Choice of the branches of a model that become gated layers, and the report on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -35,16 +35,11 @@ Granularity = Literal["block", "branch"]
 class FractionalizeConfig:
     """Settings of the conversion of a model, and the result to expect when it is repeated.
 
+    See ``fractionalize`` for the other attributes.
+
     Attributes:
         image_shape: Channels, height and width of the images.
         n_classes: Columns of the logits.
-        bits: Bit options of every gated layer, see ``BitOptions``.
-        layers: Names of the modules to gate; ``None`` for every residual block that is found.
-        granularity: ``"block"`` gates the branches of one module, such as attention and MLP,
-            together; ``"branch"`` each by itself.
-        stem_bits: Precision of everything that is never gated; 32 leaves it as it was.
-        per_channel: One weight scale per output channel instead of one per layer.
-        constructor: ``module:function`` that makes the model; needed to store the backbone.
         signed: Whether the input of each fractional operator can be negative, as measured on
             example images; empty before.
         digest: Digest of the model's structure; empty before it is known.
@@ -68,11 +63,6 @@ class FractionalizeConfig:
         check_precision(self.bits, self.stem_bits)
         if self.layers == ():
             raise ConfigError("layers is empty; name at least one module, or leave it out.")
-
-    @property
-    def run_bits(self) -> tuple[int, ...]:
-        """Bit options without 0, at which a gated layer runs."""
-        return tuple(bits for bits in self.bits if bits != SKIP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,28 +134,27 @@ def choose_parts(
             f"the model has no residual block that can be gated.{blocked} Name modules to gate "
             "with layers=[...] and bit options without 0, which needs a shortcut."
         )
-    groups = [[branch] for branch in findings.branches]
-    if config.granularity == "block":
-        groups = list(_merged(findings.branches))
+    together = config.granularity == "block"
+    groups = _merged(findings.branches) if together else [[b] for b in findings.branches]
     parts = [_part(group) for group in groups]
     names = [part.name for part in parts]
     return tuple(
-        replace(part, name=f"{part.name}#{names[: i + 1].count(part.name)}")
-        if names.count(part.name) > 1
+        replace(part, name=f"{name}#{names[: i + 1].count(name)}")
+        if names.count(name) > 1
         else part
-        for i, part in enumerate(parts)
+        for i, (name, part) in enumerate(zip(names, parts, strict=True))
     )
 
 
-def _merged(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+def _merged(branches: Sequence[Branch]) -> list[list[Branch]]:
     """Group neighbouring branches with the same owner, unless it owns all branches."""
-    group: list[Branch] = []
+    groups: list[list[Branch]] = []
     for branch in branches:
-        if group and not _belongs(branch, group, branches):
-            yield group
-            group = []
-        group.append(branch)
-    yield group
+        if groups and _belongs(branch, groups[-1], branches):
+            groups[-1].append(branch)
+        else:
+            groups.append([branch])
+    return groups
 
 
 def _belongs(branch: Branch, group: Sequence[Branch], branches: Sequence[Branch]) -> bool:
@@ -243,18 +232,16 @@ def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: T
     end = next(cut for cut in findings.cuts if cut >= max(own))
     nodes = ancestors(end, of=start)
     foreign = [node for node in costly(nodes) if node not in own]
-    why = None
     if foreign:
         why = f"{weighted_module(foreign[0])!r} runs next to it"
     elif not all(map(is_swappable, own)):
         why = "it has an operator that does not exist at fewer bits"
     elif end is traced.logits:
         why = "it ends in the logits"
-    if why is not None:
-        raise ConfigError(
-            f"layers has {name!r}, which cannot be gated: {why}; name another module."
-        )
-    return GatedPart(name=name, branches=(), span=Span(start, _with_activation(end)), nodes=nodes)
+    else:
+        span = Span(start, _with_activation(end))
+        return GatedPart(name=name, branches=(), span=span, nodes=nodes)
+    raise ConfigError(f"layers has {name!r}, which cannot be gated: {why}; name another module.")
 
 
 def describe_parts(
@@ -309,6 +296,5 @@ def _modules(nodes: frozenset[fx.Node]) -> tuple[str, ...]:
 
 def _shortcut(part: GatedPart) -> str:
     names = {name for branch in part.branches for name in _modules(branch.on_shortcut)}
-    if names:
-        return ", ".join(sorted(names))
-    return "identity" if all(branch.identity for branch in part.branches) else "its shortcut"
+    plain = all(branch.identity for branch in part.branches)
+    return ", ".join(sorted(names)) or ("identity" if plain else "its shortcut")

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from dfs_rl.backbones.conversion.residual_search import (
     ATTENTION,
+    PRODUCTS,
     Span,
     ancestors,
     has_stored_tensors,
@@ -19,7 +20,7 @@ from dfs_rl.backbones.conversion.selection import FractionalizeConfig, GatedPart
 from dfs_rl.backbones.conversion.tracing import Traced, arguments_of, batch_factor, name_of
 from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.inference import copy_for_inference, inference_form
+from dfs_rl.quantization.inference import Float32Module
 from dfs_rl.quantization.modules import (
     BatchNormPerBits,
     ConvGeometry,
@@ -44,11 +45,12 @@ def make_swaps(
 ) -> dict[fx.Node, Swap]:
     """Make the fractional form of every operator that has one."""
     all_gated = frozenset().union(*(part.nodes for part in parts))
+    run_bits = tuple(bits for bits in config.bits if bits != SKIP)
     swaps: dict[fx.Node, Swap] = {}
     taken: set[str] = set()
     for node in traced.nodes:
         gated = node in all_gated
-        module = _fractional(node, config.run_bits if gated else (config.stem_bits,), config)
+        module = _fractional(node, run_bits if gated else (config.stem_bits,), config)
         if module is None:
             continue
         inputs = _inputs_of(node)
@@ -90,31 +92,21 @@ def _fractional(
     if not is_swappable(node):
         return None
     if name == ATTENTION:
-        return FractionalAttention(
-            bits,
-            scale=named["scale"],
-            causal=named["is_causal"],
-            grouped=named["enable_gqa"],
-        )
-    if name not in ("conv2d", "linear"):
+        scale, causal, grouped = (named[key] for key in ("scale", "is_causal", "enable_gqa"))
+        return FractionalAttention(bits, scale=scale, causal=causal, grouped=grouped)
+    if name in PRODUCTS:
         return FractionalMatmul(bits)
     # The model's own, so that all operators share them.
-    weight, bias = (
-        None if named[key] is None else _trained(named[key].meta["val"])
-        for key in ("weight", "bias")
-    )
-    assert weight is not None, "every convolution has one"
+    weight = _trained(named["weight"].meta["val"])
+    bias = None if named["bias"] is None else _trained(named["bias"].meta["val"])
+    per_channel = config.per_channel
     if name == "conv2d":
         return FractionalConv2d(
-            weight, bits, geometry=_geometry(node), bias=bias, per_channel=config.per_channel
+            weight, bits, geometry=_geometry(node), bias=bias, per_channel=per_channel
         )
+    outputs, inputs = weight.shape
     linear = FractionalLinear(
-        weight.shape[1],
-        weight.shape[0],
-        bits=bits,
-        signed_input=True,
-        bias=False,
-        per_channel=config.per_channel,
+        inputs, outputs, bits=bits, signed_input=True, bias=False, per_channel=per_channel
     )
     linear.weight, linear.bias = weight, bias
     return linear
@@ -128,12 +120,10 @@ def _norm(named: Mapping[str, Any], bits: Sequence[int]) -> nn.Module | None:
     if mean is None or variance is None or named["training"]:
         return None
     norm = BatchNormPerBits(len(mean), bits, epsilon=named["eps"])
-    with torch.no_grad():
-        for ours, theirs in zip(
-            norm.state_dict().values(), (weight, bias, mean, variance), strict=True
-        ):
-            if theirs is not None:
-                ours.copy_(theirs.expand_as(ours))
+    theirs = (weight, bias, mean, variance)
+    for ours, tensor in zip(norm.state_dict().values(), theirs, strict=True):
+        if tensor is not None:
+            ours.copy_(tensor.detach().expand_as(ours))
     return norm
 
 
@@ -182,14 +172,10 @@ def _free_name(module: str, taken: set[str]) -> str:
 Run = Callable[["Piece", Tensor, int], Tensor]
 
 
-class Piece(nn.Module):
+class Piece(Float32Module):
     """A part of a model from one cut to another, compiled to functions.
 
-    Args:
-        swaps: The fractional operators of the model.
-        span: From cut to cut.
-        part: What is gated in the span, if anything is; the rest runs at its own precision.
-        fixed: Bits of what is not gated.
+    ``part`` is what is gated in the span, if anything is; the rest runs at ``fixed`` bits.
 
     Attributes:
         ops: The fractional operators in it.
@@ -216,21 +202,13 @@ class Piece(nn.Module):
             self.runs_when_skipped = not emitter.nothing_runs
         self.ops = nn.ModuleDict(dict(sorted(emitter.operators.items())))
         self.held = emitter.held
-        self.inference_dtype: torch.dtype | None = None
 
     def forward(self, hidden: Tensor, bits: int) -> Tensor:
-        """Run at ``bits``. The inference form computes in float32 and returns its own dtype."""
+        """Run at ``bits``."""
         run = self.shortcut if bits == SKIP and self.shortcut is not None else self.run
-        if self.inference_dtype is None:
-            return run(self, hidden, bits)
-        return run(self, hidden.float(), bits).to(self.inference_dtype)
-
-
-@inference_form(Piece)
-def _piece(source: Piece, dtype: torch.dtype) -> Piece:
-    form = copy_for_inference(source, torch.float32)
-    form.inference_dtype = dtype
-    return form
+        if self.inference_dtype is not None:
+            hidden = hidden.float()
+        return self.kept(run(self, hidden, bits))
 
 
 def _changes_nothing_twice(span: Span, part: GatedPart) -> bool:
