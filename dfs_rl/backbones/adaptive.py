@@ -70,12 +70,9 @@ def mandatory_count(n_blocks: int) -> int:
 
 
 class AdaptiveLayer(nn.Module):
-    """Mandatory blocks, and a gated path; 0 bit skips the path.
+    """Mandatory blocks, which always run and have two sets of norms, and a gated path.
 
-    Args:
-        mandatory: Blocks that always run, with two sets of norms; at least one.
-        path: Blocks that run at the chosen bits; at least one.
-        mandatory_bits: Precision of the mandatory blocks.
+    0 bit skips the path; both have at least one block.
     """
 
     runs_when_skipped = True
@@ -129,9 +126,7 @@ def make_stages(
 ) -> nn.ModuleList:
     """Make the gated layers of all stages: one each, or one per block of its path.
 
-    Args:
-        make_block: Makes a block from its stage, its place there, its bits and its sets of norms.
-        config: The network's configuration.
+    ``make_block`` makes a block from its stage, its place there, its bits and its sets of norms.
     """
     layers = nn.ModuleList()
     for stage, n_blocks in enumerate(config.blocks):
@@ -151,13 +146,10 @@ def make_conv_stages(
     strides: Sequence[int],
     config: AdaptiveConfig,
 ) -> nn.ModuleList:
-    """Make the gated layers of all stages of ``block``, see ``ResidualBlock``.
+    """Make the gated layers of all stages of blocks like ``ResidualBlock``.
 
-    Args:
-        block: Makes a block.
-        channels: Those before the first stage, then those of each stage.
-        strides: Stride of each stage's first block.
-        config: The network's configuration.
+    ``channels`` are those before the first stage, then those of each stage; ``strides`` those of
+    the stages' first blocks.
     """
 
     def make_block(stage: int, n: int, bits: Sequence[int], norm_sets: int) -> nn.Module:

@@ -1,7 +1,7 @@
 """Base class of all backbones, and their inference form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -55,18 +55,14 @@ class Backbone(nn.Module, ABC):
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
         image_shape: Channels, height and width of the images.
 
+    See ``GatedBackbone`` for the attributes of its interface.
+
     Attributes:
         family: Name of the class in storage.
         optimizer: Default optimizer of networks of this class.
         feature_weight: Default weight of the distance of activations, see ``SupernetConfig``.
         probes: One linear classifier of the activation before each gated layer.
         probe_grid: Rows and columns into which a probe cuts an activation, see ``pool_grid``.
-        feature_sizes: Sizes of ``feature`` before each gated layer.
-        feature_macs: MACs of the probes per image, as if at full precision.
-        layer_feature_macs: The same for each layer; before an exit those of its head.
-        feature_mean: Mean of ``feature`` before each gated layer, ``[layers, largest size]``,
-            zero-padded.
-        feature_std: Its standard deviation, one-padded.
         exit_heads: Classifiers of the exits, ``None`` without exits.
     """
 
@@ -144,14 +140,13 @@ class Backbone(nn.Module, ABC):
             ConfigError: If a stage has not as many gated layers.
         """
         stages = self.stages
-        if len(depths) != len(stages) or any(
-            not 0 <= d <= most for d, most in zip(depths, stages, strict=True)
-        ):
+        pairs = list(zip(depths, stages, strict=False))
+        if len(depths) != len(stages) or not all(0 <= depth <= most for depth, most in pairs):
             raise ConfigError(
                 f"depths are {list(depths)}; the stages have {list(stages)} gated layers, so "
                 "allowed is for each a number from 0 to that."
             )
-        runs = [n < d for d, most in zip(depths, stages, strict=True) for n in range(most)]
+        runs = [n < depth for depth, most in pairs for n in range(most)]
         mix = [bits] * len(runs) if isinstance(bits, int) else bits
         return tuple(b if run else SKIP for b, run in zip(mix, runs, strict=True))
 
@@ -164,11 +159,7 @@ class Backbone(nn.Module, ABC):
         """Return logits, float32 ``[batch, classes]``."""
 
     def to_inference(self, dtype: torch.dtype = torch.float32) -> "InferenceBackbone":
-        """Return the inference form: norms folded, weights quantized once per option.
-
-        Args:
-            dtype: float32, or bfloat16 where the hardware is fast at it.
-        """
+        """Return the inference form; ``dtype`` is bfloat16 where the hardware is fast at it."""
         return InferenceBackbone(self, dtype=dtype)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -181,11 +172,9 @@ class Backbone(nn.Module, ABC):
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
-        """Pool an activation for a probe, float32 ``[batch, channels, parts]``.
+        """Pool the activation before a gated layer, float32 ``[batch, channels, parts]``.
 
-        Args:
-            hidden: The activation before a gated layer.
-            grid: Rows and columns of parts, by default those of the probes.
+        ``grid`` is the number of rows and columns of parts, by default that of the probes.
         """
         return pool_grid(hidden, grid=self.probe_grid if grid is None else grid)
 
@@ -210,15 +199,12 @@ class Backbone(nn.Module, ABC):
         return self.exit_heads.answer(self.parts(hidden, grid=EXIT_GRID), layer)
 
     def forward(self, images: Tensor, bits: int | Sequence[int] = FULL) -> Tensor:
-        """Run every sample at the same bits.
+        """Return the logits ``[batch, classes]`` of samples that all run at the same bits.
 
         Args:
             images: uint8, or float in [0, 1], ``[batch, c, h, w]``; normalised inside. A backbone
                 without normalisation takes any finite floats.
             bits: One bit width for all gated layers, or one for each.
-
-        Returns:
-            Logits ``[batch, classes]``.
 
         Raises:
             DataError: If the images are of another type, or have other values.
@@ -245,8 +231,7 @@ class Backbone(nn.Module, ABC):
     def finish_making(self, *, signed: bool = False) -> None:
         """Count all costs and add the probes, by running one empty image through every part.
 
-        Args:
-            signed: Whether activations between gated layers can be negative.
+        ``signed`` is whether activations between gated layers can be negative.
         """
         was_training = self.training
         self.eval()
@@ -259,8 +244,7 @@ class Backbone(nn.Module, ABC):
         for number, layer in enumerate(self.layers):
             seen.append(hidden)
             # The mandatory part of a layer is not gated.
-            runs = runs_when_skipped(layer)
-            always = count_macs(partial(layer, hidden, SKIP)) if runs else 0
+            always = count_macs(partial(layer, hidden, SKIP)) if runs_when_skipped(layer) else 0
             if always:
                 fixed.append(part(name="mandatory", macs=always, layer=number))
             layer_macs.append(count_macs(partial(layer, hidden, largest)) - always)
@@ -277,10 +261,7 @@ class Backbone(nn.Module, ABC):
         self.train(was_training)
 
     def set_exits(self, after: Sequence[int]) -> None:
-        """Replace all exits by untrained ones.
-
-        Args:
-            after: Numbers of gated layers after which an image can exit; empty for no exits.
+        """Replace all exits by untrained ones, after gated layers of these numbers, if any.
 
         Raises:
             ConfigError: If they are not ascending numbers from 0 to one less than the gated layers.
@@ -293,11 +274,7 @@ class Backbone(nn.Module, ABC):
         )
         self.costs = replace(self.costs, exits=exits)
         self._count_features()
-        self.exit_heads = None
-        if sizes:
-            # Measured, not trained, like the probes.
-            heads = [self._classifier(size) for size in sizes.values()]
-            self.exit_heads = ExitHeads(after, heads).requires_grad_(requires_grad=False)
+        self.exit_heads = ExitHeads(after, self._classifiers(sizes.values())) if sizes else None
 
     def set_cost_model(self, name: str, profile: LatencyProfile | None = None) -> None:
         """Count all costs by another cost model, see ``CostTable.with_cost_model``."""
@@ -314,10 +291,11 @@ class Backbone(nn.Module, ABC):
         self.layer_feature_macs = tuple(size * each for size in sizes)
         self.feature_macs = sum(sizes) * each
 
-    def _classifier(self, size: int) -> FractionalLinear:
-        """Return an untrained classifier of ``size`` numbers of an activation."""
-        signed = self._signed
-        return FractionalLinear(size, self.n_classes, bits=self.stem_bits, signed_input=signed)
+    def _classifiers(self, sizes: Iterable[int]) -> nn.ModuleList:
+        """Return classifiers of numbers of activations; they are measured, never trained."""
+        make = partial(FractionalLinear, bits=self.stem_bits, signed_input=self._signed)
+        made = nn.ModuleList(make(size, self.n_classes) for size in sizes)
+        return made.requires_grad_(requires_grad=False)
 
     def _make_probes(self, seen: Sequence[Tensor]) -> None:
         """Choose the finest grid of probes that is cheap enough, and add a probe per layer."""
@@ -326,10 +304,7 @@ class Backbone(nn.Module, ABC):
             self._count_features()
             if self.feature_macs <= PROBE_SHARE * self.costs.total_macs:
                 break
-        # Measured, not trained: gradients never reach them.
-        self.probes = nn.ModuleList(
-            self._classifier(size) for size in self.probe_sizes
-        ).requires_grad_(requires_grad=False)
+        self.probes = self._classifiers(self.probe_sizes)
         self.feature_sizes = tuple(CONFIDENCE_SIZE + self.parts(h).shape[1] for h in seen)
         shape = (len(self.blocks), max(self.feature_sizes))
         self.register_buffer("feature_mean", torch.zeros(shape))
@@ -337,7 +312,9 @@ class Backbone(nn.Module, ABC):
 
 
 class InferenceBackbone(nn.Module):
-    """The inference form of a backbone, without gradients; satisfies ``GatedBackbone`` too.
+    """The inference form of a backbone: norms folded, weights quantized once per option.
+
+    It satisfies ``GatedBackbone`` too, and has no gradients.
 
     Args:
         source: The trained backbone. Later changes to it do not reach this copy.

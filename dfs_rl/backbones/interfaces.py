@@ -94,20 +94,15 @@ class GatedBackbone(Protocol):
     def feature(self, hidden: Tensor, layer: int) -> Tensor:
         """Return the features of the activation before a gated layer.
 
-        Returns:
-            float32 ``[batch, feature_sizes[layer]]``: the confidence of a classifier, see
-            ``probe.confidence``, then the pooled channels.
+        They are float32 ``[batch, feature_sizes[layer]]``: the confidence of a classifier, see
+        ``probe.confidence``, then the pooled channels.
         """
         ...
 
 
 @runtime_checkable
 class WithStages(Protocol):
-    """A backbone whose gated layers form stages, in which the first layers carry most.
-
-    Attributes:
-        stages: Number of gated layers of each stage, in order.
-    """
+    """A backbone whose gated layers form stages, in which the first layers carry most."""
 
     @property
     def stages(self) -> tuple[int, ...]:

@@ -66,11 +66,8 @@ def relu6(x: Tensor) -> Tensor:
 class InvertedResidual(nn.Module):
     """Widening, depthwise and narrowing convolution, a shortcut where the shape stays (figure 4).
 
-    0 bit leaves the shortcut alone. The output can be negative. Arguments as for ``ResidualBlock``.
-
-    Args:
-        expansion: Ratio of inner to input channels; 1 leaves the first convolution out.
-        signed_input: Whether the input can be negative.
+    0 bit leaves the shortcut alone. The output can be negative. Arguments as for ``ResidualBlock``;
+    ``expansion`` is the ratio of inner to input channels, and 1 leaves the first convolution out.
     """
 
     def __init__(
@@ -88,16 +85,12 @@ class InvertedResidual(nn.Module):
         super().__init__()
         inside = in_channels * expansion
         make = partial(FractionalConvNorm, bits=bits, per_channel=per_channel, norm_sets=norm_sets)
-        self.convolutions = nn.ModuleList()
+        made = []
         if expansion > 1:
-            self.convolutions.append(
-                make(in_channels, inside, kernel_size=1, signed_input=signed_input)
-            )
+            made.append(make(in_channels, inside, kernel_size=1, signed_input=signed_input))
             signed_input = False
-        self.convolutions.append(
-            make(inside, inside, stride=stride, groups=inside, signed_input=signed_input)
-        )
-        self.convolutions.append(make(inside, out_channels, kernel_size=1))
+        made.append(make(inside, inside, stride=stride, groups=inside, signed_input=signed_input))
+        self.convolutions = nn.ModuleList([*made, make(inside, out_channels, kernel_size=1)])
         self.has_shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, hidden: Tensor, bits: int, norm_set: int = 0) -> Tensor:

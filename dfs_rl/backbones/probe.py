@@ -30,8 +30,7 @@ _ITERATIONS = 100
 def pool_grid(hidden: Tensor, *, grid: int) -> Tensor:
     """Average ``[batch, channels, h, w]`` over the parts of a grid of rows and columns.
 
-    Returns:
-        float32 ``[batch, channels, parts]``; fewer parts where the activation is smaller.
+    The result is float32 ``[batch, channels, parts]``; fewer parts where the activation is smaller.
     """
     kernel = equal_parts(hidden, grid=grid)
     if kernel is not None:  # the same, faster on a CPU
@@ -52,20 +51,18 @@ def equal_parts(hidden: Tensor, *, grid: int) -> tuple[int, int] | None:
 
 
 def describe(parts: Tensor, logits: Tensor) -> Tensor:
-    """Return the features of a gate from the result of ``pool_grid`` and the probe's logits.
+    """Return a probe's confidence and the mean of every channel, float32 ``[batch, 3 + channels]``.
 
-    Returns:
-        The probe's confidence and the mean of every channel, float32 ``[batch, 3 + channels]``.
+    They are the features of a gate, from the result of ``pool_grid`` and the probe's logits.
     """
     return torch.cat([confidence(logits), parts.mean(dim=2)], dim=1)
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """Return the confidence of a classifier from its logits, ``[batch, classes]``.
+    """Return the confidence of a classifier from its logits ``[batch, classes]``.
 
-    Returns:
-        float32 ``[batch, 3]``: the highest probability, its lead over the second, the entropy in
-        nats.
+    It is float32 ``[batch, 3]``: the highest probability, its lead over the second, the entropy in
+    nats.
     """
     probabilities = logits.softmax(dim=1)
     top = probabilities.topk(2, dim=1).values  # [batch, 2]
@@ -109,23 +106,24 @@ def fit_probe(probe: FractionalLinear, features: Tensor, labels: Tensor) -> None
 
 
 class ExitHeads(nn.Module):
-    """The heads of a backbone's exits, with statistics of their confidence.
+    """The heads of a backbone's exits, from pooled activations to logits.
 
     Args:
-        after: Number of gated layers before each exit.
-        heads: One for each, from pooled activations to logits.
+        after: The gated layer before which each exit is.
+        heads: One for each.
 
     Attributes:
         confidence_mean: Mean of ``confidence`` of each head, float32 ``[heads, 3]``.
         confidence_std: Its standard deviation, likewise.
     """
 
-    def __init__(self, after: Sequence[int], heads: Sequence[nn.Module]) -> None:
+    confidence_mean: Tensor
+    confidence_std: Tensor
+
+    def __init__(self, after: Sequence[int], heads: nn.ModuleList) -> None:
         super().__init__()
         self.after = tuple(after)
-        self.heads = nn.ModuleList(heads)
-        self.confidence_mean: Tensor
-        self.confidence_std: Tensor
+        self.heads = heads
         shape = (len(self.after), CONFIDENCE_SIZE)
         self.register_buffer("confidence_mean", torch.zeros(shape))
         self.register_buffer("confidence_std", torch.ones(shape))

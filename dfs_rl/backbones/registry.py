@@ -9,9 +9,8 @@ A third party adds a backbone in one file::
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from dfs_rl.backbones.base import Backbone
@@ -23,7 +22,6 @@ MakerT = TypeVar("MakerT", bound=Callable[..., Backbone])
 
 SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
 """Settings of the command line that only some networks have."""
-_NONE: Mapping[str, Any] = MappingProxyType({})
 _MOST_LISTED = 3  # names of a series, such as vit1, vit2, ...
 
 
@@ -35,13 +33,7 @@ class Family(NamedTuple):
 
 
 class NamedBackbone(NamedTuple):
-    """The network behind a name.
-
-    Attributes:
-        family: Its class.
-        fixed: Values of its configuration that the name fixes.
-        defaults: Values that replace the configuration's own defaults.
-    """
+    """The network behind a name; see ``register_backbone`` for the values of its configuration."""
 
     family: Family
     fixed: Mapping[str, Any]
@@ -79,7 +71,7 @@ def register_backbone(
     config: type[Any],
     *,
     recipe: Recipe = "supernet",
-    defaults: Mapping[str, Any] = _NONE,
+    defaults: Mapping[str, Any] | None = None,
     **fixed: Any,  # noqa: ANN401 - each configuration has its own
 ) -> Callable[[MakerT], MakerT]:
     """Register a class of backbones under a name, for ``--backbone`` and for storage.
@@ -104,7 +96,7 @@ def register_backbone(
     def register(backbone: MakerT) -> MakerT:
         family = Family(config, backbone)
         register_family(getattr(backbone, "family", name), family)
-        _NAMES[recipe][name] = NamedBackbone(family, fixed, defaults)
+        _NAMES[recipe][name] = NamedBackbone(family, fixed, defaults or {})
         return backbone
 
     return register
@@ -130,13 +122,9 @@ def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
 def listed_names(recipe: Recipe) -> str:
     """Return the names of a recipe's backbones as a sentence lists them, series shortened."""
     series: dict[str, list[str]] = {}
-    for name in _NAMES[recipe]:
+    for name in sorted(_NAMES[recipe], key=lambda name: (len(name), name)):
         series.setdefault(name.rstrip("0123456789"), []).append(name)
-    return ", ".join(", ".join(_shortened(names)) for _, names in sorted(series.items()))
-
-
-def _shortened(names: Iterable[str]) -> list[str]:
-    ordered = sorted(names, key=lambda name: (len(name), name))
-    if len(ordered) <= _MOST_LISTED + 1:
-        return ordered
-    return [*ordered[:_MOST_LISTED], "...", ordered[-1]]
+    for names in series.values():
+        if len(names) > _MOST_LISTED + 1:
+            names[_MOST_LISTED:-1] = ["..."]
+    return ", ".join(name for _, names in sorted(series.items()) for name in names)

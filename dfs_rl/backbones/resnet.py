@@ -108,15 +108,11 @@ class ResidualBlock(nn.Module):
     A bottleneck has three, and a projection where the shape changes (figure 5). Its 3 x 3
     convolution has the stride, as in torchvision. The projection has one set of norms.
 
+    See ``FractionalConvNorm`` for the other arguments.
+
     Args:
-        in_channels: Input channels.
-        out_channels: Output channels, at least ``in_channels``; of a bottleneck a multiple of
-            ``EXPANSION``.
+        out_channels: At least ``in_channels``; of a bottleneck a multiple of ``EXPANSION``.
         bits: The non-zero bit widths of the block.
-        bottleneck: Whether it is a bottleneck.
-        stride: 1, or 2 to halve height and width.
-        per_channel: One weight scale per output channel instead of one per layer.
-        norm_sets: Number of sets of norms, see ``NormPerBits``.
         affine_skip: Whether a skipped block multiplies and shifts each channel of its shortcut, in
             place of what it would add: whatever runs next then sees about the same statistics.
     """
@@ -166,7 +162,7 @@ class ResidualBlock(nn.Module):
             if not self.runs_when_skipped:
                 return shortcut
             return (shortcut * self.skip_scale + self.skip_shift).relu_().to(hidden.dtype)
-        convolutions = [self.conv1, self.conv2, *([] if self.conv3 is None else [self.conv3])]
+        convolutions = [c for c in (self.conv1, self.conv2, self.conv3) if c is not None]
         return convolve_in_turn(convolutions, hidden, bits, norm_set).add_(shortcut).relu_()
 
     @torch.no_grad()

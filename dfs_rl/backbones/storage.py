@@ -7,6 +7,7 @@ the user must have allowed.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,28 +106,26 @@ def save_backbone(backbone: Backbone, info: BackboneInfo, folder: str | Path) ->
     save_tensors(folder / WEIGHTS_FILE, weights)
     if heads:
         save_tensors(folder / EXITS_FILE, heads)
-    write_manifest(
-        folder / STRUCTURE_FILE,
-        kind=backbone.family,
-        version=FORMAT,
-        parts={
-            "config": config_to_dict(backbone.config),
-            "statistics": config_to_dict(backbone.statistics),
-            "info": config_to_dict(info),
-        }
-        | ({"exits": list(backbone.costs.exits_after)} if heads else {})
-        | ({} if backbone.costs.cost_model == COMPUTATION else {_COSTS: backbone.costs.cost_model})
-        | ({} if profile is None else {_PROFILE: config_to_dict(profile)}),
-    )
+    parts: dict[str, object] = {
+        "config": config_to_dict(backbone.config),
+        "statistics": config_to_dict(backbone.statistics),
+        "info": config_to_dict(info),
+    }
+    if heads:
+        parts["exits"] = list(backbone.costs.exits_after)
+    if backbone.costs.cost_model != COMPUTATION:
+        parts[_COSTS] = backbone.costs.cost_model
+    if profile is not None:
+        parts[_PROFILE] = config_to_dict(profile)
+    write_manifest(folder / STRUCTURE_FILE, kind=backbone.family, version=FORMAT, parts=parts)
 
 
 def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> StoredBackbone:
     """Read a backbone that ``save_backbone`` wrote.
 
     Args:
-        folder: The folder with the two files, or a run folder that has them in ``backbone/``.
-        trust_code: Whether to import the constructor of a user's own network, ``module:function``,
-            that the folder names.
+        folder: The folder with its files, or a run folder that has them in ``backbone/``.
+        trust_code: Whether to import the constructor ``module:function`` of a user's own network.
 
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
@@ -159,11 +158,10 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."
         ) from error
-    for names in shared:  # which were loaded one by one
-        parted = [name.rpartition(".") for name in names]
-        first, *others = [(backbone.get_submodule(module), leaf) for module, _, leaf in parted]
-        for module, leaf in others:
-            setattr(module, leaf, getattr(*first))
+    for first, *others in shared:  # which were loaded one by one
+        for name in others:
+            module, _, leaf = name.rpartition(".")
+            setattr(backbone.get_submodule(module), leaf, attrgetter(first)(backbone))
     check_finite(backbone, folder / WEIGHTS_FILE)
     _, *sides = backbone.image_shape
     if info.image_size is not None and sides != [info.image_size] * 2:

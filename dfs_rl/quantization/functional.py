@@ -23,12 +23,9 @@ _SEARCH_VALUES = 2**17  # per row: an error far below that of rounding, in milli
 
 
 class QuantRange(NamedTuple):
-    """Range of a quantizer's integer codes.
+    """Range of a quantizer's integer codes, both ends included.
 
-    Attributes:
-        qmin: Smallest code.
-        qmax: Largest code.
-        gap: Distance of neighbouring codes: 2 for the binary codes {-1, 1}, 1 for all others.
+    ``gap`` is the distance of neighbouring codes: 2 for the binary codes {-1, 1}, 1 for all others.
     """
 
     qmin: int
@@ -42,8 +39,8 @@ class QuantRange(NamedTuple):
         Raises:
             ConfigError: If no quantizer has that bit width.
         """
-        if bits not in ALLOWED_BITS or bits in (SKIP, FULL):
-            quantized = [b for b in ALLOWED_BITS if b not in (SKIP, FULL)]
+        quantized = [b for b in ALLOWED_BITS if b not in (SKIP, FULL)]
+        if bits not in quantized:
             raise ConfigError(f"no quantizer has {bits} bit; allowed are {quantized}.")
         if not signed:
             return cls(0, 2**bits - 1)

@@ -41,11 +41,6 @@ class Fractionalized(Backbone):
 
     It starts with the model's weights. Other norms and dropout run as in evaluation.
 
-    Args:
-        traced: The model.
-        config: Settings of the conversion.
-        statistics: Statistics by which images are normalised.
-
     Attributes:
         report: The gated layers and all other parts.
         has_class_token: Whether the head reads the first token.

@@ -90,29 +90,28 @@ def is_close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph and collects the tensors that each module computes in ``values``."""
+    """Runs a graph and collects the tensors that each module computes."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.values: list[tuple[str, Tensor]] = []
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
         """Run an operator."""
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor):
-            self.values.setdefault(n.meta["module"], []).append(value)
+            self.values.append((f"{n.meta['module']}.", value))
         return value
-
-    def watch(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Run the graph, and return all values."""
-        self.values: dict[str, list[Tensor]] = {}
-        self.run(images.clone())
-        return self.values
 
 
 def _first_wrong(model: nn.Module, graph: fx.GraphModule, images: Tensor) -> str:
     """Name the first module whose output no operator of it in the graph computes, if any."""
-    values = _Watcher(graph).watch(images)
+    watcher = _Watcher(graph)
+    watcher.run(images.clone())
     wrong: list[str] = []
 
     def compare(name: str, output: object) -> None:
-        own = [v for path, vs in values.items() if f"{path}.".startswith(f"{name}.") for v in vs]
+        own = [value for path, value in watcher.values if path.startswith(f"{name}.")]
         if isinstance(output, Tensor) and own:
             same = (v.shape == output.shape and is_close(v, output) for v in own)
             wrong.extend([] if any(same) else [name])
