@@ -134,17 +134,15 @@ class PerBits(nn.Module):
         """Return the form at a bit width, by default the only one, and a set of norms."""
         return self._at[place]
 
-    def chain(self, convolutions: Sequence[nn.Module], bits: int, norm_set: int) -> "_Chain":
+    def chain(self, convolutions: Sequence["PerBits"], bits: int, norm_set: int) -> "_Chain":
         """Return the chain of convolutions, of which this is the first, at a bit width.
 
         Finding the forms of each takes as long as a small operator, so chains are kept.
         """
         key = (bits, norm_set, *convolutions)
-        chain = self._chains.get(key)
-        if chain is None:
-            forms = [cast("PerBits", each).at(bits, norm_set) for each in convolutions]
-            chain = self._chains[key] = _Chain(forms)
-        return chain
+        if key not in self._chains:
+            self._chains[key] = _Chain([each.at(bits, norm_set) for each in convolutions])
+        return self._chains[key]
 
     def forward(self, *arguments: Any) -> Tensor:  # noqa: ANN401 - tensors, then numbers
         """Run the operator, as in the training form."""
@@ -383,7 +381,7 @@ def convolve_in_turn(
     """
     first = convolutions[0]
     if isinstance(first, PerBits):
-        return first.chain(convolutions, bits, norm_set)(x)
+        return first.chain(cast("Sequence[PerBits]", convolutions), bits, norm_set)(x)
     for convolution in convolutions[:-1]:
         x = convolution(x, bits, norm_set).relu_()
     return cast("Tensor", convolutions[-1](x, bits, norm_set))

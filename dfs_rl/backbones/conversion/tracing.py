@@ -167,11 +167,7 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 class _LostWriteError(Exception):
-    """An operator writes into memory that later operators read by another name."""
-
-    def __init__(self, node: fx.Node) -> None:
-        super().__init__()
-        self.node = node
+    """The operator given writes into memory that later operators read by another name."""
 
 
 def _record(program: ExportedProgram) -> fx.GraphModule:
@@ -179,7 +175,7 @@ def _record(program: ExportedProgram) -> fx.GraphModule:
     try:
         return _Recorder(program.module(check_guards=False)).record()
     except _LostWriteError as lost:
-        write = lost.node
+        (write,) = lost.args
     for node in program.graph.nodes:
         if name_of(node) == "unbind":  # of which the pass makes one for this batch size alone
             for part in tuple(node.users):
