@@ -47,15 +47,13 @@ class Backbone(nn.Module, ABC):
     """The training form of a backbone: stem, gated layers, head, and features for gates.
 
     A subclass sets ``blocks``, the gated layers in order, and whatever else it needs after this
-    ``__init__``, and calls ``finish_making`` last.
+    ``__init__``, and calls ``finish_making`` last. See ``GatedBackbone`` for further attributes.
 
     Args:
         config: Shape and precision, a frozen dataclass that is stored with the weights; its
             ``bits``, ``n_classes`` and ``stem_bits`` are those of ``NetworkConfig``.
         statistics: Mean and deviation of the training images' channels, in [0, 1] units.
         image_shape: Channels, height and width of the images.
-
-    See ``GatedBackbone`` for the attributes of its interface.
 
     Attributes:
         family: Name of the class in storage.

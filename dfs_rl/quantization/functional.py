@@ -39,8 +39,8 @@ class QuantRange(NamedTuple):
         Raises:
             ConfigError: If no quantizer has that bit width.
         """
-        quantized = [b for b in ALLOWED_BITS if b not in (SKIP, FULL)]
-        if bits not in quantized:
+        if bits not in ALLOWED_BITS or bits in (SKIP, FULL):
+            quantized = [b for b in ALLOWED_BITS if b not in (SKIP, FULL)]
             raise ConfigError(f"no quantizer has {bits} bit; allowed are {quantized}.")
         if not signed:
             return cls(0, 2**bits - 1)
