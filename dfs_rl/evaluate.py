@@ -5,7 +5,7 @@ import sys
 from dfs_rl.experiments.command import main_of
 from dfs_rl.experiments.config import EvaluateConfig
 
-main = main_of(EvaluateConfig, makes_run=False)
+main = main_of(EvaluateConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

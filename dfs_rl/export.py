@@ -5,7 +5,7 @@ import sys
 from dfs_rl.experiments.command import main_of
 from dfs_rl.experiments.deployment_config import ExportConfig
 
-main = main_of(ExportConfig, makes_run=False)
+main = main_of(ExportConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

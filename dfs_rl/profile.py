@@ -5,7 +5,7 @@ import sys
 from dfs_rl.experiments.command import main_of
 from dfs_rl.experiments.deployment_config import ProfileConfig
 
-main = main_of(ProfileConfig, makes_run=False)
+main = main_of(ProfileConfig)
 
 if __name__ == "__main__":
     sys.exit(main())

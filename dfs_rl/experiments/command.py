@@ -23,12 +23,11 @@ COMMANDS = {
 """Configurations of all commands."""
 
 
-def main_of(config_type: Any, *, makes_run: bool = True) -> Callable[..., int]:  # noqa: ANN401
+def main_of(config_type: Any) -> Callable[..., int]:  # noqa: ANN401
     """Return the ``main`` of a command: it parses arguments, runs and returns the exit code.
 
-    Args:
-        config_type: Configuration of the command, which describes it as in ``DataSettings``.
-        makes_run: True for a command with a run folder of its own, which it can resume.
+    The configuration describes the command as in ``DataSettings``. A command with a setting
+    ``run_dir`` has a run folder of its own, which it can resume.
     """
 
     def run(invocation: Invocation[Any]) -> None:
@@ -40,7 +39,7 @@ def main_of(config_type: Any, *, makes_run: bool = True) -> Callable[..., int]: 
             config_type,
             prog=program(config_type.KIND),
             description=config_type.DESCRIPTION,
-            kind=config_type.KIND if makes_run else None,
+            kind=config_type.KIND if hasattr(config_type, "run_dir") else None,
             argv=argv,
             commands=COMMANDS,
         )
