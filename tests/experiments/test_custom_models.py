@@ -337,7 +337,7 @@ def test_bit_options_of_a_users_backbone_stay(flags, asked, refusal):
 
 def test_a_supernet_of_a_users_network_is_trained(capsys):
     write("ownnets")
-    flags = ["--backbone", "ownnets:make", "--epochs", "2", "--bits", "0", "4", "32"]
+    flags = ["--backbone", "ownnets:make", "--epochs", "1", "--bits", "0", "4", "32"]
     assert train_backbone_main([*flags, "--run-dir", "run"]) == 0
     stored = load_stored_backbone(Path("run"), trust_code=True)
     assert stored.info.accuracy.keys() == {"4", "32"}
