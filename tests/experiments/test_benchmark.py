@@ -37,7 +37,7 @@ from dfs_rl.utils.trusted_import import call_constructor, trust_constructor
 from tests.helpers.custom_models import write
 from tests.helpers.shown import read_comparison
 
-AGENT = "num_envs: 32\nprecision: float32\n"
+AGENT = "num_envs: 32\nprecision: float32\npasses: 1\n"
 GUMBEL = "training:\n  batch_size: 32\n"
 SHORT = ("--search.tables", "4")
 

@@ -112,7 +112,10 @@ def test_the_same_budget_in_both_units(agent):
 
 @pytest.mark.parametrize(
     ("main", "flags"),
-    [(train_static.main, ["--method", "greedy", "--images", "60"]), (train_cascade.main, [])],
+    [
+        (train_static.main, ["--method", "greedy", "--images", "60"]),
+        (train_cascade.main, ["--passes", "2"]),
+    ],
     ids=["static", "cascade"],
 )
 def test_gates_without_training_take_milliseconds(in_ms, tmp_path, main, flags):

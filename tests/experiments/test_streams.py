@@ -20,8 +20,8 @@ def runs(tmp_path_factory):
     """Cascades that were tuned on clean images and on a stream."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("none", "mixed"):
-        flags = ["--budget", "0.9", "--corruptions", name, "--run-dir", str(folder / name)]
-        assert train_cascade.main(flags) == 0
+        flags = ["--budget", "0.9", "--passes", "2", "--answer", "last", "--corruptions", name]
+        assert train_cascade.main([*flags, "--run-dir", str(folder / name)]) == 0
     return {name: folder / name for name in ("none", "mixed")}
 
 
@@ -72,7 +72,8 @@ def test_runs_are_compared_on_one_stream(runs, tmp_path, capsys):
 
 def test_api_takes_a_stream(tmp_path):
     stream = load_dataset("digits", corruptions="noise")
-    gate = dfs_rl.train_gate(None, stream, method="cascade", budget=0.9, run_dir=tmp_path / "gate")
+    settings = {"method": "cascade", "budget": 0.9, "passes": 2, "run_dir": tmp_path / "gate"}
+    gate = dfs_rl.train_gate(None, stream, **settings)
     config = read_yaml(gate.path / "config.yaml")
     assert (config["dataset"], config["corruptions"]) == ("digits", "noise")
     result = dfs_rl.evaluate(gate, stream, baselines=["cascade"])
