@@ -18,9 +18,9 @@ from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.experiments.test_resume import make_dataset, make_stored
 from tests.helpers.interrupts import SignalAt
-from tests.helpers.pictures import no_pictures
+from tests.helpers.quick import quick_runs
 
-pytestmark = pytest.mark.usefixtures(no_pictures.__name__)
+__all__ = ["quick_runs"]  # before ``whole``, unlike a fixture of single tests
 
 BUDGET = 10.0
 EPISODES = 30
