@@ -37,11 +37,11 @@ SHAPES: list[dict[str, object]] = [
 def test_the_first_half_of_a_stage_is_mandatory():
     # Kang et al., section 3: the sub-paths are the latter half of a stage's blocks, never empty.
     assert [mandatory_count(n) for n in range(1, 7)] == [0, 1, 2, 2, 3, 3]
-    with torch.device("meta"):
-        net, single = (
-            AdaptiveResNet(AdaptiveResNetConfig(blocks=(2, 3, 4, 5), granularity=granularity), RGB)
-            for granularity in ("path", "block")
-        )
+    shape = {"blocks": (2, 3, 4, 5), "width": 4, "image_size": (8, 8)}
+    net, single = (
+        AdaptiveResNet(AdaptiveResNetConfig(granularity=granularity, **shape), RGB)
+        for granularity in ("path", "block")
+    )
     assert [(len(s.mandatory), len(s.path)) for s in net.blocks] == [(1, 1), (2, 1), (2, 2), (3, 2)]
     assert len(single.layers) == 1 + 1 + 2 + 2
     begins = [i for i, layer in enumerate(single.layers) if isinstance(layer, AdaptiveLayer)]

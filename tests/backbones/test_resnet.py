@@ -18,8 +18,7 @@ pictures = functools.partial(pictures_for, ResNet, 32)
 
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_depth_counts_weighted_layers(depth):
-    with torch.device("meta"):
-        net = ResNet(ResNetConfig(depth=depth, image_size=(8, 8)), RGB)
+    net = ResNet(ResNetConfig(depth=depth, width=2, image_size=(8, 8)), RGB)
     weighted = [
         name for name, p in net.named_parameters() if name.endswith(".weight") and p.requires_grad
     ]
