@@ -55,7 +55,10 @@ TOKENS = {
     "swin-blocks": (AdaptiveSwin, {"granularity": "block", "per_channel": True}),
 }
 ALL = CONV | TOKENS
-STORED = ["resnet-always", "resnet-affine-skips", "adaptive-blocks", "mobilenet", *TOKENS]
+STORED = [
+    *("resnet-always", "resnet-affine-skips", "adaptive-blocks", "mobilenet"),
+    *("vit-branches", "adaptive-vit", "swin-blocks"),
+]
 TWO_STAGES = {"blocks": (3, 2), "image_size": (8, 8)}
 
 
