@@ -150,19 +150,14 @@ def test_what_has_no_shortcut_runs_with_the_next_layer():
     assert (mandatory.layer, mandatory.macs) == (1, macs)
 
 
-@pytest.mark.parametrize(
-    ("granularity", "names"),
-    [
-        ("block", ["encoder.0", "encoder.1"]),
-        ("branch", [f"encoder.{i}.{part}" for i in (0, 1) for part in ("attention", "mlp")]),
-    ],
-)
-def test_attention_and_mlp_are_gated_together_or_apart(granularity, names):
-    assert names_of(gated("vit", granularity=granularity)) == names
+def test_attention_and_mlp_are_gated_together_or_apart():
+    assert names_of(gated("vit")) == ["encoder.0", "encoder.1"]
+    apart = [f"encoder.{i}.{part}" for i in (0, 1) for part in ("attention", "mlp")]
+    assert names_of(gated("vit", granularity="branch")) == apart
 
 
 def test_named_modules_alone_are_gated():
-    backbone = gated("resnet", layers=("blocks.2", "blocks.0"))
+    backbone = gated("resnet", layers=("blocks.2", "blocks.0"), stem_bits=8)
     assert names_of(backbone) == ["blocks.0", "blocks.2"]
     report = fractionalize(Dense(), examples(), layers=["one", "two"], bits=(4, 32)).report
     assert [layer.name for layer in report.gated] == ["one", "two"]
@@ -176,7 +171,7 @@ def test_without_a_skip_option_no_shortcut_is_needed():
 
 
 def test_parts_that_always_run_can_have_fewer_bits():
-    backbone, full = gated("resnet", stem_bits=8), gated("resnet")
+    backbone, full = gated("resnet", layers=("blocks.2", "blocks.0"), stem_bits=8), gated("resnet")
     assert {part.bits for part in backbone.costs.fixed} == {8}
     with torch.no_grad():
         gap = (backbone(pictures()) - full(pictures())).abs().max()

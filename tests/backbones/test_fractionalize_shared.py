@@ -64,36 +64,37 @@ def uses(backbone: nn.Module, weight: Tensor) -> nn.Parameter:
     return same[0]
 
 
-# The model, and a weight that it uses three times.
+# The model, and weights that it uses three times.
 @pytest.mark.parametrize(
-    ("make", "weight"),
+    ("make", "weights"),
     [
-        (recurrent, "1.conv.0.weight"),
-        (tied, "1.conv.0.weight"),
-        (shared_encoder, "encoder.0.mlp.0.weight"),
-        (shared_encoder, "encoder.0.norm2.bias"),
+        (recurrent, ["1.conv.0.weight"]),
+        (tied, ["1.conv.0.weight"]),
+        (shared_encoder, ["encoder.0.mlp.0.weight", "encoder.0.norm2.bias"]),
     ],
 )
-def test_a_shared_weight_stays_one_through_training(make, weight):
+def test_a_shared_weight_stays_one_through_training(make, weights):
     model, backbone = converted(make)
     labels = torch.arange(16) % CLASSES
     functional.cross_entropy(model(pictures() / 255.0), labels).backward()
     functional.cross_entropy(backbone(pictures(), 32), labels).backward()
-    expected = model.get_parameter(weight)
-    shared = uses(backbone, expected)
-    torch.testing.assert_close(shared.grad, expected.grad, rtol=1e-3, atol=1e-6)
+    shared = []
+    for weight in map(model.get_parameter, weights):
+        shared.append(uses(backbone, weight))
+        torch.testing.assert_close(shared[-1].grad, weight.grad, rtol=1e-3, atol=1e-6)
 
     optimizer = make_optimizer(
         "sgd", backbone.train().named_parameters(), lr=0.1, weight_decay=1e-2, momentum=0.9
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    assert sum(p is shared for p in trained) == 1
+    assert all(sum(p is one for p in trained) == 1 for one in shared)
     for bits in (32, 4):
         optimizer.zero_grad()
         functional.cross_entropy(backbone(pictures(), bits), labels).backward()
         optimizer.step()
     backbone = copy.deepcopy(backbone).to(torch.float64).float().eval()
-    uses(backbone, shared)
+    for weight in shared:
+        uses(backbone, weight)
     with torch.no_grad():
         frozen = backbone.to_inference()
         hidden = run_layers(frozen, frozen.stem(pictures()), (32,) * len(frozen.layers))

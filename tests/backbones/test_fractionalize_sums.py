@@ -1,7 +1,5 @@
 """Residual blocks of several branches: all summands are gated together, in any order."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,70 +35,70 @@ class Beside(nn.Module):
         return self.adds(self.shortcut(x), self.left(x), self.right(x))
 
 
-def beside(adds, shortcut: Callable[[], nn.Module] = nn.Identity) -> nn.Sequential:
-    return chain(*(Beside(adds, shortcut()) for _ in range(2)))
-
-
 def shortcut_first(x, left, right):
     return x + left + right
 
 
-SUMS = {
-    "first": shortcut_first,
-    "last": lambda x, left, right: left + (right + x),
-    "between": lambda x, left, right: (left + x) + right,
-    "branches first": lambda x, left, right: x + (left + right),
-}
+SUMS = [
+    shortcut_first,
+    lambda x, left, right: left + (right + x),
+    lambda x, left, right: (left + x) + right,
+    lambda x, left, right: x + (left + right),
+]
 
 
-@pytest.mark.parametrize("adds", SUMS.values(), ids=SUMS)
 @torch.no_grad()
-def test_both_branches_are_one_layer(adds):
-    model, backbone = converted(lambda: beside(adds))
-    assert names_of(backbone) == ["1", "2"]
-    assert backbone.costs.layer_macs == (BRANCHES, BRANCHES)
+def test_both_branches_are_one_layer_in_any_order():
+    model, backbone = converted(lambda: chain(*(Beside(adds, nn.Identity()) for adds in SUMS)))
+    assert names_of(backbone) == ["1", "2", "3", "4"]
+    assert backbone.costs.layer_macs == (BRANCHES,) * 4
     hidden = backbone.stem(pictures())
-    assert backbone.layers[0](hidden, 0) is hidden
-    expected = nn.Sequential(model[0], *model[2:])(pictures() / 255.0)
-    torch.testing.assert_close(backbone(pictures(), (0, 32)), expected, rtol=1e-4, atol=1e-4)
+    for n, layer in enumerate(backbone.layers):
+        assert layer(hidden, 0) is hidden
+        expected = nn.Sequential(*model[: n + 1], *model[n + 2 :])(pictures() / 255.0)
+        mix = [0 if i == n else 32 for i in range(4)]
+        torch.testing.assert_close(backbone(pictures(), mix), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_the_cheapest_path_is_the_shortcut():
-    model, backbone = converted(lambda: beside(SUMS["between"], lambda: conv_norm(8, 8, kernel=1)))
+    model, backbone = converted(lambda: chain(Beside(SUMS[2], conv_norm(8, 8, kernel=1))))
     hidden = backbone.stem(pictures())
     expected = model[1].shortcut(hidden)
     torch.testing.assert_close(backbone.layers[0](hidden, 0), expected, rtol=1e-4, atol=1e-4)
-    assert backbone.costs.layer_macs == (BRANCHES, BRANCHES)
+    assert backbone.costs.layer_macs == (BRANCHES,)
 
 
 def test_paths_of_equal_work_are_left_alone():
-    model = beside(shortcut_first, lambda: nn.Sequential(conv_norm(8, 8), conv_norm(8, 8)))
+    shortcut = nn.Sequential(conv_norm(8, 8), conv_norm(8, 8))
     with pytest.raises(ConfigError, match=r"'1'.*none of its 3 paths is plainly the shortcut"):
-        fractionalize(model, examples())
+        fractionalize(chain(Beside(shortcut_first, shortcut)), examples())
 
 
 def pooled(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 3, stride=1, padding=1)
 
 
-FREE = {
-    "twice": (lambda x, f: x + x + f, lambda x: x + x),
-    "twice apart": (lambda x, f: x + (f + x), lambda x: x + x),
-    "pooled beside": (lambda x, f: (x + f) + pooled(x), lambda x: x + pooled(x)),
-    "pooled first": (lambda x, f: pooled(x) + (x + f), lambda x: x + pooled(x)),
-    "no identity": (lambda x, f: pooled(x) + x.relu() + f, lambda x: pooled(x) + x.relu()),
-}
+# Sums of the input and a branch, and what they leave of it without the branch.
+FREE = [
+    (lambda x, f: x + x + f, lambda x: x + x),
+    (lambda x, f: x + (f + x), lambda x: x + x),
+    (lambda x, f: (x + f) + pooled(x), lambda x: x + pooled(x)),
+    (lambda x, f: pooled(x) + (x + f), lambda x: x + pooled(x)),
+    (lambda x, f: pooled(x) + x.relu() + f, lambda x: pooled(x) + x.relu()),
+]
 
 
-@pytest.mark.parametrize(("adds", "left"), FREE.values(), ids=FREE)
 @torch.no_grad()
-def test_paths_without_products_remain_at_0_bit(adds, left):
-    _, backbone = converted(lambda: beside(lambda x, a, b: adds(x, a + b)))
-    assert len(backbone.layers) == 2
+def test_paths_without_products_remain_at_0_bit():
+    def beside(adds) -> nn.Module:
+        return Beside(lambda x, a, b: adds(x, a + b), nn.Identity())
+
+    _, backbone = converted(lambda: chain(*(beside(adds) for adds, _ in FREE)))
     hidden = backbone.stem(pictures())
     for form in (backbone, backbone.to_inference()):
-        torch.testing.assert_close(form.layers[0](hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
+        for layer, (_, left) in zip(form.layers, FREE, strict=True):
+            torch.testing.assert_close(layer(hidden, 0), left(hidden), rtol=1e-5, atol=1e-5)
 
 
 class Down(nn.Module):
@@ -184,8 +182,8 @@ def reduced(kernel: int) -> nn.Sequential:
     return nn.Sequential(conv_norm(8, 4, 1), nn.ReLU(), conv_norm(4, 8, kernel), nn.ReLU())
 
 
-def body(added: nn.Module) -> nn.Sequential:
-    return chain(added, Beside(shortcut_first, nn.Identity()))
+def body(*added: nn.Module) -> nn.Sequential:
+    return chain(*added, Beside(shortcut_first, nn.Identity()))
 
 
 def head(added: nn.Module) -> nn.Sequential:
@@ -200,39 +198,38 @@ def linear_and_mlp() -> Added:
     return Added(nn.Linear(8, CLASSES), mlp())
 
 
+def inception() -> Added:
+    return Added(nn.Sequential(conv_norm(8, 8, 1), nn.ReLU()), reduced(3), reduced(5))
+
+
 MLP, LINEAR = 8 * 32 + 32 * CLASSES, 8 * CLASSES
-# Where the sum stands, the sum, and what its paths take: MACs at 16 x 16, or of a head.
+# A network with sums, and what their paths and the head take: MACs at 16 x 16, and of a head.
 NO_BLOCKS = {
-    "adapted convolution": (body, adapted_conv, 256 * (9 * 64 + 16 + 16)),
-    "adapted head": (head, adapted_head, LINEAR + 8 + CLASSES),
-    "linear head and MLP": (head, linear_and_mlp, LINEAR + MLP),
+    "adapted convolution, Inception block, a path as cheap": (
+        lambda: body(adapted_conv(), inception(), Added(conv_norm(8, 8, 1), between(4))),
+        256 * (9 * 64 + 16 + 16 + 64 + 2 * 32 + 9 * 32 + 25 * 32 + 128) + LINEAR,
+    ),
+    "adapted head": (lambda: head(adapted_head()), LINEAR + 8 + CLASSES),
+    "linear head and MLP": (lambda: head(linear_and_mlp()), LINEAR + MLP),
     "logarithm of two heads": (
-        lambda added: nn.Sequential(head(added), nn.LogSoftmax(1)),
-        linear_and_mlp,
+        lambda: nn.Sequential(head(linear_and_mlp()), nn.LogSoftmax(1)),
         LINEAR + MLP,
     ),
     "uneven heads": (
-        head,
-        lambda: Added(mlp(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), mlp())),
+        lambda: head(Added(mlp(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), mlp()))),
         2 * MLP + 64,
     ),
-    "paths of an Inception block": (
-        body,
-        lambda: Added(nn.Sequential(conv_norm(8, 8, 1), nn.ReLU()), reduced(3), reduced(5)),
-        256 * (64 + 2 * 32 + 9 * 32 + 25 * 32),
-    ),
-    "a path as cheap": (body, lambda: Added(conv_norm(8, 8, 1), between(4)), 256 * 128),
 }
 
 
-@pytest.mark.parametrize(("around", "adds", "macs"), NO_BLOCKS.values(), ids=NO_BLOCKS)
-def test_paths_that_are_no_residual_block_always_run(around, adds, macs):
-    model, backbone = converted(lambda: around(adds()))
+@pytest.mark.parametrize(("make", "macs"), NO_BLOCKS.values(), ids=NO_BLOCKS)
+def test_paths_that_are_no_residual_block_always_run(make, macs):
+    model, backbone = converted(make)
     assert backbone.costs.layer_macs == (BRANCHES,)
-    assert backbone.report.fixed_macs == 256 * 27 * 8 + (LINEAR if around is body else 0) + macs
-    (name,) = (n for n, m in model.named_modules() if type(m) in (Added, Adapted))
-    (why,) = (why for n, why in backbone.report.left_alone if n in (name, f"{name}.paths"))
-    assert "paths" in why
+    assert backbone.report.fixed_macs == 256 * 27 * 8 + macs
+    for name in (n for n, m in model.named_modules() if type(m) in (Added, Adapted)):
+        (why,) = (why for n, why in backbone.report.left_alone if n in (name, f"{name}.paths"))
+        assert "paths" in why
 
 
 def bottleneck(i: int, width: int, o: int, groups: int = 1) -> nn.Sequential:
@@ -246,43 +243,36 @@ def bottleneck(i: int, width: int, o: int, groups: int = 1) -> nn.Sequential:
     )
 
 
-# A projection beside a branch, and the branch's MACs at 8 x 8.
-DOWN = {
-    "ResNet": (
-        lambda: Added(conv_norm(8, 32, 1, 2), bottleneck(8, 8, 32)),
-        64 * (8 * 8 + 9 * 64 + 8 * 32),
-    ),
-    "ResNeXt": (
-        lambda: Added(conv_norm(8, 32, 1, 2), bottleneck(8, 16, 32, groups=8)),
-        64 * (128 + 9 * 2 * 16 + 512),
-    ),
-    "GhostNet": (
-        lambda: Added(
-            nn.Sequential(conv_norm(8, 8, 3, 2, groups=8), conv_norm(8, 32, 1)),
-            bottleneck(8, 24, 32),
-        ),
-        64 * (192 + 9 * 576 + 768),
-    ),
-    "CoAtNet": (
-        lambda: Added(nn.Sequential(nn.MaxPool2d(2), conv_norm(8, 32, 1)), bottleneck(8, 24, 32)),
-        64 * (192 + 9 * 576 + 768),
-    ),
-}
+def published() -> list[Added]:
+    """Return blocks of ResNet, ResNeXt, GhostNet and CoAtNet: a projection beside a branch."""
+    depthwise = nn.Sequential(conv_norm(8, 8, 3, 2, groups=8), conv_norm(8, 32, 1))
+    pooling = nn.Sequential(nn.MaxPool2d(2), conv_norm(8, 32, 1))
+    return [
+        Added(conv_norm(8, 32, 1, 2), bottleneck(8, 8, 32)),
+        Added(conv_norm(8, 32, 1, 2), bottleneck(8, 16, 32, groups=8)),
+        Added(depthwise, bottleneck(8, 24, 32)),
+        Added(pooling, bottleneck(8, 24, 32)),
+    ]
 
 
-@pytest.mark.parametrize(("make", "macs"), DOWN.values(), ids=DOWN)
 @torch.no_grad()
-def test_projections_are_shortcuts_of_published_blocks(make, macs):
-    model, backbone = converted(lambda: chain(make(), width=32))
-    assert backbone.costs.layer_macs == (macs,)
-    hidden = backbone.stem(pictures())
-    torch.testing.assert_close(backbone.layers[0](hidden, 0), model[1].paths[0](hidden))
+def test_projections_are_shortcuts_of_published_blocks():
+    def restored(block: nn.Module) -> nn.Sequential:
+        return nn.Sequential(block, nn.Conv2d(32, 8, 1), nn.Upsample(scale_factor=2))
+
+    model, backbone = converted(lambda: chain(*map(restored, published())))
+    macs = (64 + 9 * 64 + 256, 128 + 9 * 2 * 16 + 512, *[192 + 9 * 576 + 768] * 2)  # at 8 x 8
+    assert backbone.costs.layer_macs == tuple(64 * each for each in macs)
+    x = hidden = backbone.stem(pictures())
+    for layer, (block, *restoring) in zip(backbone.layers, model[1:5], strict=True):
+        hidden = layer(hidden, 0)
+        torch.testing.assert_close(hidden, block.paths[0](x))
+        x = nn.Sequential(*restoring)(hidden)
 
 
-@pytest.mark.parametrize(("expansion", "n_layers"), [(4, 1), (5, 2)])
-def test_a_projection_costs_a_fifth_less_than_others(expansion, n_layers):
-    model = body(Added(conv_norm(8, 8, 1), between(expansion)))
-    assert len(fractionalize(model.eval(), examples()).layers) == n_layers
+def test_a_projection_costs_a_fifth_less_than_others():
+    model = body(Added(conv_norm(8, 8, 1), between(5)))  # with 4 it is no shortcut, see above
+    assert len(fractionalize(model.eval(), examples()).layers) == 2
 
 
 def test_an_adapter_within_a_branch_is_gated_with_it():
