@@ -1,9 +1,10 @@
 """Users' networks on disk and as --backbone, made by a constructor that the user names."""
 
+import copy
+import dataclasses
+import functools
 import json
 import logging
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -20,12 +21,12 @@ from dfs_rl.backbones import (
     load_stored_backbone,
     save_backbone,
 )
+from dfs_rl.backbones.conversion.tracing import trace
 from dfs_rl.data import ImageSet, load_dataset
-from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluate import main as evaluate_main
 from dfs_rl.train_backbone import main as train_backbone_main
 from dfs_rl.training.custom_model import build_calibrated_backbone
-from dfs_rl.training.ptq import calibrate
 from dfs_rl.training.supernet import accuracy_of
 from dfs_rl.utils import trusted_import
 from tests.helpers.custom_models import forgotten_trust, write
@@ -35,12 +36,24 @@ pytestmark = pytest.mark.usefixtures("no_allowed_constructors")
 INFO = BackboneInfo(dataset="noise", fingerprint="0", class_names=tuple("abcde"))
 
 
-def store(name: str, folder) -> Fractionalized:
-    """Store a backbone of one of the small nets."""
-    constructor = f"tests.helpers.models:{type(lived_in(NETS[name])).__name__}"
-    backbone = fractionalize(
+@functools.cache
+def _made(name: str) -> Fractionalized:
+    constructor = f"tests.helpers.models:{NETS[name].__name__}"
+    return fractionalize(
         lived_in(NETS[name]), examples(), granularity="branch", constructor=constructor
     )
+
+
+def made(name: str) -> Fractionalized:
+    """Return a backbone of one of the small nets, whose constructor is trusted."""
+    backbone = copy.deepcopy(_made(name))
+    trusted_import.trust_constructor(backbone.config.constructor)
+    return backbone
+
+
+def store(name: str, folder) -> Fractionalized:
+    """Store a backbone of one of the small nets."""
+    backbone = made(name)
     backbone.feature_mean.normal_()
     save_backbone(backbone, INFO, folder)
     return backbone
@@ -70,7 +83,8 @@ def test_nothing_is_called_unless_the_user_names_it(tmp_path):
 
 
 def test_backbone_without_constructor_is_not_stored(tmp_path):
-    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
+    backbone = made("resnet")
+    backbone.config = dataclasses.replace(backbone.config, constructor=None)
     with pytest.raises(ConfigError, match="constructor='module:function'"):
         save_backbone(backbone, INFO, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -116,75 +130,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
     (tmp_path / "backbone.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="do not fit the backbone"):
         load_stored_backbone(tmp_path)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["preactivation", "mixer"])
-def test_calibration_brings_low_bits_near_the_model(name):
-    backbone = fractionalize(lived_in(NETS[name]), examples(), bits=(0, 3, 4, 8, 32))
-    images = pictures(256)
-    full = backbone(images, 32)
-    spread = (full - full.mean(0)).square().mean()
-
-    def error(bits: int) -> float:
-        return float((backbone(images, bits) - full).square().mean() / spread)
-
-    before = error(4)
-    calibrate(backbone, images)
-    assert torch.equal(backbone(images, 32), full)
-    assert error(8) < 0.01
-    assert error(8) < error(4) < error(3)
-    assert error(4) < 0.7 * before
-    assert not bool(backbone.feature_mean[0].eq(0).all())
-
-
-@torch.no_grad()
-def test_calibrated_norms_match_full_precision():
-    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 2, 32))
-    images = pictures(256)  # as many as a batch, so that every batch has the same statistics
-    calibrate(backbone, images)
-    convolution = next(iter(backbone.layers[0].ops.values()))
-    hidden = backbone.stem(images)
-    low, full = (convolution(hidden, bits) for bits in (2, 32))
-    for moment in (torch.mean, torch.std):
-        torch.testing.assert_close(
-            moment(low, dim=(0, 2, 3)), moment(full, dim=(0, 2, 3)), rtol=1e-3, atol=1e-3
-        )
-
-
-@pytest.mark.parametrize(
-    ("images", "sentence"),
-    [
-        (pictures(1), r"\[1, 3, 16, 16\]; calibration needs at least 2 of \[3, 16, 16\]"),
-        (pictures()[..., :8], r"\[16, 3, 16, 8\]; calibration needs at least 2"),
-        (pictures().numpy(), "is a ndarray"),
-        (pictures().long(), "are torch.int64; allowed are uint8, or float"),
-        (examples(), "from -.* to .*; allowed are uint8, or float in .*leave out mean and std"),
-        (torch.full((2, 3, 16, 16), torch.nan), "not finite"),
-        (torch.full((2, 3, 16, 16), torch.inf), "not finite"),
-    ],
-)
-def test_calibration_needs_images(images, sentence):
-    backbone = fractionalize(lived_in(NETS["resnet"]), examples())
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(DataError, match=sentence):
-        calibrate(backbone, images)
-    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
-
-
-def test_calibration_needs_a_backbone():
-    with pytest.raises(ConfigError, match="is a BasicResNet; make one of a model"):
-        calibrate(lived_in(NETS["resnet"]), pictures())
-
-
-def test_calibration_takes_float_images():
-    made = []
-    for images in (pictures(64), pictures(64).float() / 255):
-        backbone = fractionalize(lived_in(NETS["preactivation"]), examples())
-        calibrate(backbone, images)
-        made.append(backbone.state_dict())
-    for name, value in made[0].items():
-        torch.testing.assert_close(made[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -254,22 +199,19 @@ def test_gate_trains_on_a_stored_custom_backbone(own, monkeypatch, tmp_path, cap
     assert train_static.main(["--resume", run[1], "--trust-code"]) == 0
 
 
-def test_torch_says_nothing_beside_the_sentence():
+def test_torch_says_nothing_beside_the_sentence(capfd):
     write("ownnets")
-    flags = ["--backbone", "ownnets:choosing", "--run-dir", "run"]
-    command = [sys.executable, "-m", "dfs_rl.train_agent", *flags]
-    ours = os.environ | {"PYTHONPATH": str(Path(dfs_rl.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ours)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    assert train_agent.main(["--backbone", "ownnets:choosing", "--run-dir", "run"]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert line.startswith("error: module '0' cannot be traced by torch.export (")
     assert line.endswith("without choices that depend on values or on the batch size.")
 
 
 def test_what_others_log_is_heard_again_after_tracing(capsys, caplog):
     with caplog.at_level(logging.WARNING):
-        fractionalize(lived_in(NETS["resnet"]), examples())
+        trace(lived_in(NETS["resnet"]), examples())
         logging.getLogger("theirs").warning("heard")
     print("heard as well")
     assert "heard" in caplog.text
