@@ -108,9 +108,8 @@ class TokensFirst(SmallViT):
     ],
 )
 def test_models_that_cannot_be_taken_apart_are_refused(make, sentence):
-    with pytest.raises(ConfigError, match=sentence) as refused:
+    with pytest.raises(ConfigError, match=sentence):
         fractionalize(make(), examples())
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,11 @@ def _read(model: nn.Module, example: Tensor) -> ExportedProgram:
 
 
 class _LostWriteError(Exception):
-    """The operator given writes into memory that later operators read by another name."""
+    """An operator writes into memory that later operators read by another name."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__()
+        self.node = node
 
 
 def _record(program: ExportedProgram) -> fx.GraphModule:
@@ -175,7 +179,7 @@ def _record(program: ExportedProgram) -> fx.GraphModule:
     try:
         return _Recorder(program.module(check_guards=False)).record()
     except _LostWriteError as lost:
-        (write,) = lost.args
+        write = lost.node
     for node in program.graph.nodes:
         if name_of(node) == "unbind":  # of which the pass makes one for this batch size alone
             for part in tuple(node.users):
