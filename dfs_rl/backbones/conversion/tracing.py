@@ -213,6 +213,12 @@ class _Recorder(fx.Transformer):
 
     def record(self) -> fx.GraphModule:
         """Copy all nodes and describe them."""
+        for node in self.module.graph.find_nodes(op="get_attr"):  # fx would add to a later error
+            if isinstance(self.fetch_attr(node.target), nn.Module):
+                raise ConfigError(
+                    f"{_place_of(node)} switches gradients or autocast inside forward, which "
+                    "cannot be split into layers; take that out of its forward."
+                )
         made = self.transform()
         made.graph.eliminate_dead_code()
         made.recompile()
@@ -234,11 +240,6 @@ class _Recorder(fx.Transformer):
             return self.tracer.create_arg(logits)
         if n.op == "get_attr":
             value = self.fetch_attr(str(n.target))
-            if isinstance(value, nn.Module):
-                raise ConfigError(
-                    f"{_place_of(n)} switches gradients or autocast inside forward, which cannot "
-                    "be split into layers; take that out of its forward."
-                )
             result = super().run_node(n) if isinstance(value, nn.Parameter) else value
         elif n.op == "placeholder":
             result = self._described(super().run_node(n), n)
