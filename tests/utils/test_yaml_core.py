@@ -93,3 +93,14 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(tmp_path, scalar, value):
     read = read_yaml(path)["a"]
     assert read == value
     assert type(read) is type(value)
+
+
+def test_errors_name_the_line_of_the_nearest_parent(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("seed: 1\nppo:\n  n_steps: 4\n")
+    settings = read_yaml(path)
+    assert settings.where("settings.yaml", ("ppo", "n_steps")) == "settings.yaml, line 3"
+    missing = settings.where("settings.yaml", ("ppo", "n_epochs", "first"))
+    assert missing == settings.where("settings.yaml", ("ppo",))
+    assert missing.startswith("settings.yaml, line")
+    assert settings.where("settings.yaml", ("a2c",)) == "settings.yaml"
