@@ -15,9 +15,9 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.custom_models import write
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_steps, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_steps", "quick_runs"]
 
 SETTINGS = {
     "timesteps": 600,

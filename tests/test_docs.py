@@ -11,9 +11,9 @@ import pytest
 import dfs_rl
 from dfs_rl.__main__ import COMMANDS, main
 from tests.helpers.pages import blocks, commands
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_steps, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_steps", "quick_runs"]
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

@@ -21,9 +21,9 @@ from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.gating.reward import REWARD_TERMS
 from dfs_rl.runtime import OnnxModel
 from tests.helpers.custom_models import forgotten_trust
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_steps, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_steps", "quick_runs"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))

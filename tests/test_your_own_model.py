@@ -11,9 +11,9 @@ from dfs_rl import load, train_agent
 from dfs_rl.evaluate import main as evaluate_main
 from dfs_rl.train_backbone import main as train_backbone_main
 from tests.helpers.custom_models import forgotten_trust
-from tests.helpers.quick import quick_runs
+from tests.helpers.quick import few_steps, quick_runs
 
-__all__ = ["quick_runs"]
+__all__ = ["few_steps", "quick_runs"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorials" / "your-own-model.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

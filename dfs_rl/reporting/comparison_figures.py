@@ -104,9 +104,10 @@ def _stack(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.tick_params(labelsize=style.SMALL_SIZE - 1)
-    if len(ticks) > 1:  # inward, so that labels of neighbouring panels do not overlap
-        axes.get_xticklabels()[0].set_horizontalalignment("left")
-        axes.get_xticklabels()[-1].set_horizontalalignment("right")
+    labels = axes.get_xticklabels()  # none above another panel
+    if len(labels) > 1:  # inward, so that labels of neighbouring panels do not overlap
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
 
 
 @style.common_style()

@@ -27,7 +27,7 @@ def blank_png(figure: Figure) -> bytes:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_runs() -> Iterator[None]:
-    """Limit the search for tables and behaviour cloning, and render no figure."""
+    """Limit the search for tables, and render no figure."""
     search = methods.search_static_table
 
     def short(*arguments, **settings):
@@ -37,9 +37,16 @@ def quick_runs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "search_static_table", short)
-        patch.setattr(pretraining, "_STEPS", CLONING_STEPS)
         patch.setattr(session, "validation_pictures", lambda *_: {})
         patch.setattr(style, "to_png", blank_png)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Clone gates in few steps, where a test asserts nothing of what they choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "_STEPS", CLONING_STEPS)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder
-from tests.experiments.test_resume import make_dataset, make_stored
+from tests.experiments.test_resume import make_dataset, untrained
 from tests.helpers.interrupts import SignalAt
 from tests.helpers.quick import quick_runs
 
@@ -35,7 +36,7 @@ def new_run(path):
 def search(run, method, bar=None, budget=BUDGET):
     config = TrainStaticConfig(method=method, budget=budget, episodes=EPISODES, images=1000, seed=3)
     dataset = make_dataset()
-    return train(config, dataset, run, make_stored(dataset), bar=bar or SignalAt())
+    return train(config, dataset, run, deepcopy(untrained()), bar=bar or SignalAt())
 
 
 class CopyAt(SignalAt):
@@ -74,7 +75,7 @@ def test_val_selects_among_the_best_tables(whole):
     tables = [tuple(r["options"]) for r in metrics if r["kind"] == "episode"]
     assert len(tables) == EPISODES
     dataset = make_dataset()
-    backbone = make_stored(dataset).backbone.to_inference()
+    backbone = deepcopy(untrained()).backbone.to_inference()
 
     def score(table, images):
         records = evaluate_static_table(backbone, images, table, name="t")

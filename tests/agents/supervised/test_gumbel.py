@@ -1,6 +1,7 @@
 """Supervised gates solve the planted task within their budget, and resume exactly."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dfs_rl.experiments import gumbel_training
 from dfs_rl.experiments.gumbel_training import budgeted_rewards
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
-from tests.experiments.test_resume import assert_equal_runs, make_dataset, make_stored
+from tests.experiments.test_resume import assert_equal_runs, make_dataset, untrained
 from tests.helpers.interrupts import SignalAt
 from tests.helpers.pictures import no_pictures
 from tests.helpers.planted_task import (
@@ -139,7 +140,7 @@ def make_config(**changes):
 
 def train(run, config, *, stop_at=None):
     dataset = make_dataset()
-    stored = make_stored(dataset)
+    stored = deepcopy(untrained())
     return gumbel_training.train(config, dataset, run, stored, bar=SignalAt(stop_at))
 
 

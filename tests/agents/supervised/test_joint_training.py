@@ -25,7 +25,7 @@ from tests.agents.supervised.test_gumbel import (
     new_run,
     train,
 )
-from tests.experiments.test_resume import make_dataset, make_stored
+from tests.experiments.test_resume import make_dataset, untrained
 from tests.helpers.brightness import brightness
 from tests.helpers.pictures import no_pictures
 
@@ -42,7 +42,7 @@ def dataset():
 
 def make_trainer(dataset, *, cotrain, method="gumbel", **changes):
     """Return the trainer of a gate on an untrained backbone, and the backbone."""
-    backbone = make_stored(dataset).backbone
+    backbone = copy.deepcopy(untrained()).backbone
     calibrate_scales(backbone, dataset.train.images, parts=[backbone])
     if cotrain is None:
         backbone.requires_grad_(requires_grad=False)
