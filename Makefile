@@ -17,7 +17,7 @@ demo: $(VENV)/.installed ## Set up, then train a network on MNIST digits, and a 
 		--timesteps 100000
 
 test: $(VENV)/.installed-dev ## Set up, then run the tests, two at a time
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -44,22 +44,12 @@ settings.load_profile("repeatable")
 
 
 _HERE = Path(__file__).parent
-_START_RAY = (
-    *("sweeping/test_faults.py", "sweeping/test_ray_start.py", "sweeping/test_sweep_command.py"),
-    *("experiments/test_worker_training.py", "clients/test_rllib.py"),
-    "test_examples.py::test_tune_with_asha",
-)
+_LONGEST = ("sweeping/test_faults.py", "sweeping/test_sweep_command.py", "test_plugins.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run each file in a single process of ``pytest -n``, and all tests with Ray in one process.
-
-    Fixtures of files are expensive, and only one Ray instance runs at a time.
-    """
-    for item in items:
-        path = item.path.relative_to(_HERE).as_posix()
-        group = "ray" if f"{path}::{item.name}".startswith(_START_RAY) else path
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Run the longest files first, so that no process of ``pytest -n`` waits for one at the end."""
+    items.sort(key=lambda item: item.path.relative_to(_HERE).as_posix() not in _LONGEST)
 
 
 @pytest.fixture

@@ -186,7 +186,6 @@ def test_comparison_trains_and_reports_failures(contest):
     runs = {path.name for path in (contest.folder / "gates").iterdir() if path.is_dir()}
     assert runs == {"ppo-seed0", "gumbel_ff-seed0", "dfs_lstm-seed0-at-90"}
     assert len({gate.label for gate in gates_of(contest.folder) if gate.budget == 90.0}) == 3
-    assert len(list((contest.folder / "gates" / "ppo-seed0").glob("summary-at-*.json"))) == 2
     assert "dfs_lstm-seed0-at-1.5" in (contest.folder / "report.html").read_text()
 
 

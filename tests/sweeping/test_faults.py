@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 
 SWEEP = """\
 command: train_agent
-settings: {timesteps: 1440, num_envs: 32, eval_every: 96}
+settings: {timesteps: 1440, num_envs: 32, eval_every: 96, passes: 1}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 3
 retrain: {seeds: 0}

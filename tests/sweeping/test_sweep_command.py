@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(300)]
 # 32 does not divide 48; each value alone is valid, so one of the trials fails.
 GRID = """\
 command: train_agent
-settings: {timesteps: 384, eval_every: 96}
+settings: {timesteps: 384, eval_every: 96, passes: 1}
 search:
   reward.log_likelihood: {uniform: [0, 1]}
   cost_weight_range.1: {loguniform: [10, 100]}
@@ -38,7 +38,7 @@ retrain: {best: 1, seeds: 2}
 REASON = "num_envs is 48 and group_size is 32"
 ONE = """\
 command: train_agent
-settings: {timesteps: 96, num_envs: 32}
+settings: {timesteps: 96, num_envs: 32, passes: 1}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 1
 retrain: {seeds: 0}
@@ -150,7 +150,7 @@ def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
     # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
-settings: {{timesteps: 768, num_envs: 32, eval_every: 96}}
+settings: {{timesteps: 768, num_envs: 32, eval_every: 96, passes: 1}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
