@@ -210,15 +210,15 @@ class _Recorder(fx.Transformer):
         self.new_graph.set_codegen(fx.graph.CodeGen())  # takes images, returns logits
         self.sharing: dict[int, list[fx.Node]] = {}
         self.read: set[int] = set()
-
-    def record(self) -> fx.GraphModule:
-        """Copy all nodes and describe them."""
-        for node in self.module.graph.find_nodes(op="get_attr"):  # fx would add to a later error
-            if isinstance(self.fetch_attr(node.target), nn.Module):
+        for node in module.graph.find_nodes(op="get_attr"):  # fx would add to a later error
+            if isinstance(self.fetch_attr(str(node.target)), nn.Module):
                 raise ConfigError(
                     f"{_place_of(node)} switches gradients or autocast inside forward, which "
                     "cannot be split into layers; take that out of its forward."
                 )
+
+    def record(self) -> fx.GraphModule:
+        """Copy all nodes and describe them."""
         made = self.transform()
         made.graph.eliminate_dead_code()
         made.recompile()
