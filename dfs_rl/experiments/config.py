@@ -46,7 +46,7 @@ def program(kind: str) -> str:
 
 
 def resume_command(run: "RunFolder") -> str:
-    """Return the command line that goes on with a run."""
+    """Return the command line that resumes a run."""
     return f"{program(run.kind)} --resume {run.path}"
 
 
