@@ -74,8 +74,7 @@ def run_trials(plan: TrialPlan, shared: Dataset, storage: str, *, log: Path) -> 
         tune.with_parameters(run_trial, plan=plan, shared=shared),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-    with ray_deprecations_ignored(), _logged(log):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # from PB2's model with few trials
+    with harmless_warnings_ignored(), _logged(log):
         if tune.Tuner.can_restore(f"{storage}/{name}"):
             tuner = tune.Tuner.restore(
                 f"{storage}/{name}", trainable, resume_unfinished=True, resume_errored=True
@@ -284,6 +283,16 @@ def _progress(trial: Trial) -> float:
 def _trainings_made(trials: list[Trial]) -> float:
     """Return the completed work in trainings; a trial that has ended counts as one."""
     return sum(1.0 if _has_ended(t) else _progress(t) / FULL_PROGRESS for t in trials)
+
+
+@contextmanager
+def harmless_warnings_ignored() -> Iterator[None]:
+    """Ignore the warnings of searchers and schedulers that tell a user nothing."""
+    with ray_deprecations_ignored():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # from PB2's model with few trials
+        # A resumed trial may report its last step once more.
+        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
+        yield
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from dfs_rl.backbones import default_digits
 from dfs_rl.data import load_dataset
@@ -20,6 +22,7 @@ from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile, check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import resolved, sweep_yaml
 from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, resume_if_started
+from dfs_rl.sweeping.tuner import harmless_warnings_ignored
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
@@ -100,3 +103,13 @@ def test_reports_average_the_last_validations(tmp_path, monkeypatch):
 def state_of(run: RunFolder | None) -> object:
     assert run is not None
     return run.load_checkpoint(LAST_CHECKPOINT)[1]
+
+
+def test_a_resumed_trial_repeats_its_last_step_without_a_word():
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    searcher = OptunaSearch(space, metric="accuracy", mode="max")
+    searcher.suggest("trial")
+    with harmless_warnings_ignored():
+        for value in (80.0, 90.0):
+            searcher.on_trial_result("trial", {"accuracy": value, "training_iteration": 9})
+    assert searcher._ot_trials["trial"].storage.get_trial(0).intermediate_values == {9: 80.0}
