@@ -121,7 +121,7 @@ Examples:
         if self.recipe == "elastic" and self.training.batch_size < ELASTIC_PARTS * self.workers:
             raise ConfigError(
                 f"training.batch_size is {self.training.batch_size}; with the recipe elastic every "
-                f"worker trains {ELASTIC_PARTS} depths at once, so at least "
+                f"worker trains {ELASTIC_PARTS} parts of a batch, so at least "
                 f"{ELASTIC_PARTS * self.workers} are needed."
             )
         if self.workers > self.training.batch_size:

@@ -6,7 +6,7 @@ import torch
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.costs import SKIP, BitOptions
-from dfs_rl.utils.constants import Recipe
+from dfs_rl.utils.constants import ELASTIC_PARTS, Recipe
 
 BitMix = tuple[int, ...]
 """Bits of each gated layer, in order."""
@@ -28,18 +28,20 @@ def sample_low_mix(options: BitOptions, n_layers: int, generator: torch.Generato
 def elastic_mixes(
     backbone: Backbone, bits: int | Sequence[int], generator: torch.Generator
 ) -> list[BitMix]:
-    """Return mixes that run at the same bits, but skip other layers.
+    """Return six mixes that run at the same bits, two of which skip layers.
 
-    The first skips none. The second is the smallest network, with the first layer of each stage,
-    and the third has the first layers up to a random depth of each stage. The last skips any layer,
-    as often as a uniform draw among the options does.
+    The first four skip none. The fifth is nested: the first layers of each stage run, with equal
+    odds one of each or a random number. The last skips any layer, as often as a uniform draw among
+    the options does.
     """
     stages = backbone.stages
-    depths = [1 + int(torch.randint(n, (), generator=generator)) for n in stages]
-    nested = [backbone.at_depths(d, bits) for d in (stages, [1] * len(stages), depths)]
+    depths = [1] * len(stages)
+    if bool(torch.randint(2, (), generator=generator)):
+        depths = [1 + int(torch.randint(n, (), generator=generator)) for n in stages]
+    whole, nested = backbone.at_depths(stages, bits), backbone.at_depths(depths, bits)
     skips = torch.randint(len(backbone.options), (len(backbone.blocks),), generator=generator) == 0
-    scattered = tuple(SKIP if s else b for b, s in zip(nested[0], skips.tolist(), strict=True))
-    return [*nested, scattered]
+    scattered = tuple(SKIP if s else b for b, s in zip(whole, skips.tolist(), strict=True))
+    return [*[whole] * ELASTIC_PARTS, nested, scattered]
 
 
 def sample_student_mixes(

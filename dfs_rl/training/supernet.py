@@ -6,9 +6,10 @@ Huang, "Universally Slimmable Networks", ICCV 2019; Yu et al., "Any-Precision De
 AAAI 2021). The outputs of the layers can be targets too (Romero et al., "FitNets", ICLR 2015). The
 first epochs can run the first pass alone, so that quantizers start from trained weights.
 
-With the recipe ``elastic`` the second batch is in four parts, see ``elastic_mixes`` (Cai et al.,
-"Once-for-All", ICLR 2020), which share the norms of a layer that runs, as the images of a gate's
-batch do; skipped layers correct their shortcut.
+With the recipe ``elastic`` half of the images run once more in the second pass, with skipped
+layers, see ``elastic_mixes`` (Cai et al., "Once-for-All", ICLR 2020). All its images share the
+norms of a layer that runs, as the images of a gate's batch do; skipped layers correct their
+shortcut.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
 2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
@@ -47,7 +48,7 @@ from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils import precision
 from dfs_rl.utils.checkpoint import module_tensors, optimizer_tensors, restore_optimizer
-from dfs_rl.utils.constants import Recipe
+from dfs_rl.utils.constants import ELASTIC_PARTS, Recipe
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer scales
@@ -275,7 +276,9 @@ class SupernetTrainer:
         )
         sizes = [len(batch)]
         if len(mixes) > 1:
-            batch, sizes = in_parts(batch, len(mixes), first=first)
+            batch, sizes = in_parts(batch, ELASTIC_PARTS, first=first)
+            sizes += sizes[: len(mixes) - ELASTIC_PARTS]
+        n_again = sum(sizes) - len(batch)  # the first images run at a second mix
         whole = (self.full,) * len(self.backbone.blocks)
         keep = bool(mixes) and self.feature_weight > 0.0
         logits, features = self._run(batch.images, [whole], [len(batch)], keep=keep)
@@ -283,16 +286,17 @@ class SupernetTrainer:
         (self.label_weight * label_loss).backward(weight)  # type: ignore[no-untyped-call]
         if not mixes:
             return StepLosses(labels=label_loss.item(), distillation=None)
-        target = logits.detach().softmax(dim=1)
-        targets = [feature.detach() for feature in features]
+        target = _with_first(logits.detach().softmax(dim=1), n_again)
+        targets = [_with_first(feature.detach(), n_again) for feature in features]
         del logits, features
-        logits, features = self._run(batch.images, mixes, sizes, keep=keep)
+        logits, features = self._run(_with_first(batch.images, n_again), mixes, sizes, keep=keep)
         # The Kullback-Leibler divergence, up to the target's entropy.
         low_loss = functional.cross_entropy(logits, target)
         for ours, theirs in zip(features, targets, strict=True):
             distance = functional.mse_loss(ours.float(), theirs.float())
             low_loss = low_loss + self.feature_weight / len(targets) * distance
-        (self.distillation_weight * low_loss).backward(weight)  # type: ignore[no-untyped-call]
+        scale = self.distillation_weight * len(target) / len(batch)
+        (scale * low_loss).backward(weight)  # type: ignore[no-untyped-call]
         return StepLosses(labels=label_loss.item(), distillation=low_loss.item())
 
     def _run(
@@ -348,3 +352,8 @@ class SupernetTrainer:
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
         images = augment(batch.images, draws, pad=self.config.pad, flip=self.flip)
         return ImageSet(images, batch.labels)
+
+
+def _with_first(rows: Tensor, n: int) -> Tensor:
+    """Return rows and once more the first ``n`` of them."""
+    return torch.cat([rows, rows[:n]]) if n else rows

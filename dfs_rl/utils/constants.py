@@ -11,7 +11,7 @@ Recipe = Literal["supernet", "adn", "elastic"]
 AnswerRule = Literal["mean", "last", "surest"]
 """Answer after several passes, see ``PassSettings``."""
 ELASTIC_PARTS = 4
-"""Parts of a batch with the recipe elastic, each at another depth."""
+"""Equal parts of a batch with the recipe elastic, two of which run again with skipped layers."""
 OptimizerName = Literal["sgd", "adamw"]
 Stem = Literal["cifar", "imagenet"]
 """Stem of a network of adaptive depth: a 3 x 3 convolution, or 7 x 7 with stride 2 and pooling."""

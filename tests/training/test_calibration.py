@@ -178,18 +178,20 @@ def test_elastic_mixes_share_bits_and_differ_in_depth():
     net, generator = deep(depth=20), torch.Generator().manual_seed(0)
     how = {"recipe": "elastic", "quantized": True}
     drawn = [sample_student_mixes(net, generator, **how) for _ in range(2000)]
-    nested, skips, uniform = set(), 0, []
-    for whole, smallest, deeper, scattered in drawn:
+    nested, skips, uniform = [], 0, []
+    for *same, shorter, scattered in drawn:
+        whole = same[0]
+        assert same == [whole] * 4
         assert 0 not in whole
         uniform += [whole[0]] if len(set(whole)) == 1 else []
-        for mix in (smallest, deeper, scattered):
+        for mix in (shorter, scattered):
             assert {b for b, most in zip(mix, whole, strict=True) if b != most} <= {0}
-        runs = torch.tensor([smallest, deeper]).bool().int().reshape(2, 3, 3)
-        assert runs[0].sum(dim=1).tolist() == [1, 1, 1]
-        assert (runs.diff(dim=2) <= 0).all()  # the first layers of a stage run
-        nested.add(tuple(runs[1].sum(dim=1).tolist()))
+        runs = torch.tensor(shorter).bool().int().reshape(3, 3)
+        assert (runs.diff(dim=1) <= 0).all()  # the first layers of a stage run
+        nested.append(tuple(runs.sum(dim=1).tolist()))
         skips += scattered.count(0)
-    assert nested == set(itertools.product((1, 2, 3), repeat=3))
+    assert set(nested) == set(itertools.product((1, 2, 3), repeat=3))
+    assert nested.count((1, 1, 1)) / 2000 == pytest.approx(0.5 + 0.5 / 27, abs=0.04)
     assert skips / 18000 == pytest.approx(0.25, abs=0.02)
     # A random mix of 9 layers over 3 bit widths is hardly ever uniform.
     assert len(uniform) / 2000 == pytest.approx(0.5, abs=0.04)

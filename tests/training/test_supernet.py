@@ -22,7 +22,8 @@ from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.data import Dataset, ImageSet, epoch_batches
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.quantization import QuantRange, mse_scale
-from dfs_rl.training.bit_sampling import sample_low_mix
+from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mixes
+from dfs_rl.training.mixed_batch import run_parts
 from dfs_rl.training.supernet import (
     Position,
     SupernetTrainer,
@@ -90,6 +91,32 @@ def test_every_mix_works_only_after_training(halves, name):
     backbone = training.finish()
     assert min(accuracies(backbone, halves.val, mixes)) > 95.0
     assert (backbone.feature_std != 1).any()
+
+
+def test_elastic_steps_run_half_of_the_images_again(halves):
+    training = trainer(halves, "elastic", shape={"bits": (0, 32)}, feature_weight=0.0)
+    epoch = training.warmup_epochs
+    training.position = Position(epoch, 0)
+    training._begin_epoch()
+    net, batch = copy.deepcopy(training.backbone), halves.train.subset(torch.arange(22))
+    losses = training._backward(epoch, 0, batch)
+
+    whole, *_, nested, scattered = sample_student_mixes(
+        net, torch_generator(training.seed, "setting", epoch, 0), recipe="elastic", quantized=True
+    )
+    logits = net.head(run_layers(net, net.stem(batch.images), 32))
+    labels = functional.cross_entropy(logits, batch.labels)
+    images = torch.cat([batch.images, batch.images[::4], batch.images[1::4]])
+    mixes, sizes = [whole, nested, scattered], [22, 6, 6]
+    *_, hidden = run_parts(net, net.stem(images), mixes, sizes)
+    target = logits.detach().softmax(dim=1)
+    target = torch.cat([target, target[::4], target[1::4]])
+    distances = -(target * net.head(hidden).log_softmax(dim=1)).sum(dim=1)
+    (labels + distances.sum() / 22).backward()
+    assert losses == pytest.approx((labels.item(), distances.mean().item()), rel=1e-5)
+    for ours, naive in zip(training.backbone.parameters(), net.parameters(), strict=True):
+        if naive.grad is not None:
+            torch.testing.assert_close(ours.grad, naive.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
