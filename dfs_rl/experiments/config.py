@@ -66,9 +66,14 @@ def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
 
 
 def check_highest_budget(
-    budget: float | None, costs: "CostTable", *, gate_macs: float = 0.0, passes: int = 1
+    budget: float | None,
+    costs: "CostTable",
+    *,
+    gate_macs: float = 0.0,
+    passes: int = 1,
+    name: str = "budget",
 ) -> None:
-    """Check that a budget on the mean is at most what an image can cost.
+    """Check that a budget is at most what an image can cost.
 
     A budget in measured time may come from elsewhere, such as a frame rate, so it is only reported.
     """
@@ -77,7 +82,7 @@ def check_highest_budget(
     if budget is None or budget <= most:
         return
     text = (
-        f"budget is {costs.cost_text(budget)}, but an image costs at most {costs.cost_text(most)}, "
+        f"{name} is {costs.cost_text(budget)}, but an image costs at most {costs.cost_text(most)}, "
         "so it bounds nothing"
     )
     if costs.profile is None:

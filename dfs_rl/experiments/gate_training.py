@@ -98,7 +98,7 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         budget = getattr(config, name)
         if budget is not None:
             gated_budget(costs, budget, gate_macs=macs, name=name)
-    check_highest_budget(config.budget, costs, gate_macs=gate.macs, passes=passes.limit)
+        check_highest_budget(budget, costs, gate_macs=gate.macs, passes=passes.limit, name=name)
     return f"{config.algo}-{dataset.name}"
 
 

@@ -43,6 +43,10 @@ BAD = {
         ("--device abacus", "device is 'abacus'"),
         ("--budget 0.0001", "budget 0.0001 % is not enough"),
         ("--budget 302", "budget is 302 %, but an image costs at most 301.777 %, so it bounds"),
+        (
+            "--algo maskable_ppo --per-input-budget 101",
+            "per_input_budget is 101 %, but an image costs at most 100.",
+        ),
         ("--budget 101 --passes 1", "budget is 101 %, but an image costs at most 100.393 %"),
         ("--per-input-budget 0.0001", "budget 0.0001 % is not enough"),
         ("--per-input-budget -1", "per_input_budget is -1.0; it must be above 0"),
