@@ -365,13 +365,15 @@ def make_gate(
 ) -> LearnedGate:
     """Return the untrained gate of a configuration, as wide as ``initial`` by default."""
     cost_weight_range = cost_weight_range_of(config)
+    label = config.algorithm.label
     gate = untrained_gate(
         backbone,
         kind=config.algorithm.gate,
         features=config.resolved_features,
         hidden=_hidden(config, initial),
         passes=passes,
-        name=config.algorithm.label,
+        # Where several passes are the default, tables show which gate has only one.
+        name=f"{label}, one pass" if config.passes == 1 else label,
         budget=config.per_input_budget,
         budget_conditioning=None if cost_weight_range is None else BudgetConditioning(),
     )
