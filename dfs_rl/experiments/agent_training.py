@@ -55,8 +55,8 @@ class TrainAgentConfig(GateTrainingConfig):
             included.
         timesteps: Number of decisions to learn from; an image takes one per gated layer that it
             reaches.
-        group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 1 for a
-            gate that starts uniform, otherwise 8; dqn, qrdqn and several passes accept only 1.
+        group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 8 for a
+            gate that starts indifferent, otherwise 1; dqn, qrdqn and several passes accept only 1.
         num_envs: Number of parallel environments, repeated images included.
         passes: Largest number of passes of an image; at the end of each but the last, the gate
             answers or runs again. Rules over as many passes are tuned first. Default 3; 1 for
@@ -67,8 +67,8 @@ class TrainAgentConfig(GateTrainingConfig):
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
             or that of the surest one; default the one of the tuned rules.
         features: Observation before each layer: confidence of a linear probe of the activation, the
-            channel means as well, or none. Default confidence, with several passes none: what
-            they show of an image says more.
+            channel means as well, or none. Default confidence; none with several passes, whose
+            answers say more of an image.
         exits: Use of the backbone's exits, see train_exits; --no-exits runs every image to the end,
             which dqn, qrdqn and co-training require.
         start: Initial policy: "rule" follows the tuned rules over several passes and ships them

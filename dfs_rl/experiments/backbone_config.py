@@ -24,12 +24,11 @@ class TrainBackboneConfig(DataSettings):
             cropped; required for images of several sizes. It is stored with the backbone.
         flip: Mirroring of half of the training images; default for all data sets but the digits.
             Give --no-flip if a mirror image belongs to another class, as with letters.
-        backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., in short resnet20: any depth 6
-            n + 2; vit1, vit2, ...; with the recipe elastic ResNets from cifar_resnet14 on; with the
-            recipe adn from cifar_resnet14 on, resnet26, resnet50,
-            resnet101 or resnet152, the ResNets for ImageNet, mobilenetv2, swin_tiny, swin_small, or
-            vit3, vit6, vit9, ...; a registered name; or module:function that makes your own
-            network.
+        backbone: cifar_resnet8, cifar_resnet14, cifar_resnet20, ... (any depth 6 n + 2, in short
+            resnet20) or vit1, vit2, ...; with the recipe elastic cifar_resnet14 or deeper; with the
+            recipe adn cifar_resnet14 or deeper, resnet26, resnet50, resnet101 or resnet152, the
+            ResNets for ImageNet, mobilenetv2, swin_tiny, swin_small, or vit3, vit6, vit9, ...; a
+            registered name; or module:function that makes your own network.
         recipe: supernet trains the network and low bits together; elastic also the depths of its
             stages, so that layers can be skipped; adn trains a network of adaptive depth, whose
             stages end with paths that can be skipped, or run at any of the bit options.

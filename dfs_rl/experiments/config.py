@@ -140,8 +140,8 @@ class BackboneSettings(DataSettings):
     Attributes:
         backbone: Run of train_backbone or train_exits, a folder with a backbone, or module:function
             that makes your own network. By default the included digits network; other data sets
-            train one first and keep it for later runs. Exits serve
-            train_agent, train_cascade and train_static --method search alone.
+            train one first and keep it for later runs. Only train_agent, train_cascade and
+            train_static --method search use exits.
     """
 
     backbone: Path | None = None
@@ -170,7 +170,7 @@ class StreamSettings:
 
     Attributes:
         corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
-            kind of corruption at five strengths, or mixed for clean images and every kind alike;
+            kind of corruption at five strengths, or mixed for clean images and every kind alike; by
             default none, and for a finished run the one that it was tuned on.
     """
 
@@ -241,7 +241,7 @@ class TrainExitsConfig(RunConfig):
     Attributes:
         after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
             second and the fourth layer. Leave it out with --resume.
-        seed: Seed of the augmentation and of the bits that the heads are fitted under.
+        seed: Seed of the augmentation and of the bits that the exits are fitted under.
     """
 
     KIND: ClassVar = "train_exits"
@@ -274,8 +274,8 @@ class GateRunConfig(StreamSettings, RunConfig):
         budget_unit: Unit of every budget: percent of the gated layers in full precision, or ms per
             image with the cost latency. A run stores percent.
         cost: Cost that reward, budgets and reports count: computation is MACs x (bits / 32)^2 and
-            bitops its numerator; macs counts skipped layers alone; energy is that of the
-            arithmetic; latency is measured.
+            bitops its numerator; macs counts the layers that run, at any bits; energy is that of
+            the arithmetic; latency is measured.
         latency: Measured times for the cost latency.
     """
 

@@ -46,8 +46,8 @@ class ProfileConfig:
 
     Attributes:
         source: Run of train_backbone or train_exits, a folder with a backbone, or the run of a
-            gate; by default the included digits network. Its own gate is measured, and without a
-            learned one the gate that train_agent makes by default.
+            gate; by default the included digits network. Its learned gate is measured with it, or
+            if it has none, the gate that train_agent makes by default.
         out: File to create; a profile that is there is replaced.
         runtime: "torch" runs the network as dfs_rl.load does, "onnx" as export writes it.
         batch_sizes: Images per call, all at the same options. Training for the cost latency takes

@@ -19,13 +19,13 @@ class TrainStaticConfig(GateRunConfig):
         episodes: Number of tables that a learner or a local search tries; a greedy search ends by
             itself.
         images: Images of the agent split that each table is tried on.
-        seed: Seed of all random draws; same seed, machine and threads give the same table. A
-            search draws nothing.
+        seed: Seed of all random draws; same seed, machine and threads give the same table.
+            Greedy and search do not depend on it.
     """
 
     KIND: ClassVar = "train_static"
     DESCRIPTION: ClassVar = """\
-Search a static bit table by reinforcement learning or greedily.
+Find one static bit table for all images, by reinforcement learning or by a search.
 
 Examples:
   python -m dfs_rl.train_static --budget 0.8

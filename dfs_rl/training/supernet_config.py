@@ -21,7 +21,7 @@ class SupernetConfig:
 
     Attributes:
         warmup: Share of the epochs, rounded down, that run the largest bit width alone, in [0, 1];
-            with the recipe adn also the base-net.
+            with the recipe adn they also train the network that skips every path.
         batch_size: Images per step, at least 2.
         optimizer: "sgd", with Nesterov momentum, or "adamw", with gradients clipped to a norm of 1;
             "auto" selects the network's default, AdamW for transformers.
@@ -34,11 +34,11 @@ class SupernetConfig:
             default an eighth of it.
         alpha: Weight of the labels with the recipe adn, in (0, 1); distillation has the rest. With
             the other recipes both have weight 1.
-        feature_weight: Weight of the mean squared distance between the outputs of the layers, with
-            the recipes elastic and adn of the stages, in the two passes; 0 or more. By default 0;
-            with elastic 0.3; with adn 1, or 0.1 for transformers. It suits activations of about
-            unit size.
-        calibration_rounds: Passes over the bit options that measure the norms at the end, at least
+        feature_weight: Weight of the mean squared distance between the outputs of the layers in the
+            two passes of a step, with the recipes elastic and adn of the stages; 0 or more. By
+            default 0; with elastic 0.3; with adn 1, or 0.1 for transformers. It suits activations
+            of about unit size.
+        calibration_rounds: Batches at each bit option that measure the norms at the end, at least
             1.
         precision: Number format of the training; "auto" multiplies in bfloat16 where the hardware
             is fast at it.
