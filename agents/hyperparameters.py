@@ -23,8 +23,10 @@ ALGORITHM_CONFIGS: Registry[type["AlgorithmConfig"]] = Registry("algorithm")
 AlgorithmName = Annotated[str, NameIn(ALGORITHM_CONFIGS)]
 FeatureChoice = Literal["none", "confidence", "all"]
 """Features that a gate reads: none, the confidence of a probe, or also the pooled channels."""
+UsualStart = Literal["uniform", "indifferent"]
+"""Initial policy of a gate of one pass."""
 Start = Literal["rule", "uniform", "indifferent"]
-"""Initial policy of a gate, see ``dfs_rl.agents.pretraining`` and ``rule_cloning``."""
+"""Initial policy of any gate, see ``dfs_rl.agents.pretraining`` and ``rule_cloning``."""
 
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""

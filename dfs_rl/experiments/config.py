@@ -8,7 +8,7 @@ import tyro
 from typing_extensions import Self
 
 from dfs_rl.agents.cotraining_config import BackboneMode
-from dfs_rl.agents.hyperparameters import Start
+from dfs_rl.agents.hyperparameters import Start, UsualStart
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
@@ -363,9 +363,14 @@ class GateTrainingConfig(GateRunConfig):
         return not self.cotrains
 
     @property
+    def usual_start(self) -> UsualStart:
+        """Default start of a gate of one pass: uniform where that is possible."""
+        return "uniform" if self.can_start_uniform else "indifferent"
+
+    @property
     def resolved_start(self) -> Start:
-        """Start of the gate: the setting, or uniform where that is possible."""
-        return self.start or ("uniform" if self.can_start_uniform else "indifferent")
+        """Start of the gate: the setting, or its default."""
+        return self.start or self.usual_start
 
     @property
     def validation_interval(self) -> int:

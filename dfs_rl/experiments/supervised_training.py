@@ -1,12 +1,12 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from typing_extensions import Self
 
 from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import FeatureChoice
+from dfs_rl.agents.hyperparameters import FeatureChoice, UsualStart
 from dfs_rl.agents.supervised.config import (
     SUPERVISED_METHODS,
     BlockDropConfig,
@@ -67,7 +67,8 @@ Examples:
     gate: GateKind = "ff"
     budget: PositiveFloat | None = None
     budgets: tuple[PositiveFloat, PositiveFloat] | None = None
-    features: FeatureChoice | None = None
+    start: UsualStart | None = None
+    features: Literal["confidence", "all"] | None = None
     training: SupervisedConfig = None  # type: ignore[assignment] # None: from ``method``
     skipnet: SkipNetConfig = field(default_factory=SkipNetConfig)
     blockdrop: BlockDropConfig = field(default_factory=BlockDropConfig)
@@ -141,4 +142,4 @@ Examples:
 
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start."""
-        return replace(self, start=self.resolved_start)
+        return replace(self, start=self.start or self.usual_start)

@@ -128,3 +128,10 @@ def test_backbone_without_skip_or_full_is_refused(refusal, tmp_path):
     said = refusal(main, [*TINY, *flags])
     assert "the gate of SkipNet chooses from 0 and 32 bit" in said
     assert "bit options [0, 2, 8] lack 32 bit" in said
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--start", "rule"), ("--features", "none")])
+def test_choices_of_several_passes_are_refused(flag, value, refusal):
+    said = refusal(main, [flag, value])
+    assert flag in said
+    assert f"'{value}'" in said
