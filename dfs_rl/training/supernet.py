@@ -12,9 +12,9 @@ norms of a layer that runs, as the images of a gate's batch do; skipped layers c
 shortcut.
 
 With the recipe ``adn`` (Kang et al., "Adaptive Depth Networks with Skippable Sub-Paths", NeurIPS
-2024) the first pass is the super-net, and the second, from the first epoch on, the base-net, which
-skips every path. Once the quantizers of low bits are initialized, half of the second passes are a
-sampled low mix as above. The combinations of paths in between are not trained.
+2024) the first pass runs the whole network, and the second, from the first epoch on, the base
+network, which skips every path. Once the quantizers of low bits are initialized, half of the second
+passes are a sampled low mix as above. The combinations of paths in between are not trained.
 """
 
 import copy
