@@ -148,7 +148,7 @@ def train_gate(
     run_dir: str | Path | None = None,
     **settings: Any,  # noqa: ANN401 - fields of the method's configuration
 ) -> TrainedGate:
-    """Train a gate on a backbone: the same bits as the command with these settings and threads.
+    """Train a gate on a backbone, bitwise as the command does with these settings and threads.
 
     Args:
         backbone: Backbone, run folder of ``train_backbone``, or ``"module:function"``; ``None`` as
