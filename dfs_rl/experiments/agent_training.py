@@ -62,8 +62,8 @@ class TrainAgentConfig(GateTrainingConfig):
             answers or runs again. Rules over as many passes are tuned first. Default 3; 1 for
             algorithms without an actor or with a memory, co-training, backbones with exits,
             per-input budgets, groups, other starts and initial gates.
-        mirrored: Whether further passes may see the mirror image; default as in the training of the
-            backbone, whether half of the images were mirrored.
+        mirrored: Use of mirror images in further passes; by default if the training of the backbone
+            mirrored images.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
             or that of the surest one; default the one of the tuned rules.
         features: Observation before each layer: confidence of a linear probe of the activation, the

@@ -20,8 +20,8 @@ class TrainCascadeConfig(GateRunConfig):
             such point.
         passes: Largest number of passes of an image; 2 make a plain cascade, with --answer last
             and --no-mirrored.
-        mirrored: Whether further passes may see the mirror image; default as in the training of the
-            backbone, whether half of the images were mirrored.
+        mirrored: Use of mirror images in further passes; by default if the training of the backbone
+            mirrored images.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
             or that of the surest one; default the best on agent and val.
     """
