@@ -1,7 +1,8 @@
 """Summary of an evaluation, and the per-image results of every method stored next to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,13 +231,24 @@ def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
         taken = records.gate_macs_taken
         macs = records.gate_macs if taken is None else taken.mean().item()
         add("gate", FULL, macs, costs.gate_cost(macs))
-    n_layers_run = costs.n_layers_run(records.options)  # [n]
-    passes = records.mean_passes
+
+    def mean_runs(runs: Callable[[Tensor], Tensor]) -> float:
+        """Return the mean number of passes of an image in which a part runs, given their layers."""
+
+        def of_pass(options: Tensor) -> Tensor:
+            return runs(costs.n_layers_run(options)).double()
+
+        total = of_pass(records.options)
+        if records.earlier is not None:
+            total = total + records.earlier.total(of_pass)
+        return total.mean().item()
+
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
-        runs = (n_layers_run >= needed).double().mean().item() * passes
+        runs = mean_runs(partial(torch.ge, other=needed))
         add(part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs)
-    for leaves, exit_ in zip(records.exit_shares(costs), costs.exits, strict=True):
+    for exit_ in costs.exits:
+        leaves = mean_runs(partial(torch.eq, other=exit_.after))
         if leaves > 0:
             add("exits", exit_.bits, exit_.macs * leaves, costs.part_cost(exit_) * leaves)
     return tuple(

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dfs_rl.costs import BitOptions, CostTable, ExitCost, FixedCost
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.metrics import paired_difference
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.summary import (
     EvaluationSummary,
     load_per_image_results,
@@ -17,6 +19,7 @@ from dfs_rl.evaluation.summary import (
     summarize,
 )
 from dfs_rl.evaluation.timing import timing_of
+from dfs_rl.gating.passes import EarlierPasses
 from dfs_rl.utils.checkpoint import save_tensors
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
@@ -88,6 +91,42 @@ def test_shares_of_gate_and_fixed_parts(summary):
     ]
     percents = [share.percent for share in summary.shares]
     assert percents == pytest.approx([0.5, 5 * (8 / 32) ** 2, 1.0])
+
+
+def test_shares_count_the_parts_of_every_pass():
+    costs = CostTable(
+        options=BitOptions((0, 32)),
+        layer_macs=(100,) * 4,
+        fixed=(
+            FixedCost(name="stem", macs=50, bits=32),
+            FixedCost(name="mandatory", macs=20, bits=32, layer=2),
+            FixedCost(name="head", macs=30, bits=32, layer=4),
+        ),
+        exits=(ExitCost(after=2, macs=40, bits=32),),
+    )
+    # Both images take the exit in their first pass, and the second one runs again to the head.
+    exits, whole = [1, 1, 2, 2], [1, 1, 1, 1]
+    earlier = EarlierPasses(
+        options=torch.tensor([[[0, 0, 0, 0]], [exits]]),
+        ran=torch.tensor([[False], [True]]),
+        mirrored=torch.zeros(2, 1, dtype=torch.bool),
+    )
+    records = GateRecords(
+        name="gate",
+        predictions=torch.tensor([0, 1]),
+        labels=torch.tensor([0, 1]),
+        options=torch.tensor([exits, whole]),
+        log_likelihood=torch.zeros(2, dtype=torch.float64),
+        confidence=torch.ones(2, dtype=torch.float64),
+        earlier=earlier,
+    )
+    gate = MethodResult(key="gate", label="gate", role="gate", records=(records,))
+    summary = summarize([gate], costs, **NAMES)
+    macs = {share.name: share.macs for share in summary.shares}
+    assert macs == {"stem": 75.0, "mandatory": 10.0, "head": 15.0, "exits": 40.0}
+    layers = 100 * (200 + 200 + 400) / 2 / 400  # of three passes of two images, in percent
+    outside = sum(share.percent for share in summary.shares)
+    assert outside == pytest.approx(summary.methods[0].computation - layers)
 
 
 @pytest.fixture(scope="module")
