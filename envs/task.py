@@ -14,13 +14,14 @@ from gymnasium import spaces
 from pydantic import BeforeValidator, ConfigDict, SkipValidation, ValidationError, validate_call
 from torch import nn
 
-from dfs_rl.backbones import Backbone, default_digits, load_backbone
+from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, default_digits, load_backbone
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.costs import COMPUTATION, check_cost_model
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.costs.machine import load_latency_profile
 from dfs_rl.data import Dataset, ImageSet, SplitName, load_dataset
+from dfs_rl.data.layout import few
 from dfs_rl.envs.spaces import action_space, observation_space
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.gating.action_masks import gated_budget
@@ -157,6 +158,7 @@ def make_task(  # noqa: PLR0913
     """Build a task from the keywords of ``FractionalSkippingEnv``, which names the errors too."""
     weights, place = reward_weights(reward), resolve_device(device)
     data = _resolve_dataset(dataset, backbone)
+    _check_classes(data, PRETRAINED_DIGITS if backbone is None else backbone)
     if is_constructor(backbone):
         backbone = _custom_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
@@ -283,6 +285,19 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
             "ImageSet, or None for the digits."
         )
     return dataset
+
+
+def _check_classes(data: Dataset | ImageSet, backbone: object) -> None:
+    """Raise DataError if a stored backbone tells other classes apart than those of a data set."""
+    stored = isinstance(backbone, str | Path) and not is_constructor(backbone)
+    if not stored or not isinstance(data, Dataset):
+        return
+    info = load_info(Path(str(backbone)))
+    if info.class_names != data.class_names:
+        raise DataError(
+            f"backbone {backbone} tells the classes of {info.dataset!r} apart "
+            f"({few(info.class_names)}), but data set {data.name!r} has {few(data.class_names)}."
+        )
 
 
 # Cached, because a vector of n single environments loads the defaults n times.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import gymnasium
@@ -215,6 +216,15 @@ def test_unknown_keyword(form):
 def test_bad_combination(form, changes, error, message):
     with pytest.raises(error, match=message):
         make(form, **changes)
+
+
+@pytest.mark.parametrize("backbone", [None, str(PRETRAINED_DIGITS)])
+@pytest.mark.parametrize("form", FORMS)
+def test_stored_backbone_for_other_classes(form, backbone):
+    digits = load_dataset("digits")
+    reversed_names = replace(digits, class_names=digits.class_names[::-1])
+    with pytest.raises(DataError, match=r"apart \(0, 1, .*, but data set 'digits' has 9, 8, "):
+        FORMS[form](backbone=backbone, dataset=reversed_names)
 
 
 @pytest.mark.parametrize("weights", [{"cots": 1.0}, {1: 2.0}, {"cost": "5"}, {"cost": 10**400}])
