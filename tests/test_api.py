@@ -1,5 +1,6 @@
 """The Python API makes what the commands make, and raises errors instead of exit codes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cloudpickle
@@ -10,12 +11,14 @@ from safetensors.torch import load_file
 
 import dfs_rl
 from dfs_rl.backbones import load_backbone
+from dfs_rl.backbones.storage import load_info
 from dfs_rl.data import load_dataset
-from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.custom_models import write
 from tests.helpers.quick import few_steps, quick_runs
+from tests.helpers.small_backbone import small_backbone
 
 __all__ = ["few_steps", "quick_runs"]
 
@@ -96,6 +99,24 @@ def test_backbone_in_memory_equals_the_stored_one(tmp_path, capsys):
         assert f"The {what} is in {tmp_path / folder}.\n" in said
     tables = [gate.load().gate.table for gate in gates]
     assert tables[0] == tables[1]
+
+
+def test_backbone_in_memory_for_resized_images(tmp_path):
+    resized = load_dataset("digits", image_size=16)
+    backbone = small_backbone(resized).backbone
+    settings = {"method": "static_greedy", "budget": 40.0, "image_size": 16}
+    gate = dfs_rl.train_gate(backbone, "digits", run_dir=tmp_path / "run", **settings)
+    info = load_info(gate.path)
+    assert (info.image_size, info.fingerprint) == (16, resized.fingerprint)
+
+
+def test_backbone_in_memory_for_other_classes(tmp_path):
+    digits = load_dataset("digits")
+    more = replace(digits, class_names=(*digits.class_names, "ten"))
+    backbone = small_backbone(digits).backbone
+    with pytest.raises(DataError, match=r"has 10 classes, but data set 'digits' has .* and 11"):
+        dfs_rl.train_gate(backbone, more, method="cascade", run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_threads_of_the_process_stay(tmp_path):

@@ -23,7 +23,7 @@ from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.data.corruptions import corrupted
 from dfs_rl.envs.task import pass_settings
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison, supernet_training
 from dfs_rl.experiments.agent_training import TrainAgentConfig
@@ -173,7 +173,7 @@ def train_gate(
         settings = _with_algorithm_block(method, settings)
     if isinstance(dataset, Dataset):
         settings = {"corruptions": dataset.corruptions, **settings}
-    with _stored(backbone, dataset) as place:
+    with _stored(backbone, dataset, settings) as place:
         config = _config(
             config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
         )
@@ -223,7 +223,7 @@ def gate_from_sb3(
     """
     dataset = DIGITS if dataset is None else dataset
     passes = pass_settings(passes)
-    with _stored(backbone, dataset) as place:
+    with _stored(backbone, dataset, settings) as place:
         config = _config(
             PolicyGateConfig, dataset, backbone=place, run_dir=run_dir, passes=passes, **settings
         )
@@ -343,14 +343,30 @@ def _config(
 
 @contextmanager
 def _stored(
-    backbone: Backbone | StoredBackbone | str | Path | None, dataset: Dataset | str
+    backbone: Backbone | StoredBackbone | str | Path | None,
+    dataset: Dataset | str,
+    settings: Mapping[str, Any],
 ) -> Iterator[str | None]:
-    """Yield the place of a backbone for the configuration; one in memory is stored for the time."""
+    """Yield the place of a backbone for the configuration; one in memory is stored for the time.
+
+    Raises:
+        DataError: If one in memory is for images of another shape or number of classes.
+    """
     if backbone is None or isinstance(backbone, str | Path):
         yield None if backbone is None else str(backbone)
         return
     if isinstance(backbone, Backbone):
-        data = dataset.clean if isinstance(dataset, Dataset) else load_dataset(dataset)
+        if isinstance(dataset, Dataset):
+            data = dataset.clean
+        else:
+            size, flip = settings.get("image_size"), settings.get("flip")
+            data = load_dataset(dataset, image_size=size, flip=flip)
+        if (backbone.image_shape, backbone.n_classes) != (data.image_shape, data.n_classes):
+            raise DataError(
+                f"the backbone takes images of {list(backbone.image_shape)} and has "
+                f"{backbone.n_classes} classes, but data set {data.name!r} has "
+                f"{list(data.image_shape)} and {data.n_classes}."
+            )
         accuracy = uniform_accuracies(backbone, data.val.to(backbone.feature_mean.device))
         backbone = StoredBackbone(backbone=backbone, info=BackboneInfo.of(data, accuracy))
     with TemporaryDirectory() as folder:
