@@ -147,8 +147,8 @@ def evaluate_run(
     ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-drop-1.json`` for one
     that loses at most a point, ``summary-mixed.json`` for a given stream, ``summary-measured.json``
     with the times of a given profile, and ``summary-only-cascade.json`` for this baseline alone.
-    Stored results are returned if they belong to the same weights, images, precision, times and
-    search limits, otherwise replaced.
+    Stored results are returned if they belong to the same weights, images, precision, times,
+    baselines and search limits, otherwise replaced.
 
     Args:
         config: Configuration of the evaluation.
@@ -178,7 +178,9 @@ def evaluate_run(
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or loaded.model is None else []
     name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
-    identity = _identity(config, data.fingerprint, None if measured is None else measured.profile)
+    profile = None if measured is None else measured.profile
+    ran = BASELINES if baselines is None else baselines
+    identity = _identity(config, data.fingerprint, profile, ran)
     if found := _stored_evaluation(folder.path / name, identity):
         return found
     with nullcontext(folder.path) if store is None else store() as output_folder:
@@ -382,11 +384,16 @@ def _dataset(
     return corrupted(data, corruptions or own)
 
 
-def _identity(config: EvaluateConfig, fingerprint: str, profile: LatencyProfile | None) -> str:
-    """Return a digest of all inputs that determine the results; the file's name tells baselines."""
+def _identity(
+    config: EvaluateConfig,
+    fingerprint: str,
+    profile: LatencyProfile | None,
+    baselines: Iterable[str],
+) -> str:
+    """Return a digest of all inputs that determine the results."""
     drop = None if config.max_accuracy_drop is None else f"drop {config.max_accuracy_drop}"
     settings = config.split, config.precision, config.search, config.budget
-    given = [fingerprint, *settings, drop, profile]
+    given = [fingerprint, *settings, drop, profile, *baselines]
     digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
         for path in sorted((config.run / part).glob("*")):

@@ -123,6 +123,17 @@ def test_stored_summary_lasts_until_a_change(evaluated, copied, digits, stored):
     assert evaluate(copied, digits, search=SHORT).summary.search.tables <= 12
 
 
+def test_stored_summary_lacks_no_baseline(evaluated, copied, digits, monkeypatch):
+    monkeypatch.setitem(
+        BASELINES,
+        "twin",
+        lambda setup: [replace(setup.uniform[1], key="twin", label="twin", role="matched")],
+    )
+    again = evaluate(copied, digits)
+    assert not again.stored
+    assert set(again.summary.by_key) == {*evaluated[1].summary.by_key, "twin"}
+
+
 @pytest.mark.parametrize("damage", ["{", '{"format": 1}', f'{{"format": {FORMAT}}}'])
 def test_damaged_summary_is_replaced(evaluated, copied, digits, damage):
     (copied.path / "summary.json").write_text(damage)
