@@ -146,7 +146,8 @@ def targets(
     budgets = budgets_of(config, costs, gate_macs=gate_macs)
     lowest = config.budget if budgets is None else budgets.lowest
     assert lowest is not None, "a gate without a range of budgets has one"
-    left = gated_budget(costs, lowest, gate_macs=gate_macs)
+    name = "budget" if config.budgets is None else "lowest budget"
+    left = gated_budget(costs, lowest, gate_macs=gate_macs, name=name)
     if budgets is None:
         return lambda preferences: torch.full_like(preferences, left)
     fixed = 100.0 * costs.fixed_cost(gate_macs=gate_macs)
@@ -175,7 +176,7 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     try:
         targets(config, backbone.costs, gate_macs=gate_macs)
     except ConfigError as error:
-        if config.budget != DEFAULT_BUDGET:
+        if config.budget != DEFAULT_BUDGET or config.budgets is not None:
             raise
         default = f"{DEFAULT_BUDGET:g} % is the default of --budget; give a higher one."
         raise ConfigError(f"{error} {default}") from error

@@ -121,6 +121,12 @@ def test_cotraining_uses_labels_alone_by_default(tmp_path):
     assert read == LabelCoTrainConfig(full_precision=2.0)
 
 
+def test_lowest_budget_that_no_choice_meets_is_named(refusal):
+    said = refusal(main, [*TINY, "--budgets", "0.1", "5"])
+    assert "lowest budget 0.1 % is not enough" in said
+    assert "default" not in said
+
+
 def test_backbone_without_skip_or_full_is_refused(refusal, tmp_path):
     stored = small_backbone(load_dataset("digits"), bits=(0, 2, 8))
     save_backbone(stored.backbone, stored.info, tmp_path / "backbone")
