@@ -183,6 +183,13 @@ def check_environment(
             f"{backbone.costs.cost_model}, but that of the policy's environment "
             f"{costs.total_macs:,.0f} at {costs.cost_model}; give its own backbone, exits and cost."
         )
+    # They tell two networks of one shape apart; one that is not calibrated yet has zeros.
+    measured, expected = (one.feature_mean.cpu() for one in (backbone, task.backbone))
+    if measured.any() and not torch.equal(measured, expected):
+        raise ConfigError(
+            "the backbone has other weights than that of the policy's environment, although it is "
+            "of the same shape; give its own backbone."
+        )
 
 
 def _check_policy(

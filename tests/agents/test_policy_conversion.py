@@ -1,5 +1,6 @@
 """Gates of plain policies against the policies themselves, step by step in the environment."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
@@ -246,6 +247,10 @@ def test_environment_of_the_algorithm_decides(claimed, named):
     other = toy_kwargs(after=(1,))["backbone"]
     with pytest.raises(ConfigError, match="cost"):
         check_environment(made.model, other, passes=PASSES, budget=None)
+    retrained = copy.deepcopy(backbone)
+    retrained.feature_mean += 0.1
+    with pytest.raises(ConfigError, match="other weights"):
+        check_environment(made.model, retrained, passes=PASSES, budget=None)
 
 
 def test_continuous_policies_are_refused():
