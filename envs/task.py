@@ -130,11 +130,13 @@ class Task:
                 f"the data set has {len(self.class_names)} classes, but the backbone has "
                 f"{n_classes}."
             )
-        highest = int(self.images.labels.max()) if len(self.images) else -1
-        if not 0 <= highest < n_classes:
+        if not len(self.images):
+            raise DataError("the split has no image; an environment needs at least one.")
+        lowest, highest = (int(end) for end in self.images.labels.aminmax())
+        if lowest < 0 or highest >= n_classes:
             raise DataError(
-                f"the highest label of the {len(self.images)} images is {highest}; allowed are "
-                f"labels from 0 to {n_classes - 1}, and at least one image."
+                f"the images have labels from {lowest} to {highest}; allowed are labels from 0 to "
+                f"{n_classes - 1}."
             )
 
 

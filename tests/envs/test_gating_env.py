@@ -218,5 +218,5 @@ def test_bad_labels():
     images = toy_image_set()
     labels = images.labels.clone()
     labels[0] = 3
-    with pytest.raises(DataError, match="highest label of the 40 images is 3"):
+    with pytest.raises(DataError, match="labels from 0 to 3; allowed are labels from 0 to 2"):
         make(dataset=type(images)(images.images, labels))

@@ -13,7 +13,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from dfs_rl.backbones import PRETRAINED_DIGITS, default_digits
-from dfs_rl.data import load_dataset
+from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.envs import ENV_ID, NETWORK_WIDE_ID, register_envs
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
@@ -26,7 +26,7 @@ from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.utils import trusted_import
 from tests.helpers.custom_models import write
-from tests.helpers.toy_env import toy_kwargs
+from tests.helpers.toy_env import toy_image_set, toy_kwargs
 
 CUSTOM = "ownnets:make"
 # Every keyword of the single environment but the weights of a custom network.
@@ -216,6 +216,17 @@ def test_unknown_keyword(form):
 def test_bad_combination(form, changes, error, message):
     with pytest.raises(error, match=message):
         make(form, **changes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([-1, 0], "labels from -1 to 0; .* 0 to 2"), ([2, 3], "labels from 2 to 3"), ([], "no image")],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_out_of_range(form, labels, message):
+    images = toy_image_set().images[: len(labels)]
+    with pytest.raises(DataError, match=message):
+        make(form, dataset=ImageSet(images, torch.tensor(labels, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("backbone", [None, str(PRETRAINED_DIGITS)])
