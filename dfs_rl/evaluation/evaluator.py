@@ -9,7 +9,7 @@ from torch import Tensor
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
@@ -34,6 +34,9 @@ def evaluate_gate(
 
     Backbone and images are on one device. ``budget`` bounds each image's computation in percent;
     ``preferences`` are those of the images, float32 ``[n]``, None for the gate's own.
+
+    Raises:
+        DataError: If the logits of an image are not finite, here and in the functions below.
     """
     parts, seen = [], 0
     with torch.inference_mode():
@@ -44,6 +47,7 @@ def evaluate_gate(
             earlier = None if result.earlier is None else result.earlier.cpu()
             several = earlier is not None and gate.macs > 0
             taken, excess = _gate_macs(backbone, gate, result.options.cpu(), earlier)
+            check_logits(result.logits)
             record = _record(gate.name, result.logits, batch.labels, result.options)
             parts.append(
                 replace(
@@ -152,7 +156,19 @@ def run_options(backbone: GatedBackbone, images: Tensor, options: Tensor) -> Ten
     if len(active):
         arrived.append(active)
         logits.append(run_head(backbone, state)[at])
-    return torch.cat(logits)[torch.cat(arrived).argsort()]
+    found = torch.cat(logits)[torch.cat(arrived).argsort()]
+    check_logits(found)
+    return found
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise DataError for an image without probabilities, which would count as the first class."""
+    missing = int((~logits.logsumexp(dim=-1).isfinite()).sum())
+    if missing:
+        raise DataError(
+            f"the network has logits that are NaN or infinite for {missing} of a batch of "
+            f"{len(logits)} images; allowed are finite numbers."
+        )
 
 
 def evaluate_static_table(

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.evaluation.evaluator import evaluate_draws, evaluate_gate, evaluate_static_table
+from dfs_rl.evaluation.pass_outputs import run_uniform
+from dfs_rl.evaluation.static_tables.scoring import score_static_tables
 from tests.evaluation.conftest import LookGate, MixBackbone, make_images
 
 
@@ -87,3 +89,24 @@ def test_exit_before_the_head_for_all_images():
 def test_invalid_options_are_refused(backbone, val, options, words):
     with pytest.raises(ConfigError, match=words):
         evaluate_draws(backbone, val, [options], name="given")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda backbone, images: evaluate_gate(backbone, LookGate(), images),
+        lambda backbone, images: evaluate_static_table(backbone, images, (2,) * 4, name="full"),
+        lambda backbone, images: run_uniform(backbone, images),
+        lambda backbone, images: score_static_tables(backbone, images, [(2,) * 4]),
+    ],
+)
+def test_image_without_an_answer_does_not_count_as_the_first_class(val, run, value):
+    class Undecided(MixBackbone):
+        def head(self, hidden):
+            logits = super().head(hidden)
+            logits[3, 1] = value
+            return logits
+
+    with pytest.raises(DataError, match="NaN or infinite for 1 of a batch of 60 images"):
+        run(Undecided((0, 2, 32)), val.subset(torch.arange(60)))

@@ -11,7 +11,7 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError
-from dfs_rl.evaluation.evaluator import BATCH_SIZE
+from dfs_rl.evaluation.evaluator import BATCH_SIZE, check_logits
 
 StaticTable = tuple[int, ...]
 """Option index of each gated layer; ``CostTable.exit_action`` takes the exit."""
@@ -138,12 +138,16 @@ def score_static_tables(
     """Score static bit tables in one pass over the images; tables share their common prefixes.
 
     Memory is one activation per layer for one batch, however many tables and images there are.
+
+    Raises:
+        DataError: If the logits of an image are not finite.
     """
     correct, log_likelihood = [0] * len(tables), [0.0] * len(tables)
     costs, layers = backbone.costs, backbone.layers
     canonical = costs.canonicalize(torch.tensor(tables)).tolist()
 
     def answer(logits: Tensor, labels: Tensor, members: Sequence[int]) -> None:
+        check_logits(logits)
         right = int((logits.argmax(dim=-1) == labels).sum())
         total = logits.double().log_softmax(dim=-1).gather(1, labels[:, None]).sum().item()
         for member in members:
