@@ -135,16 +135,7 @@ Examples:
                 f"num_envs is {self.num_envs} and group_size is {group}{default}; group_size must "
                 "divide num_envs."
             )
-        if self.budget is not None and self.cost_weight is not None:
-            raise ConfigError(
-                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; give one of "
-                "them."
-            )
-        if self.budget is not None and self.fixed_budget:
-            raise ConfigError(
-                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one cost "
-                "weight; give --cost-weight."
-            )
+        self._check_budget()
         lowest, highest = self.cost_weights
         if self.fixed_budget and (lowest, highest) != usual:
             raise ConfigError(
@@ -223,6 +214,25 @@ Examples:
     def resolved_features(self) -> FeatureChoice:
         """Features that the gate reads: the setting, or its default."""
         return self.features or ("none" if self.resolved_passes > 1 else "confidence")
+
+    def _check_budget(self) -> None:
+        """Check that a budget has an effect, and that nothing else has the same one."""
+        if self.budget is not None and self.cost_weight is not None:
+            raise ConfigError(
+                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; give one of "
+                "them."
+            )
+        bound = self.per_input_budget
+        if self.budget is not None and bound is not None and self.budget > bound:
+            raise ConfigError(
+                f"budget is {self.budget:g} and per_input_budget is {bound:g}, which bounds the "
+                "mean too; give a lower budget, or leave it out."
+            )
+        if self.budget is not None and self.fixed_budget:
+            raise ConfigError(
+                f"budget is {self.budget:g}, but with --fixed-budget the gate learns for one cost "
+                "weight; give --cost-weight."
+            )
 
     def _check_passes(self) -> None:
         """Check that the algorithm can learn several passes, and that only they have settings."""

@@ -51,6 +51,7 @@ BAD = {
         ("--per-input-budget 0.0001", "budget 0.0001 % is not enough"),
         ("--per-input-budget -1", "per_input_budget is -1.0; it must be above 0"),
         ("--budget 1 --cost-weight 5", "budget is 1 and cost_weight is 5"),
+        ("--budget 2 --per-input-budget 1.5", "budget is 2 and per_input_budget is 1.5, which"),
         ("--budget 1 --fixed-budget", "learns for one cost weight"),
         ("--cost-weight 31", "cost weight 31 is not among those"),
         ("--cost-weight-range 3 4 --fixed-budget", "learns for one cost weight"),
