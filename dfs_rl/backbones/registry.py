@@ -102,6 +102,11 @@ def register_backbone(
     return register
 
 
+def has_recipe(name: str, recipe: Recipe) -> bool:
+    """Return True if the recipe trains a network of this name."""
+    return name in _NAMES[recipe]
+
+
 def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
     """Return the network of a name; ``ConfigError`` if the recipe trains no such one."""
     found = _NAMES[recipe].get(name)

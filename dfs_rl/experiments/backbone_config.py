@@ -31,7 +31,8 @@ class TrainBackboneConfig(DataSettings):
             registered name; or module:function that makes your own network.
         recipe: supernet trains the network and low bits together; elastic also the depths of its
             stages, so that layers can be skipped; adn trains a network of adaptive depth, whose
-            stages end with paths that can be skipped, or run at any of the bit options.
+            stages end with paths that can be skipped, or run at any of the bit options. Default
+            elastic for networks that it trains and bit options with 0, else supernet.
         granularity: Gated unit with adn: the path of each stage, or each block in it.
         stem: Stem with adn: cifar is a 3 x 3 convolution, imagenet a 7 x 7 one with stride 2 and
             pooling; by default imagenet in the ResNets for ImageNet and cifar elsewhere.
@@ -74,7 +75,7 @@ Examples:
 
     dataset: str = DIGITS
     backbone: str = "resnet20"
-    recipe: Recipe = "supernet"
+    recipe: Recipe | None = None
     granularity: Granularity = "path"
     stem: Stem | None = None
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
@@ -106,6 +107,7 @@ Examples:
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
         # A named list of bits and its values count as one setting.
         object.__setattr__(self, "bits", parse_bit_options(self.bits))
+        object.__setattr__(self, "recipe", self.resolved_recipe)
         self._check_network()
         if self.is_set("training.alpha") and self.recipe != "adn":
             raise ConfigError(
@@ -121,7 +123,7 @@ Examples:
             raise ConfigError(
                 f"training.batch_size is {self.training.batch_size}; with the recipe elastic every "
                 f"worker trains {ELASTIC_PARTS} parts of a batch, so at least "
-                f"{ELASTIC_PARTS * self.workers} are needed."
+                f"{ELASTIC_PARTS * self.workers} are needed, or --recipe supernet."
             )
         if self.workers > self.training.batch_size:
             raise ConfigError(
@@ -135,7 +137,7 @@ Examples:
         from dfs_rl.backbones.registry import SETTINGS, network_of
 
         if self.recipe != "supernet" or not self.is_constructed:
-            network = network_of(self.backbone, self.recipe)
+            network = network_of(self.backbone, self.resolved_recipe)
         if self.recipe != "supernet":
             check_skippable(self.bit_options)
         for name in ("width", *SETTINGS):
@@ -161,8 +163,18 @@ Examples:
     def bit_options(self) -> tuple[int, ...]:
         """Bit options of every gated layer."""
         if self.plain:
-            return (FULL,) if self.recipe == "supernet" else (SKIP, FULL)
+            return (FULL,) if self.resolved_recipe == "supernet" else (SKIP, FULL)
         return parse_bit_options(self.bits)
+
+    @property
+    def resolved_recipe(self) -> Recipe:
+        """Recipe: the setting, or elastic for networks and bit options that it can train."""
+        from dfs_rl.backbones.registry import has_recipe
+
+        if self.recipe is not None:
+            return self.recipe
+        elastic = not self.plain and SKIP in self.bit_options
+        return "elastic" if elastic and has_recipe(self.backbone, "elastic") else "supernet"
 
     def is_set(self, name: str) -> bool:
         """Return True if a setting, by dotted name, differs from its default."""
