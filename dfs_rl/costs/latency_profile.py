@@ -185,6 +185,11 @@ def read_latency_profile(path: str | Path) -> LatencyProfile:
 
 def check_cost(cost: str, latency: LatencySettings) -> None:
     """Raise ConfigError unless a profile is given if the cost is latency, and only then."""
+    if latency.profile is None and latency != LatencySettings():
+        raise ConfigError(
+            f"latency.batch_size is {latency.batch_size} and latency.other_machine "
+            f"{str(latency.other_machine).lower()}, but latency.profile is not given; they need it."
+        )
     if cost == LATENCY and latency.profile is None:
         raise ConfigError(
             "cost is latency, but latency.profile is not given; measure the network with: python "

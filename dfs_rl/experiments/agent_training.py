@@ -122,6 +122,7 @@ Examples:
     def __post_init__(self) -> None:
         super().__post_init__()
         self._complete_blocks()
+        self._check_cotrain(self.cotrain)
         self._check_accuracy_drop()
         measured = self.cost == LATENCY
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE

@@ -352,6 +352,17 @@ class GateTrainingConfig(GateRunConfig):
         """True if the backbone is trained with the gate."""
         return self.backbone_mode == "co-train"
 
+    def _check_cotrain(self, block: object) -> None:
+        """Check that only co-training has settings in its ``block``."""
+        usual = vars(type(block)())
+        given = {name: value for name, value in vars(block).items() if value != usual[name]}
+        if given and not self.cotrains:
+            name, value = next(iter(given.items()))
+            raise ConfigError(
+                f"cotrain.{name} is {value}, but backbone_mode is {self.backbone_mode!r}; leave it "
+                "out, or give --backbone-mode co-train."
+            )
+
     @property
     def all_budgets(self) -> bool:
         """True if one gate learns a range of budgets or cost weights."""

@@ -77,6 +77,7 @@ Examples:
     def __post_init__(self) -> None:
         super().__post_init__()
         self._complete_blocks()
+        self._check_cotrain(self.cotrain)
         self._check_accuracy_drop()
         if self.budget is None and self.max_accuracy_drop is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
