@@ -23,7 +23,7 @@ _UNITS: dict[CostName, str] = {"computation": "%", "milliseconds": "ms"}
 _SIZE = (8.6, 5.0)
 _NOTE_WIDTH, _NOTE_LINES, _NOTE_HEIGHT = 130, 4, 0.035
 """Characters and lines of the note at most, and line height as a fraction of the figure's."""
-_BELOW = 3.0
+_BELOW, _BELOW_IF_CHEAPER = 3.0, 15.0
 """Points this many percent below the relevant range are not drawn to scale."""
 _MARGIN, _LEAST_MARGIN = 0.12, 0.1
 """Margin around the points, as a fraction of their extent, and the least one in decades."""
@@ -163,9 +163,8 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
         return None
     best = coloured[0]
     cost: CostName = "computation"
-    lowest = comparison.reference_accuracy - _BELOW
     drawn = [point for method in (best, *grey) for point in method.points]
-    shown = [point for point in drawn if point.accuracy.mean >= lowest] or drawn
+    shown = [point for point in drawn if _is_near(comparison, point)] or drawn
     width, height = _SIZE[0], _PANEL_HEIGHT * -(-len(grey) // _COLUMNS) + _FRAME_HEIGHT
     figure, panels = style.panel_grid(
         len(grey),
@@ -195,10 +194,20 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
 
 def _relevant(comparison: ComparisonOfRuns, methods: Sequence[Method]) -> list[Point]:
     """Return the points worth drawing to scale; all of them if no gate has any."""
-    lowest = comparison.reference_accuracy - _BELOW
     points = [point for method in methods for point in method.points]
-    shown = [point for point in points if point.accuracy.mean >= lowest]
+    shown = [point for point in points if _is_near(comparison, point)]
     return shown if any(point.kind == GATE for point in shown) else points
+
+
+def _is_near(comparison: ComparisonOfRuns, point: Point) -> bool:
+    """Return True if a point is not far below the cheapest useful uniform setting.
+
+    Where a point costs less than that, farther below is a part of the trade-off.
+    """
+    accuracy = comparison.reference_accuracy
+    uniform = [p.computation.mean for p in comparison.references if p.accuracy.mean >= accuracy]
+    is_cheaper = point.computation.mean < min(uniform, default=0.0)
+    return point.accuracy.mean >= accuracy - (_BELOW_IF_CHEAPER if is_cheaper else _BELOW)
 
 
 def _set_limits(

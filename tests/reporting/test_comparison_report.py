@@ -233,6 +233,19 @@ def test_far_off_gates_are_noted_and_not_drawn():
     assert not alone.texts
 
 
+def test_points_below_the_cheapest_uniform_cost_are_drawn():
+    # Uniform 2 bit has 60 % at 0.5 %.
+    best = fake_run("a", (150, 0.8), label="A")
+    for cost, is_drawn in ((0.4, True), (0.6, False)):
+        figure, tooltips = pareto_plot(compare_runs([best, fake_run("b", (100, cost), label="B")]))
+        (axes,) = figure.axes
+        assert (axes.get_ylim()[0] < 50.0) == is_drawn
+        assert any(point.text.startswith("B") for point in tooltips) == is_drawn
+        assert [text.get_text() for text in figure.texts] == (
+            [] if is_drawn else ["Too inaccurate to draw: B (50.0 % at 0.6 %)."]
+        )
+
+
 def test_one_seed_has_no_deviation(figures):
     one = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (0.7, 1.4)])
     several = compare_runs(
