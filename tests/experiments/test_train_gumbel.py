@@ -116,7 +116,9 @@ def test_cotraining_uses_labels_alone_by_default(tmp_path):
     config = TrainGumbelConfig(method="dfs", backbone_mode="co-train")
     assert config.cotrain == LabelCoTrainConfig()
     # A file that sets one of a block's settings leaves the others at the command's own defaults.
-    (tmp_path / "config.yaml").write_text("cotrain: {full_precision: 2.0}\n")
+    (tmp_path / "config.yaml").write_text(
+        "backbone_mode: co-train\ncotrain: {full_precision: 2.0}\n"
+    )
     read = load_config(tmp_path / "config.yaml", TrainGumbelConfig).cotrain
     assert read == LabelCoTrainConfig(full_precision=2.0)
 
