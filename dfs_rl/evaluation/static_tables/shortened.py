@@ -27,8 +27,8 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     Layers are skipped one after the other, first those that lose least log-likelihood per cost
     saved if they alone are skipped (as HAWQ lowers bits, Dong et al., ICCV 2019); and from the ends
     of stages, first where that loses least, down to one layer each. An image exits after all layers
-    before the exit. Tables with less than half the accuracy of the cheapest bit width, and those
-    that a cheaper one equals, are left out.
+    before the exit. Tables with less than three quarters of the accuracy of the cheapest bit width,
+    and those that another one equals at no larger cost, are left out.
 
     The tables, at most three, are in ascending order of cost. 1,000 of the images score them.
     """
@@ -50,9 +50,9 @@ def shortened_tables(backbone: GatedBackbone, image_set: ImageSet) -> list[Stati
     scores = dict(zip(tables, scorer.score(tables), strict=True))
     (usual,) = scorer.score([whole])
     front: list[StaticTable] = []
-    for table in sorted(scores, key=cost):
+    for table in sorted(scores, key=lambda t: (round(cost(t), 9), *(-x for x in scores[t]))):
         better = not front or scores[table] > scores[front[-1]]
-        if better and cost(table) < cost(whole) and 2 * scores[table].correct > usual.correct:
+        if better and cost(table) < cost(whole) and 4 * scores[table].correct > 3 * usual.correct:
             front.append(table)
     if len(front) <= _MOST:
         return front

@@ -41,6 +41,21 @@ class StagedBackbone(TableBackbone):
         return torch.stack([torch.zeros(len(hidden)), 9 * odd + 2 * gone - 1], dim=1)
 
 
+class MarkedBackbone(StagedBackbone):
+    """Layers of equal cost; without a first layer only images with a bright pixel are wrong."""
+
+    costs = CostTable(options=BitOptions((0, 8, 16, 32)), layer_macs=(64, 64, 64, 64))
+
+    def stem(self, images):
+        return torch.cat([super().stem(images), images[:, :1, :1, :1].float()], dim=1)
+
+    def head(self, hidden):
+        seen = hidden[:, :4].clone()
+        seen[:, ::2] *= hidden[:, 4:]
+        seen[:, 1] -= hidden[:, :4].amin(dim=1)  # without any layer all are wrong
+        return super().head(seen)
+
+
 def test_layers_that_lose_nothing_are_skipped():
     # At 8 bit six images are right, all because of layer 2: the others can be skipped.
     assert shortened_tables(TableBackbone(), table_images()) == [(0, 0, 1)]
@@ -50,6 +65,14 @@ def test_stages_lose_their_last_layers_together():
     # Alone, the first layers lose less than the second ones, which can only go together.
     images = ImageSet(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.zeros(8).long())
     assert shortened_tables(StagedBackbone(), images) == [(1, 0, 1, 0)]
+
+
+def test_of_equal_costs_the_most_accurate_is_kept():
+    pixels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+    pixels[0] = 1
+    images = ImageSet(pixels, torch.zeros(8).long())
+    # Without both first layers, as cheap, seven of eight images are right.
+    assert shortened_tables(MarkedBackbone(), images) == [(1, 0, 1, 0)]
 
 
 def test_exits_and_skips_are_ordered_by_cost_and_accuracy():
@@ -70,7 +93,7 @@ def test_exits_and_skips_are_ordered_by_cost_and_accuracy():
     assert costs == sorted(costs)
     assert costs[-1] < cost(whole)
     assert counts == sorted(counts)
-    assert counts[0] > correct(whole) / 2
+    assert counts[0] > correct(whole) * 3 / 4
     best = tables[-1]
     for after in (1, 2, 3):  # no exit is both cheaper and better than the best table
         exit_table = whole[:after] + (3,) * (4 - after)
