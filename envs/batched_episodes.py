@@ -222,6 +222,8 @@ class BatchedEpisodes:
             images, indices = task.images.images, torch.from_numpy(self.indices).to(self._device)
             again = history.run_again(backbone, state, actions, lambda rows: images[indices[rows]])
             return [again], [history.answered(state, ~task.passes.runs_again(actions))]
+        # With two bit options the space has an action that no layer has.
+        actions = actions.masked_fill(actions >= backbone.costs.n_actions, 0)
         state, ends = advance(backbone, state, actions, reuse=True)
         running = [state] if state.layer < backbone.costs.n_layers else []
         if history is None:

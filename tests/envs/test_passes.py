@@ -17,7 +17,7 @@ from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.gating_vector_env import FractionalSkippingVectorEnv
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.passes import AGAIN, AGAIN_MIRRORED, ANSWER
-from tests.helpers.toy_backbone import MACS, run_alone_with_exits
+from tests.helpers.toy_backbone import MACS, ToyBackbone, run_alone_with_exits
 from tests.helpers.toy_env import (
     WEIGHTS,
     assert_same,
@@ -36,6 +36,23 @@ with_answers = pytest.mark.parametrize("answer", ["mean", "last", "surest"])
 
 def make(after=(), **changes):
     return FractionalSkippingEnv(**toy_kwargs(after=after, passes=SETTINGS | changes))
+
+
+def test_two_bit_options_run_with_the_three_actions_of_passes():
+    kwargs = toy_kwargs(passes=SETTINGS) | {"backbone": ToyBackbone(bits=(0, 32))}
+    env, same = FractionalSkippingEnv(**kwargs), FractionalSkippingEnv(**kwargs)
+    assert env.action_space.n == 3
+    for one in (env, same):
+        one.reset(seed=0)
+    for action in [2, 1] * N_LAYERS:
+        layer = int(env._episodes.observation["layer"][0])
+        if layer < N_LAYERS:
+            assert env.action_masks().tolist() == [True, True, False]
+        # No layer has the third action: it skips.
+        ours = env.step(action)
+        assert_same(ours, same.step(0 if action == 2 and layer < N_LAYERS else action))
+        if ours[2]:
+            return
 
 
 def play(env, rng):
