@@ -16,6 +16,7 @@ from dfs_rl.data import load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.yaml_core import read_yaml
 from tests.helpers.custom_models import write
 from tests.helpers.quick import few_steps, quick_runs
 from tests.helpers.small_backbone import small_backbone
@@ -117,6 +118,17 @@ def test_backbone_in_memory_for_other_classes(tmp_path):
     with pytest.raises(DataError, match=r"has 10 classes, but data set 'digits' has .* and 11"):
         dfs_rl.train_gate(backbone, more, method="cascade", run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_functions_use_one_thread_as_commands_do(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        dfs_rl.train_gate(None, "digits", method="cascade", budget=1.0, run_dir=tmp_path / "run")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert read_yaml(tmp_path / "run" / "config.yaml")["threads"] == 1
 
 
 def test_threads_of_the_process_stay(tmp_path):

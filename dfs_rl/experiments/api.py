@@ -126,7 +126,7 @@ def train_backbone(
         TrainingError: If the loss is no longer finite.
     """
     config = _config(TrainBackboneConfig, dataset, backbone=name, run_dir=run_dir, **settings)
-    with _working(config, settings):
+    with _working(config):
         if isinstance(dataset, str):
             dataset = load_dataset(dataset, image_size=config.image_size, flip=config.flip)
         run, stored = supernet_training.train_run(
@@ -177,7 +177,7 @@ def train_gate(
         config = _config(
             config_type, dataset, **chosen, backbone=place, run_dir=run_dir, **settings
         )
-        with _working(config, settings):
+        with _working(config):
             data = _data(config, dataset)
             run = GateRun.create(config, data, command_line(program(config.KIND), config))
             run.folder = replace(run.folder, after_log=_validations_only(callback))
@@ -227,7 +227,7 @@ def gate_from_sb3(
         config = _config(
             PolicyGateConfig, dataset, backbone=place, run_dir=run_dir, passes=passes, **settings
         )
-        with _working(config, settings):
+        with _working(config):
             run, record = make_policy_run(config, _data(config, dataset), policy, normalize)
     return TrainedGate(run.path, record.best_on_val, record.points_on_val)
 
@@ -292,7 +292,7 @@ def compare(
         settings["gates"] = list(kinds)
     config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
     trained = bool(gates) and all(isinstance(gate, TrainedGate) for gate in gates)
-    with _working(config, settings, trust_code=trust_code or trained):
+    with _working(config, trust_code=trust_code or trained):
         folder, figures = comparison.compare(
             config,
             dataset if isinstance(dataset, Dataset) else None,
@@ -332,7 +332,6 @@ def _config(
     """Build a configuration from Python values, with the checks of the command."""
     if dataset is not None:
         settings["dataset"] = dataset.clean.name if isinstance(dataset, Dataset) else dataset
-    settings.setdefault("threads", torch.get_num_threads())
     plain = {
         name: config_to_dict(value) if is_dataclass(value) else value
         for name, value in settings.items()
@@ -390,18 +389,14 @@ def _data(config: GateRunConfig, dataset: Dataset | str) -> Dataset:
 
 @contextmanager
 def _working(
-    config: TrainBackboneConfig | GateRunConfig | CompareConfig,
-    settings: Mapping[str, object],
-    *,
-    trust_code: bool = False,
+    config: TrainBackboneConfig | GateRunConfig | CompareConfig, *, trust_code: bool = False
 ) -> Iterator[None]:
-    """Trust the constructor that the caller names, and use the given number of threads meanwhile.
+    """Trust the constructor that the caller names, and use the configured threads meanwhile.
 
     A library leaves the process as it found it.
     """
     before = torch.get_num_threads()
-    if settings.get("threads") is not None:
-        set_threads(config.threads)
+    set_threads(config.threads)
     try:
         with trusting(code=trust_code):
             if is_constructor(config.backbone):
