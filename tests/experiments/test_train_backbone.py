@@ -261,3 +261,19 @@ def test_run_resumes_on_moved_but_not_on_other_data(tmp_path, capsys):
     assert "was begun on other images or splits" in capsys.readouterr().err
     assert main(["--resume", str(run), "--dataset", str(tmp_path / "moved")]) == 0
     assert (run / WEIGHTS).is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [
+        ({}, "elastic"),
+        ({"recipe": "supernet"}, "supernet"),
+        ({"bits": (2, 8, 32)}, "supernet"),
+        ({"plain": True}, "supernet"),
+        ({"backbone": "resnet8"}, "supernet"),
+        ({"backbone": "vit2"}, "supernet"),
+        ({"backbone": "module:function"}, "supernet"),
+    ],
+)
+def test_networks_that_can_skip_are_elastic_by_default(settings, recipe):
+    assert TrainBackboneConfig(**settings).recipe == recipe
