@@ -256,8 +256,10 @@ class FixedPasses(nn.Module):
         for i, each in enumerate(self.rule.passes):
             view = images.flip(-1) if each.mirrored else images
             history.append(self._run(view, tables[i]))
-            finished = torch.tensor([i + 1])
-            logits, shares = answer_of(torch.stack(history, dim=1), finished, self.answer)
+            logits, shares = history[0], history[0].double().softmax(dim=1)
+            if i > 0:
+                finished = torch.tensor([i + 1])
+                logits, shares = answer_of(torch.stack(history, dim=1), finished, self.answer)
             outputs[f"logits_{i}"] = logits
             outputs[f"options_{i}"] = self.tables[i : i + 1].expand(n, -1)
             outputs[f"computation_{i}"] = self.computations[i : i + 1].expand(n)

@@ -225,7 +225,8 @@ def check_table(net, table, images, folder, tolerance):
     gate = TableGate(table, options=net.options)
     model = GatedModel(net.to_inference(), gate)
     path = dfs_rl.export(model, folder / "table.onnx", format="onnx-static")
-    assert all(node.op_type != "If" for node in onnx.load(path).graph.node)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert not operators & {"If", "Softmax"}  # no branches, no answer of several passes
     logits, trace = model(images)
     result = OnnxModel(path)(images.numpy())
     assert np.array_equal(result.options, trace.options)
