@@ -2,6 +2,7 @@
 
     python benchmarks/bench_latency.py
     python benchmarks/bench_latency.py --depth 38
+    python benchmarks/bench_latency.py --format onnx
     python benchmarks/bench_latency.py --network mobilenetv2 --rounds 30
     python benchmarks/bench_latency.py --runtime torch
 
@@ -61,6 +62,7 @@ class Settings:
 
     Attributes:
         runtime: Library that runs the gated networks; ``"torch"`` runs ``latency_torch.py``.
+        format: Format in which the gated networks are exported.
         network: ``"cifar"`` is a ResNet on 32 x 32 pixels; the others are of adaptive depth, on
             224 x 224 pixels with 1,000 classes.
         depth: Depth of the CIFAR ResNet.
@@ -69,6 +71,7 @@ class Settings:
     """
 
     runtime: Literal["onnx", "torch"] = "onnx"
+    format: Literal["onnx", "onnx-int8"] = "onnx-int8"
     network: Literal["cifar", "resnet50", "mobilenetv2"] = "cifar"
     depth: int = 20
     rounds: int = 100
@@ -142,7 +145,10 @@ def make_sessions(
     options.log_severity_level = 3
     sessions = {}
     for name, model in models.items():
-        path = dfs_rl.export(model, folder / f"{name}.onnx")
+        ours = name.startswith(("gated", "table"))
+        path = dfs_rl.export(
+            model, folder / f"{name}.onnx", format=settings.format if ours else "onnx"
+        )
         if name.startswith("int8"):
             images = Noise(gated.image_shape)
             quantize_static(path, path, images, activation_type=QuantType.QUInt8)
@@ -185,7 +191,8 @@ def batch_ratios(settings: Settings, folder: Path) -> dict[str, np.ndarray]:
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(3.0)
-    model = OnnxModel(dfs_rl.export(GatedModel(net.to_inference(), gate), folder / "batch.onnx"))
+    gated = GatedModel(net.to_inference(), gate)
+    model = OnnxModel(dfs_rl.export(gated, folder / "batch.onnx", format=settings.format))
     generator = np.random.default_rng(2)
     ratios = {}
     for n in settings.batches:
