@@ -19,7 +19,7 @@ from dfs_rl.utils.config import (
 from dfs_rl.utils.io import read_json
 
 PartName = Literal["stem", "layer", "exit", "head", "gate"]
-Runtime = Literal["torch", "onnx"]
+Runtime = Literal["torch", "onnx", "onnx-int8"]
 Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
 """Time of a part; the bound, eleven days, keeps sums of times finite."""
 

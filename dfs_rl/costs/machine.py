@@ -21,6 +21,7 @@ _PROCESSORS = Path("/proc/cpuinfo")
 _LIBRARIES: dict[Runtime, tuple[str, ...]] = {
     "torch": ("torch", "dfs-rl"),
     "onnx": ("onnxruntime", "torch", "dfs-rl"),
+    "onnx-int8": ("onnxruntime", "torch", "dfs-rl"),
 }
 
 

@@ -18,9 +18,10 @@ class ExportConfig(GateSettings):
     Attributes:
         run: Folder of a run that trained a gate.
         out: File or folder to create or replace, by default gate.onnx, or the folder gate-parts.
-        format: "onnx" has a branch for each option of each layer; "onnx-static" has no control
-            flow, and needs a static bit table; "torch" is a folder with programs of torch.export
-            for stem, layers, exits and head, without the gate.
+        format: "onnx" has a branch for each option of each layer; "onnx-int8" too, and is faster,
+            but rounds what quantized layers add to the shortcut to 8 bit; "onnx-static" has no
+            control flow, and needs a static bit table; "torch" is a folder with programs of
+            torch.export for stem, layers, exits and head, without the gate.
     """
 
     KIND: ClassVar = "export"
@@ -37,7 +38,7 @@ Examples:
 
     run: tyro.conf.Positional[Path]
     out: Path | None = None
-    format: Literal["onnx", "onnx-static", "torch"] = "onnx"
+    format: Literal["onnx", "onnx-int8", "onnx-static", "torch"] = "onnx"
 
 
 @configuration
@@ -49,7 +50,7 @@ class ProfileConfig:
             gate; by default the included digits network. Its learned gate is measured with it, or
             if it has none, the gate that train_agent makes by default.
         out: File to create; a profile that is there is replaced.
-        runtime: "torch" runs the network as dfs_rl.load does, "onnx" as export writes it.
+        runtime: "torch" runs the network as dfs_rl.load does, the others as export writes it.
         batch_sizes: Images per call, all at the same options. Training for the cost latency takes
             the times of the smallest, unless told otherwise.
         threads: Number of CPU threads.

@@ -55,7 +55,7 @@ def profile(
         network: Backbone, gated network, trained gate, or the folder of one of them; ``None`` for
             the included digits network.
         path: File to create, or to replace if it is a profile; ``None`` for no file.
-        runtime: Library that runs the network; ``"onnx"`` needs the extra ``export``.
+        runtime: ``"torch"``, or a format of ``export``, which needs the extra ``export``.
         batch_sizes: Images per call, all at the same options.
         threads: Number of CPU threads.
         device: Device that runs the network.
@@ -99,7 +99,7 @@ def _profile(
     if writes:
         _check_replaceable(config.out)
         check_writable(config.out)
-    if config.runtime == "onnx":
+    if config.runtime != "torch":
         check_extra()
     set_threads(config.threads)
     result = measure_latency(

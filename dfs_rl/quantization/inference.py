@@ -180,6 +180,7 @@ class InferenceConv2d(nn.Module):
     weight: Tensor
     scale: Tensor
     bias: Tensor
+    reach: Tensor | None
 
     def __init__(
         self,
@@ -193,6 +194,7 @@ class InferenceConv2d(nn.Module):
         scale, bias = source.scale_and_shift(bits, norm_set)
         self.geometry = source.geometry
         self.dtype = dtype
+        self.register_buffer("reach", source.output_reach(bits, norm_set), persistent=False)
         self.quant_range: QuantRange | None = None
         if bits == FULL:
             inverse_scale, weight = torch.ones(()), source.weight * scale.reshape(-1, 1, 1, 1)

@@ -14,6 +14,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
 _NORM_MOMENTUM = 0.1
+_REACH = 6.0  # standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +263,17 @@ class FractionalConv2d(FractionalLayer):
         if self.norm is not None:
             scale, shift = self.norm.scale_and_shift(bits, norm_set)
         return scale, shift if self.bias is None else shift + self.bias * scale
+
+    def output_reach(self, bits: int, norm_set: int = 0) -> Tensor | None:
+        """Return the largest absolute output to expect, a scalar, or ``None`` without a batch norm.
+
+        The norm gives each channel a mean and a standard deviation, of which it takes six.
+        """
+        if self.norm is None:
+            return None
+        i = self.norm.norm_row(bits, norm_set)
+        mean, deviation = self.norm.norm_bias[i], self.norm.norm_weight[i]
+        return (mean.abs() + _REACH * deviation.abs()).amax().detach()
 
 
 class FractionalConvNorm(FractionalConv2d):

@@ -50,8 +50,10 @@ def measure_latency(
     costs, gate = model.backbone.costs, model.gate
     assert isinstance(gate, LearnedGate), "the caller gives a gate that decides"
     device = model.backbone.feature_mean.device.type
-    if runtime == "onnx" and device != "cpu":
-        raise ConfigError(f"device is {device}, but the runtime onnx runs on the CPU; give cpu.")
+    if runtime != "torch" and device != "cpu":
+        raise ConfigError(
+            f"device is {device}, but the runtime {runtime} runs on the CPU; give cpu."
+        )
     calls = max(calls, _RUNS_PER_LAYER * costs.n_layers)
     parts: list[PartLatency] = []
     checks: list[NetworkLatency] = []

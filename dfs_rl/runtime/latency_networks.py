@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 Setting = tuple[int, ...]
 """Action of every layer, see ``CostTable``."""
 _IMAGES = 32
-_GATES: dict[Runtime, int] = {"torch": 8, "onnx": 2}  # each export takes seconds
+_GATES: dict[Runtime, int] = {"torch": 8, "onnx": 2, "onnx-int8": 2}  # each export takes seconds
 _CALLS_ALONE = 20
 
 
@@ -219,7 +219,9 @@ def timed_networks(
 
     with TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
-        gated = [OnnxSession(export(one, path).read_bytes(), threads=threads) for one in models]
-        content = export_options_graph(model.backbone, path).read_bytes()
+        files = [export(one, path, format=runtime).read_bytes() for one in models]
+        int8 = runtime == "onnx-int8"
+        content = export_options_graph(model.backbone, path, int8=int8).read_bytes()
+    gated = [OnnxSession(file, threads=threads) for file in files]
     fixed = OnnxSession(content, threads=threads)
     return [OnnxNetwork(gated, fixed, model=model, batch_size=n) for n in batch_sizes]

@@ -2,6 +2,8 @@
 
 The codes are those of the inference form: ``QuantizeLinear`` with our scales, clipped to the range
 of fewer than 8 bits, then ``DequantizeLinear``. onnxruntime fuses such nodes into integer kernels.
+Its convolutions of integers return integers. With ``int8`` all convolutions of codes use them, and
+those whose output is a float in the inference form round it to 8 bit.
 """
 
 from collections import Counter
@@ -22,7 +24,11 @@ _BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _LARGEST_BIAS = 2.0**30
 _IMAGES = "images"
 _FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convolution of floats
+_FEWEST_ROUNDED = 8  # for which a convolution of integers that rounds its output is faster
+_MIDDLE = 128  # code of 0 in an unsigned byte
 _ROWS = 2  # rank of a batch of vectors
+_REACH = 5  # input of a convolution: the largest output, if it is known
+_LEAST_REACH = np.float32(1e-6)
 
 
 class Builder:
@@ -53,8 +59,13 @@ class Builder:
         return output
 
 
-def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProto]]:
-    """Return the nodes and constants of a traced graph with its quantized operators replaced."""
+def lower(
+    graph: onnx.GraphProto, *, int8: bool = False
+) -> tuple[list[NodeProto], dict[str, TensorProto]]:
+    """Return the nodes and constants of a traced graph with its quantized operators replaced.
+
+    ``int8`` runs convolutions of codes in integers, even if this rounds their output.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[NodeProto] = []
     inputs = {value.name for value in graph.input}
@@ -65,7 +76,7 @@ def lower(graph: onnx.GraphProto) -> tuple[list[NodeProto], dict[str, TensorProt
             nodes.append(node)
             continue
         builder = Builder(node.output[0])
-        _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants))
+        _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants, int8=int8))
         nodes += builder.nodes
         constants |= builder.constants
     return _merge_linear(nodes, constants), constants
@@ -98,9 +109,15 @@ class _Operator:
     """A quantized operator of a trace."""
 
     def __init__(
-        self, graph: onnx.GraphProto, node: NodeProto, constants: Mapping[str, TensorProto]
+        self,
+        graph: onnx.GraphProto,
+        node: NodeProto,
+        constants: Mapping[str, TensorProto],
+        *,
+        int8: bool,
     ) -> None:
         self.graph = graph
+        self.int8 = int8
         self.node = node
         self.inputs: Sequence[str] = node.input
         self.output: str = node.output[0]
@@ -121,30 +138,48 @@ class _Operator:
         """Return the smallest and the largest code."""
         return self.attributes[f"{prefix}qmin"], self.attributes[f"{prefix}qmax"]
 
-    def feeds_quantizer(self) -> bool:
-        """Return whether a convolution of 8-bit codes makes, after a ReLU, such codes for another.
+    def runs_on_bytes(self) -> bool:
+        """Return whether onnxruntime may convolve the codes in integers.
 
-        onnxruntime computes this in integers. It rounds the bias to a product of two codes, which
-        moves few codes of 8 bit by one, but would matter at fewer bits.
+        It rounds the bias to a product of two codes, which moves few codes of 8 bit by one. At
+        fewer bits that matters more, and is for ``int8`` alone.
         """
+        return self.range() == _BYTES[np.dtype(np.uint8)] or (self.int8 and self.range()[0] == 0)
+
+    def feeds_quantizer(self) -> bool:
+        """Return whether a convolution in integers makes, after a ReLU, the codes of another."""
         relu = self._only(self.graph.node, lambda node: self.output in node.input)
-        if relu is None or relu.op_type != "Relu" or self.range() != _BYTES[np.dtype(np.uint8)]:
+        if relu is None or relu.op_type != "Relu" or not self.runs_on_bytes():
             return False
-        conv = self._only(self.graph.node, lambda node: relu.output[0] in node.input)
-        if conv is None or (conv.domain, conv.op_type) != (DOMAIN, "Conv"):
-            return False
+        conv = self._convolution(lambda node: relu.output[0] in node.input)
         leaves = {value.name for value in self.graph.output} & {self.output, relu.output[0]}
-        return not leaves and _Operator(self.graph, conv, self._constants).range() == self.range()
+        return conv is not None and not leaves and conv.runs_on_bytes()
 
     def follows_fused(self) -> bool:
         """Return whether the input comes from a convolution that ``feeds_quantizer``."""
         relu = self._only(self.graph.node, lambda node: self.inputs[0] in node.output)
         if relu is None or relu.op_type != "Relu":
             return False
-        conv = self._only(self.graph.node, lambda node: relu.input[0] in node.output)
-        if conv is None or (conv.domain, conv.op_type) != (DOMAIN, "Conv"):
-            return False
-        return _Operator(self.graph, conv, self._constants).feeds_quantizer()
+        conv = self._convolution(lambda node: relu.input[0] in node.output)
+        return conv is not None and conv.feeds_quantizer()
+
+    def _convolution(self, wanted: Callable[[NodeProto], bool]) -> "_Operator | None":
+        """Return the quantized convolution for which ``wanted`` is true, if no other node is."""
+        node = self._only(self.graph.node, wanted)
+        if node is None or (node.domain, node.op_type) != (DOMAIN, "Conv"):
+            return None
+        return _Operator(self.graph, node, self._constants, int8=self.int8)
+
+    def rounded_scale(self) -> Array | None:
+        """Return the scale of an output that is rounded to 8 bit.
+
+        ``None`` if it stays a float: without ``int8``, a batch norm or enough channels.
+        """
+        channels = self.value(2).shape[1] * self.attributes["group"]
+        known = len(self.inputs) > _REACH
+        if not (self.int8 and known and self.runs_on_bytes() and channels >= _FEWEST_ROUNDED):
+            return None
+        return np.maximum(self.value(_REACH), _LEAST_REACH) / np.float32(_MIDDLE - 1)
 
 
 def _quantize(
@@ -181,22 +216,33 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
     codes, scale, bias = conv.value(2), conv.value(3), conv.value(4)
     geometry = {k: v for k, v in conv.attributes.items() if k not in ("qmin", "qmax", "sides")}
     integers = _integer_weight(codes, scale / input_scale, bias / input_scale)
-    fused = conv.feeds_quantizer() or conv.follows_fused()
+    feeds, rounded = conv.feeds_quantizer(), conv.rounded_scale()
+    fused = feeds or rounded is not None or conv.follows_fused()
     x = _quantize(builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
-    if integers is None or not conv.feeds_quantizer():
+    if integers is None or not (feeds or rounded is not None):
         # onnxruntime has no fast convolution of integers to floats.
         if geometry["group"] == 1 and codes.shape[1] >= _FEWEST_CHANNELS:
             _multiply_windows(builder, conv, x)
             return
         x = builder.node("Cast", x, to=TensorProto.FLOAT)
         weight = _float_weight(builder, codes, scale.reshape(-1, 1, 1, 1))
-        added = builder.constant(bias)
-    else:
+        builder.node("Conv", x, weight, builder.constant(bias), output=conv.output, **geometry)
+        return
+    codes, scale, bias_codes = integers
+    if feeds:
         x = _dequantize(builder, x, input_scale, conv.range())
-        codes, scale, bias_codes = integers
         weight = _integers(builder, codes, scale, axis=0)
         added = _integers(builder, bias_codes, scale * input_scale, axis=0, dtype=np.int32)
-    builder.node("Conv", x, weight, added, output=conv.output, **geometry)
+        builder.node("Conv", x, weight, added, output=conv.output, **geometry)
+        return
+    assert rounded is not None
+    inputs = input_scale, np.zeros((), np.uint8)
+    weights = codes.astype(np.int8), scale, np.zeros(len(codes), np.int8)
+    output = builder.constant(rounded), builder.constant(np.asarray(_MIDDLE, np.uint8))
+    constants = *map(builder.constant, (*inputs, *weights)), *output
+    added = builder.constant(bias_codes.astype(np.int32))
+    x = builder.node("QLinearConv", x, *constants, added, **geometry)
+    builder.node("DequantizeLinear", x, *output, output=conv.output)
 
 
 def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:

@@ -38,13 +38,18 @@ def has_metadata(path: Path, key: str) -> bool:
 
 @torch.no_grad()
 def onnx_model(
-    model: GatedModel, backbone: GatedBackbone, *, metadata: Mapping[str, str]
+    model: GatedModel,
+    backbone: GatedBackbone,
+    *,
+    int8: bool = False,
+    metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
     """Return the ONNX form of a gated network.
 
     Args:
         model: The network.
         backbone: Its backbone in inference form.
+        int8: Whether convolutions may round their outputs, see ``lower``.
         metadata: What the file tells about itself.
     """
     gate, costs = model.gate, backbone.costs
@@ -52,7 +57,7 @@ def onnx_model(
     batch: int | str = 1
     if isinstance(gate, LearnedGate):
         gated = GatedParts(backbone, gate, model.budget)
-        parts, choices = Parts(*lower(trace(gated))), _reachable(gate)
+        parts, choices = Parts(*lower(trace(gated), int8=int8)), _reachable(gate)
         if gate.passes.limit > 1:
             first = {k: v.numpy() for k, v in gated.first_state()._asdict().items()}
             scope = passes_graph(parts, costs, choices, first, gate.passes.limit)
@@ -64,7 +69,7 @@ def onnx_model(
         else:
             rule = Rule(passes=(RulePass(options=_table(model, backbone)),))
         traced = trace(FixedPasses(backbone, rule, passes_of(gate).answer))
-        scope = rule_graph(Parts(*lower(traced)), len(rule.passes))
+        scope = rule_graph(Parts(*lower(traced, int8=int8)), len(rule.passes))
         batch = 1 if rule.thresholds else "batch"
     shape = [batch, *backbone.image_shape]
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
@@ -79,10 +84,13 @@ def onnx_model(
 
 
 @torch.no_grad()
-def options_model(backbone: GatedBackbone) -> onnx.ModelProto:
-    """Return the ONNX form of a backbone that takes the option of every layer as an input."""
+def options_model(backbone: GatedBackbone, *, int8: bool = False) -> onnx.ModelProto:
+    """Return the ONNX form of a backbone that takes the option of every layer as an input.
+
+    ``int8`` is that of ``lower``.
+    """
     costs = backbone.costs
-    scope = options_graph(Parts(*lower(trace(GatedParts(backbone, None)))), costs)
+    scope = options_graph(Parts(*lower(trace(GatedParts(backbone, None)), int8=int8)), costs)
     inputs = [
         helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *backbone.image_shape]),
         helper.make_tensor_value_info("options", TensorProto.INT64, [1, costs.n_layers]),

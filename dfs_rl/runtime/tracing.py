@@ -67,9 +67,10 @@ class _Conv2d(InferenceConv2d):
                 strict=True,
             )
         ]
+        constants = self.inverse_scale, self.weight, self.scale.flatten(), self.bias.flatten()
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::Conv",
-            (x, self.inverse_scale, self.weight, self.scale.flatten(), self.bias.flatten()),
+            (x, *constants) if self.reach is None else (x, *constants, self.reach),
             _range(self.quant_range)
             | {
                 "kernel_shape": list(self.weight.shape[2:]),

@@ -221,6 +221,36 @@ def test_wide_convolutions_run_on_integers(kind, shape, tmp_path):
     assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) > 3
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_int8_rounds_what_convolutions_add_to_the_shortcut(bits, tmp_path):
+    net, images = network(ResNet, bits=(0, bits, 32)), pictures_for(ResNet, 64)
+    norm = net.blocks[-1].conv2.norm
+    torch.nn.init.uniform_(norm.norm_weight, 0.5, 1.5)
+    torch.nn.init.uniform_(norm.norm_bias, -0.5, 0.5)
+    model = GatedModel(net.to_inference(), TableGate([2, 2, 1], options=net.options))
+    path = dfs_rl.export(model, tmp_path / "int8.onnx", format="onnx-int8")
+    logits = torch.from_numpy(OnnxModel(path)(images.numpy()).logits)
+    rounded = net.to_inference()
+    round_output(rounded.network.blocks[-1].conv2.at(bits, 0), norm, bits)
+    expected, _ = GatedModel(rounded, model.gate)(images)
+    difference = (logits - expected).abs().amax(dim=1)
+    assert difference.quantile(0.9) < 1e-5  # a code may differ by one, see lowering
+    assert (model(images)[0] - expected).abs().amax(dim=1).median() > 1e-3
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("QLinearConv") == 1
+
+
+def round_output(convolution, norm, bits):
+    """Let torch round the output of a convolution to 8 bit, in six deviations of its norm."""
+    row = norm.norm_row(bits)
+    mean, deviation = norm.norm_bias[row].detach(), norm.norm_weight[row].detach()
+    scale = float((mean.abs() + 6 * deviation.abs()).max()) / 127
+    convolution.may_use_integers = False
+    convolution.register_forward_hook(
+        lambda _, __, y: torch.fake_quantize_per_tensor_affine(y, scale, 128, 0, 255)
+    )
+
+
 def check_table(net, table, images, folder, tolerance):
     gate = TableGate(table, options=net.options)
     model = GatedModel(net.to_inference(), gate)
