@@ -49,7 +49,7 @@ def few_runs(monkeypatch):
     """Run as little as a fit needs; no test asserts what real times are."""
     monkeypatch.setattr(latency_runs, "_WARM_UP", 1)
     monkeypatch.setattr(latency, "_RUNS_PER_LAYER", 1)
-    monkeypatch.setitem(latency_networks._GATES, "onnx", 1)
+    monkeypatch.setattr(latency_networks, "_GATES", {"torch": 8, "onnx": 1, "onnx-int8": 1})
 
 
 class MadeUpNetwork:
@@ -159,15 +159,16 @@ def test_own_gate_and_exits():
 
 def test_onnx_has_the_same_parts():
     pytest.importorskip("onnxruntime")
-    net = network(ResNet, bits=(0, 32))
+    net = network(ResNet, bits=(0, 8, 32))
     net.set_exits((2,))
-    ours, theirs = (
-        dfs_rl.profile(net, batch_sizes=[1, 12], calls=20, runtime=r) for r in ("torch", "onnx")
+    ours, *theirs = (
+        dfs_rl.profile(net, batch_sizes=[1, 12], calls=20, runtime=runtime)
+        for runtime in ("torch", "onnx", "onnx-int8")
     )
-    names = [[(p.part, p.layer, p.bits) for p in profile.parts] for profile in (ours, theirs)]
-    assert names[0] == names[1]
-    assert theirs.runtime == "onnx"
-    assert theirs.versions[0].startswith("onnxruntime ")
+    names = [[(p.part, p.layer, p.bits) for p in profile.parts] for profile in (ours, *theirs)]
+    assert names[0] == names[1] == names[2]
+    assert [profile.runtime for profile in theirs] == ["onnx", "onnx-int8"]
+    assert all(profile.versions[0].startswith("onnxruntime ") for profile in theirs)
 
 
 def stored(folder):
