@@ -221,36 +221,30 @@ def _compare(
 
 
 def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
-    shares: dict[tuple[str, int], tuple[float, float]] = {}  # MACs and cost
-
-    def add(name: str, bits: int, macs: float, cost: float) -> None:
-        before = shares.get((name, bits), (0.0, 0.0))
-        shares[name, bits] = before[0] + macs, before[1] + cost
-
-    if records.gate_macs > 0:
-        taken = records.gate_macs_taken
-        macs = records.gate_macs if taken is None else taken.mean().item()
-        add("gate", FULL, macs, costs.gate_cost(macs))
+    """Return the mean cost of the gate and of all parts that are not gated."""
 
     def mean_runs(runs: Callable[[Tensor], Tensor]) -> float:
         """Return the mean number of passes of an image in which a part runs, given their layers."""
+        return records.total(lambda o: runs(costs.n_layers_run(o)).double()).mean().item()
 
-        def of_pass(options: Tensor) -> Tensor:
-            return runs(costs.n_layers_run(options)).double()
-
-        total = of_pass(records.options)
-        if records.earlier is not None:
-            total = total + records.earlier.total(of_pass)
-        return total.mean().item()
-
+    parts: list[tuple[str, int, float, float]] = []  # name, bits, MACs and cost
+    if records.gate_macs > 0:
+        taken = records.gate_macs_taken
+        macs = records.gate_macs if taken is None else taken.mean().item()
+        parts.append(("gate", FULL, macs, costs.gate_cost(macs)))
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
         runs = mean_runs(partial(torch.ge, other=needed))
-        add(part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs)
+        parts.append((part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs))
     for exit_ in costs.exits:
         leaves = mean_runs(partial(torch.eq, other=exit_.after))
         if leaves > 0:
-            add("exits", exit_.bits, exit_.macs * leaves, costs.part_cost(exit_) * leaves)
+            cost = costs.part_cost(exit_) * leaves
+            parts.append(("exits", exit_.bits, exit_.macs * leaves, cost))
+    shares: dict[tuple[str, int], tuple[float, float]] = {}
+    for name, bits, macs, cost in parts:
+        before = shares.get((name, bits), (0.0, 0.0))
+        shares[name, bits] = before[0] + macs, before[1] + cost
     return tuple(
         CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(cost))
         for (name, bits), (macs, cost) in shares.items()
