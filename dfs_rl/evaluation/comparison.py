@@ -34,7 +34,7 @@ from dfs_rl.evaluation.grouping import (
     group_by_gate,
 )
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
+from dfs_rl.evaluation.pareto import pareto_curves
 from dfs_rl.evaluation.summary import PerImageResults
 from dfs_rl.evaluation.timing import CostName
 from dfs_rl.evaluation.verdict import with_cost_tolerance
@@ -90,9 +90,8 @@ def compare_runs(
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
-    curves = list(pareto_curves(families, reference_point))
-    classes, class_of_image = _image_difficulty(runs[0])
-    shares = torch.bincount(class_of_image, minlength=len(classes)).double() / len(class_of_image)
+    curves, curve_pairs = pareto_curves(families, reference_point)
+    classes, shares, by_difficulty = _difficulty(runs[0], gates, named)
     asked = {run.settings.get(name) for run in runs for name in BUDGETS} - {None}
     budgets = sorted({float(str(budget)) for budget in asked})
     about = runs[0].summary
@@ -106,17 +105,14 @@ def compare_runs(
         references=tuple(references),
         budgets=results_at_budgets(budgets, points, running, correct),
         pairs=tuple(_pairs(named, gates)),
-        curves=tuple(measured.curve for measured in curves),
-        curve_pairs=tuple(curve_pairs(curves)),
+        curves=curves,
+        curve_pairs=curve_pairs,
         reference_accuracy=reference_point.accuracy,
         reference_computation=reference_point.computation,
         trainings=tuple(_training_cost(*item) for item in families.items()),
         difficulty=classes,
-        difficulty_shares=tuple(shares.tolist()),
-        computation_by_difficulty=tuple(
-            _computation_by_difficulty(gate, named[gate.label], class_of_image, len(classes))
-            for gate in gates
-        ),
+        difficulty_shares=shares,
+        computation_by_difficulty=by_difficulty,
         pareto_front=tuple(point.label for point, *_ in fronts["computation"]),
         verdict=(),
         failed=dict(failed or {}),
@@ -249,27 +245,33 @@ def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
             yield Pair(first=first.label, second=second.label, **difference._asdict())
 
 
-def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
-    """Return the difficulty classes, and the class of each reported image, int64 ``[n]``.
+def _difficulty(
+    run: EvaluatedRun, gates: Sequence[Point], named: Groups
+) -> tuple[tuple[str, ...], tuple[float, ...], tuple[ComputationByDifficulty, ...]]:
+    """Return the difficulty classes, the share of images in each, and the gates' costs there.
 
-    It is the cheapest uniform setting that is right, apart from the one that skips every layer.
+    The class of an image is the cheapest uniform setting that is right, apart from the one that
+    skips every layer.
     """
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
     fixed.sort(key=lambda method: method.computation)
     correct = torch.stack([run.results.reported[m.key].correct > 0 for m in fixed])
     last = torch.ones(1, correct.shape[1], dtype=torch.bool)
-    first_correct = torch.cat([correct, last]).int().argmax(dim=0)
-    return (*(m.label for m in fixed), "none is right"), first_correct
-
-
-def _computation_by_difficulty(
-    gate: Point, group: Sequence[EvaluatedRun], class_of_image: Tensor, n_classes: int
-) -> ComputationByDifficulty:
-    costs = torch.stack([run.results.reported[GATE].computation for run in group]).double()
-    mean = costs.mean(dim=0)  # [n]
-    members = [mean[class_of_image == i] for i in range(n_classes)]
-    relative = (float(m.mean() / mean.mean()) if len(m) >= _MIN_IMAGES else None for m in members)
-    return ComputationByDifficulty(label=gate.label, family=gate.family, relative=tuple(relative))
+    class_of_image = torch.cat([correct, last]).int().argmax(dim=0)
+    classes = (*(m.label for m in fixed), "none is right")
+    counts = torch.bincount(class_of_image, minlength=len(classes))
+    found = []
+    for gate in gates:
+        costs = [one.results.reported[GATE].computation for one in named[gate.label]]
+        mean = torch.stack(costs).double().mean(dim=0)  # [n]
+        relative = tuple(
+            float(mean[class_of_image == i].mean() / mean.mean()) if n >= _MIN_IMAGES else None
+            for i, n in enumerate(counts.tolist())
+        )
+        found.append(
+            ComputationByDifficulty(label=gate.label, family=gate.family, relative=relative)
+        )
+    return classes, tuple((counts.double() / len(class_of_image)).tolist()), tuple(found)
 
 
 def _training_cost(label: str, family: Sequence[EvaluatedRun]) -> TrainingCost:
