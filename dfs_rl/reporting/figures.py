@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
@@ -206,10 +205,3 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
         bottom += percent
     style.option_legend(axes, axes, "center left", (1.0, 0.5))
     return figure
-
-
-def option_histogram_image(
-    histogram: Sequence[Sequence[float]], options: BitOptions
-) -> NDArray[np.uint8]:
-    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
-    return style.to_array(options_plot(histogram, options))

@@ -145,14 +145,6 @@ def short_middle(text: str, length: int) -> str:
     return f"{text[: length - 1 - end]}…{text[-end:]}"
 
 
-def legend_name(text: str) -> str:
-    """Return a name for a legend, cut to a maximum length.
-
-    A leading underscore gets a space before it, because matplotlib omits such names.
-    """
-    return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
-
-
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of ``width`` x ``height`` inches, rendered with Agg."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")

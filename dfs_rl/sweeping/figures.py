@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
@@ -39,12 +39,8 @@ _ABOUT = {
 }
 
 
-class SweepFigure(NamedTuple):
-    """Section of a report."""
-
-    title: str
-    about: str
-    pictures: Sequence[Picture]
+SweepFigure = tuple[str, str, Sequence[Picture]]
+"""Title, explanation and pictures of a section of the report."""
 
 
 def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
@@ -59,7 +55,7 @@ def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
     }
     for title, draw in sections.items():
         if pictures := list(draw(record)):
-            figures.append(SweepFigure(title, _ABOUT[title], pictures))
+            figures.append((title, _ABOUT[title], pictures))
     return figures
 
 
@@ -140,7 +136,7 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
         style.to_png(figure), text, [hover_point(axes, *tooltip) for tooltip in tooltips]
     )
     about = f"Every point of every trial on val{bars_text}."
-    return SweepFigure("Accuracy against computation", about, [picture])
+    return "Accuracy against computation", about, [picture]
 
 
 def _ends(points: Sequence[CurvePoint]) -> str:

@@ -15,7 +15,6 @@ from dfs_rl.gating.passes import EarlierPasses
 from dfs_rl.reporting import style
 from dfs_rl.reporting.figures import (
     accuracy_plot,
-    option_histogram_image,
     options_plot,
     write_figures,
 )
@@ -128,7 +127,7 @@ def test_options_plot_for_few_and_many_layers(layers):
 
 def test_histogram_image_has_colours_of_options():
     certain = [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
-    image = option_histogram_image(certain, BIT_OPTIONS)
+    image = style.to_array(options_plot(certain, BIT_OPTIONS))
     assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
     seen = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist()}
     colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(BIT_OPTIONS)]
