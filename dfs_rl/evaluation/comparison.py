@@ -84,7 +84,7 @@ def compare_runs(
     }
     timing = runs[0].summary.timing
     costs: tuple[CostName, ...] = ("computation",) if timing is None else get_args(CostName)
-    fronts = {cost: _pareto_front([*running, *points], correct, cost) for cost in costs}
+    fronts = {cost: _front([*running, *points], correct, cost) for cost in costs}
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
@@ -113,14 +113,13 @@ def compare_runs(
         difficulty=classes,
         difficulty_shares=shares,
         computation_by_difficulty=by_difficulty,
-        pareto_front=tuple(point.label for point, *_ in fronts["computation"]),
+        pareto_front=tuple(fronts["computation"]),
         verdict=(),
         failed=dict(failed or {}),
         timing=timing,
-        pareto_front_milliseconds=tuple(p.label for p, *_ in fronts.get("milliseconds", [])),
+        pareto_front_milliseconds=tuple(fronts.get("milliseconds", ())),
     )
-    n_tied = {c: {point.label: len(tied) for point, *tied in f} for c, f in fronts.items()}
-    return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
+    return replace(comparison, verdict=tuple(comparison_verdict(comparison, fronts)))
 
 
 def _unique_baselines(baselines: Iterator[tuple[str, Point, Tensor]]) -> list[tuple[Point, Tensor]]:
@@ -219,17 +218,16 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
     return _LEARNED if key == GATE else _BOX_LINE
 
 
-def _pareto_front(
-    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName = "computation"
-) -> list[list[Point]]:
-    """Return each point recommended as the allowed cost grows, followed by those tied with it."""
-    kept: list[list[Point]] = []
+def _front(
+    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName
+) -> dict[str, int]:
+    """Return the labels recommended as the allowed cost grows, with the number of tied points."""
+    front: dict[str, int] = {}
     for allowed in sorted({point.selection_cost(cost) for point in points}):
         within = [point for point in points if point.selection_cost(cost) <= allowed]
-        tied = select_points(within, correct, cost)
-        if tied[0] not in [taken for taken, *_ in kept]:
-            kept.append(tied)
-    return kept
+        best, *tied = select_points(within, correct, cost)
+        front.setdefault(best.label, len(tied))
+    return front
 
 
 def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:

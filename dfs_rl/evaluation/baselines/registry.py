@@ -10,7 +10,7 @@ A module of your own adds one::
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final, Literal
+from typing import Literal
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import FULL, SKIP, BitOptions
@@ -29,7 +29,6 @@ from dfs_rl.utils.registry import Registry
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
 """``fixed`` has its own cost, ``matched`` that of the gate; ``oracle`` needs the labels."""
-_SPLITS: Final = ("reported", "selection")
 OutputCache = dict[tuple[str, bool], PassOutputs]
 """Outputs of ``rule_settings`` by the name of the split and whether the images are mirrored."""
 
@@ -73,9 +72,13 @@ class EvaluationSetup:
     @cached_property
     def uniform(self) -> list[MethodResult]:
         """Results of each bit option at all layers, on both splits."""
-        options = self.backbone.options
-        outputs = (self.outputs(split).select(range(len(options))) for split in _SPLITS)
-        return uniform_baselines(options, *outputs)
+        options, reported, selection = (
+            self.backbone.options,
+            self.outputs(),
+            self.outputs("selection"),
+        )
+        first = range(len(options))
+        return uniform_baselines(options, reported.select(first), selection.select(first))
 
     @cached_property
     def _settings(self) -> Sequence[RulePass]:
