@@ -151,11 +151,8 @@ def _mark(gain: Spread) -> str:
 def trial_table(record: SweepRecord) -> pd.DataFrame:
     """Return all trials, the best values first and trials without a value last."""
     labels = record.file.objective.labels
-    (name, mode), *_ = record.file.objective.modes.items()
-    sign = -1 if mode == "max" else 1
-    ranked = sorted(
-        record.trials, key=lambda t: sign * t.values[name] if name in t.values else float("inf")
-    )
+    name = next(iter(record.file.objective.modes))  # which is maximized
+    ranked = sorted(record.trials, key=lambda trial: -trial.values.get(name, float("-inf")))
     rows = [
         {
             "trial": trial.name,

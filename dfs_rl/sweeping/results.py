@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 from ray.tune import Result
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
-from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.evaluation.curves import CurvePoint, pareto_front
 from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.space import encode_value, optuna_distribution, with_settings
 from dfs_rl.sweeping.spec import SweepFile
@@ -219,21 +219,12 @@ def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ..
 
     With two objectives, only the non-dominated trials, the most accurate one first.
     """
-    signs = {name: 1 if mode == "max" else -1 for name, mode in file.objective.modes.items()}
-    finished = {
-        trial.name: [sign * trial.values[name] for name, sign in signs.items()]
-        for trial in trials
-        if trial.status == "finished"
-    }
-
-    def is_dominated(values: Sequence[float]) -> bool:
-        return any(
-            other != values and all(a >= b for a, b in zip(other, values, strict=True))
-            for other in finished.values()
-        )
-
-    ranked = sorted(finished, key=lambda name: finished[name][0], reverse=True)
-    return tuple(name for name in ranked if len(signs) == 1 or not is_dominated(finished[name]))
+    finished = {trial.name: trial.values for trial in trials if trial.status == "finished"}
+    if file.objective.name == "pareto_front":
+        front = pareto_front([CurvePoint(**values) for values in finished.values()])
+        finished = {n: values for n, values in finished.items() if CurvePoint(**values) in front}
+    name = next(iter(file.objective.modes))  # which is maximized
+    return tuple(sorted(finished, key=lambda trial: finished[trial][name], reverse=True))
 
 
 def study_of(

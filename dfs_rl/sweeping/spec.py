@@ -11,7 +11,9 @@ from pydantic import Field
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.sweeping.commands import CommandName, Config, check, config_type_of
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.sweeping.commands import CommandName, Config, check
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
 from dfs_rl.utils.config import (
@@ -151,7 +153,7 @@ class SweepFile:
     @property
     def config_type(self) -> type[Config]:
         """Configuration of the command."""
-        return config_type_of(self.command)
+        return GATE_COMMANDS[self.command] if self.trains_gates else TrainBackboneConfig
 
     @property
     def trains_gates(self) -> bool:
