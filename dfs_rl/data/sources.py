@@ -42,19 +42,12 @@ Rows = Iterator[tuple[int, ImageData, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Train or test images of a data set.
+    """Train or test images of a data set."""
 
-    Attributes:
-        origin: Location of the source, for messages.
-        labels: Class of every row, int64 ``[n]``, not negative.
-        class_names: Name of each class, or None if the source has only numbers.
-        read: Function that yields the rows selected by a mask, bool ``[n]``, in order.
-    """
-
-    origin: str
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...] | None
-    read: Callable[[NDArray[np.bool_]], Rows]
+    origin: str  # location, for messages
+    labels: NDArray[np.int64]  # class of every row, [n], not negative
+    class_names: tuple[str, ...] | None  # None if the source has only numbers
+    read: Callable[[NDArray[np.bool_]], Rows]  # yields the rows of a mask [n], in order
 
     def __post_init__(self) -> None:
         check_text(*(self.class_names or ()))

@@ -47,8 +47,7 @@ _ON_COTRAINED = " on the co-trained backbone"
 """Suffix of the names of baselines and uniform settings on the co-trained backbone."""
 _BOX_LINE, _LEARNED = 100, 101
 """Complexities of a rule or exits, and of a gate; larger than that of any static bit table."""
-_DIGITS = (3, 4, 5)
-"""Candidate numbers of significant digits of the cost in a baseline's label."""
+_DIGITS = (3, 4, 5)  # candidate numbers of significant digits of the cost in a baseline's label
 
 
 def compare_runs(

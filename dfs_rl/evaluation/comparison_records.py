@@ -17,8 +17,7 @@ BEFORE = "_before"
 """Suffix of the keys of baselines on the backbone before co-training."""
 DEPLOYABLE_BASELINES = ("static_table", "cascade", "tuned_rule", "exits")
 """Keys of the baselines that can be deployed instead of a gate."""
-_GAINS = (*DEPLOYABLE_BASELINES, "patterns")
-"""Baselines whose gains are columns of ``to_frame``."""
+_GAINS = (*DEPLOYABLE_BASELINES, "patterns")  # baselines whose gains are columns of ``to_frame``
 _SOMETIMES = ("tuned_rule", "exits")
 """Those that are columns only if a gate has several passes, or if the network has exits."""
 

@@ -20,8 +20,7 @@ from dfs_rl.evaluation.metrics import Interval, interval, mean, resampled_means
 
 _NEARLY_ALL = 0.95
 """Share of draws in which a curve must reach a computation to have an interval there."""
-_Curves = list[list[CurvePoint]]
-"""Points of the curve of each seed."""
+_Curves = list[list[CurvePoint]]  # points of the curve of each seed
 _Measured = tuple[Curve, dict[object, float], list[float]]
 """A curve, its hypervolume for each seed, and those of bootstrap draws, averaged over seeds."""
 

@@ -20,8 +20,7 @@ from dfs_rl.gating.rules import Rule
 
 _MOST_STEPS, _GRID_POINTS = 200, 10_000
 """Largest number of thresholds of a pass, and of the combinations for a sequence."""
-_ALWAYS = 2.0
-"""Threshold below which all images are: no probability is above 1."""
+_ALWAYS = 2.0  # threshold below which all images are: no probability is above 1
 _LIKELIHOOD_WEIGHT = 0.1
 """Weight of the mean log-likelihood beside the accuracy in [0, 1].
 

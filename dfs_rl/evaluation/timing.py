@@ -11,10 +11,8 @@ from dfs_rl.utils.io import json_bytes
 
 CostName = Literal["computation", "milliseconds"]
 """Field of a result that tells its cost: computed, in percent, or measured."""
-_NATIVE_BITS = 8
-"""The least bits that CPUs and GPUs compute with."""
-_CLEAR_GAIN = 0.05
-"""Share of the time that a bit option must save to count as faster."""
+_NATIVE_BITS = 8  # the least bits that CPUs and GPUs compute with
+_CLEAR_GAIN = 0.05  # share of the time that a bit option must save to count as faster
 _MAX_GATE_RATIO = 1.5
 """Ratio of the MACs of two gates up to which their times are taken to be in proportion."""
 

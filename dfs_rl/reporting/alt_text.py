@@ -10,10 +10,8 @@ from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting.frontier import Method, point_text, ranked_methods
 from dfs_rl.reporting.style import option_name
 
-_MOST_POINTS = 12
-"""Maximum number of uniform settings or gates that a text names."""
-_LEAST = 0.005
-"""Smallest share of an option that a text names."""
+_MOST_POINTS = 12  # maximum number of uniform settings or gates that a text names
+_LEAST = 0.005  # smallest share of an option that a text names
 
 
 def of_pareto_plot(comparison: ComparisonOfRuns, cost: CostName = "computation") -> str:

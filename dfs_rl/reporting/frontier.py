@@ -33,8 +33,7 @@ _COLUMNS, _PANEL_HEIGHT, _FRAME_HEIGHT = 4, 1.65, 1.1
 """Panels in a row, height of a panel, and height around all of them, in inches."""
 _MARKER, _SMALL_MARKER, _MANY = 7.0, 4.5, 8
 """Normal and small marker size in points, and number of a method's points up to the normal one."""
-_PANEL_NAME = 24
-"""Maximum number of characters of a method's name above its panel."""
+_PANEL_NAME = 24  # maximum number of characters of a method's name above its panel
 
 
 class Method(NamedTuple):

@@ -39,8 +39,7 @@ METHOD_STYLES = ((VERMILION, "*"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
 """Colour and marker of each method in colour; more colours are not distinguishable by everyone."""
 _TICK_STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Ticks of a decade, coarsest first."""
-_ALONE = 6
-"""Number of decades from which the powers of ten are ticks enough."""
+_ALONE = 6  # number of decades from which the powers of ten are ticks enough
 
 Line = list[tuple[float, float]]
 """Polyline, in data units."""

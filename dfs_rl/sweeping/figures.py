@@ -22,13 +22,10 @@ from dfs_rl.reporting.render import Picture, hover_point
 from dfs_rl.sweeping.results import RetrainedRecord, SweepRecord, comparable_study, study_of
 
 _WIDTH, _HEIGHT = 8.0, 4.8  # inches
-_PANELS = 4
-"""Maximum number of settings side by side in a slice plot."""
+_PANELS = 4  # maximum number of settings side by side in a slice plot
 _PANEL = (6.4, 3.6)  # twice the width of a panel, and its height
-_COLOURS = [colour for colour, _ in style.METHOD_STYLES]
-"""Colours of the best trials."""
-_LETTERS = 12
-"""Maximum number of characters of a choice."""
+_COLOURS = [colour for colour, _ in style.METHOD_STYLES]  # colours of the best trials
+_LETTERS = 12  # maximum number of characters of a choice
 _ABOUT = {
     "Parallel coordinates": "Each line is a trial with a value, the darker the better.",
     "Setting by setting": "A point for each trial, the darker the later. Trials that were stopped "

@@ -16,12 +16,9 @@ from dfs_rl.reporting.tables import Groups, aligned_table, filled
 from dfs_rl.sweeping.figures import SweepFigure
 from dfs_rl.sweeping.results import DEFAULTS, SweepRecord, TrialRecord, TrialStatus
 
-_MAX_NAMED = 5
-"""Maximum number of trials or settings that a sentence names."""
-_MAX_COLUMNS = 4
-"""Maximum number of best trials in the printed table."""
-_MAX_LETTERS = 18
-"""Maximum number of characters of a printed setting."""
+_MAX_NAMED = 5  # maximum number of trials or settings that a sentence names
+_MAX_COLUMNS = 4  # maximum number of best trials in the printed table
+_MAX_LETTERS = 18  # maximum number of characters of a printed setting
 
 
 def summary(record: SweepRecord) -> list[str]:

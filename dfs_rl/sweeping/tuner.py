@@ -51,8 +51,7 @@ from dfs_rl.utils.ray import ray_deprecations_ignored
 _SEARCH = "search"
 _KEPT = 2
 """Number of checkpoints to keep per trial; one remains while another is written."""
-_EVERY = 30.0
-"""Seconds between two lines about running trials."""
+_EVERY = 30.0  # seconds between two lines about running trials
 _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
