@@ -65,11 +65,11 @@ def compare_runs(
     family_of = {run: label for label, family in families.items() for run in family}
     gates = [_gate_point(label, family_of[group[0]], group) for label, group in named.items()]
     baselines = _unique_baselines(
-        (label, _baseline_point(group[0], key), _on_selection(group[:1], key))
+        (label, _baseline_point(group[0], key), group[0].selection[key].correct)
         for label, group in named.items()
         for name in DEPLOYABLE_BASELINES
         for key in (name, f"{name}{BEFORE}")
-        if key in group[0].results.reported
+        if key in group[0].reported
     )
     points = sorted([*gates, *(point for point, _ in baselines)], key=_cost)
     plain = next((run for run in runs if not run.is_cotrained), runs[0])
@@ -77,9 +77,12 @@ def compare_runs(
     references = sorted((_baseline_point(plain, key) for key in uniform), key=_cost)
     running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
-        **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
+        **{
+            label: _mean_correct([run.selection[GATE] for run in group])
+            for label, group in named.items()
+        },
         **{point.label: theirs for point, theirs in baselines},
-        **{point.label: _on_selection([plain], point.kind) for point in running},
+        **{point.label: plain.selection[point.kind].correct for point in running},
     }
     timing = runs[0].summary.timing
     costs: tuple[CostName, ...] = ("computation",) if timing is None else get_args(CostName)
@@ -150,8 +153,8 @@ def _point(group: Sequence[EvaluatedRun], key: str, **fields: Any) -> Point:  # 
     def means(results: Sequence[PerImageResults], name: str) -> list[float]:
         return [float(getattr(result, name).double().mean()) for result in results]
 
-    reported = [run.results.reported[key] for run in group]
-    chosen = [run.results.selection[key] for run in group]
+    reported = [run.reported[key] for run in group]
+    chosen = [run.selection[key] for run in group]
     if all(run.summary.timing is not None for run in group):
         fields["milliseconds"] = spread(means(reported, "milliseconds"))
         fields["selection_milliseconds"] = statistics.fmean(means(chosen, "milliseconds"))
@@ -178,7 +181,7 @@ def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point
     gains: dict[str, Spread] = {}
     better_than, tied = [], []
     for key in [m.key for m in methods if m.role == "matched" and not m.key.endswith(BEFORE)]:
-        if all(key in run.results.reported for run in group):
+        if all(key in run.reported for run in group):
             gains[key], is_better, is_tied = _gain_over(group, key)
             if is_tied:
                 tied.append(key)
@@ -189,13 +192,10 @@ def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point
 
 def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, bool]:
     """Return the gain over a baseline, if it is significant, and if images show no difference."""
-    baselines = [run.best_reported(key).correct for run in group]
-    pairs = [
-        (run.results.reported[GATE].correct.double(), theirs.double())
-        for run, theirs in zip(group, baselines, strict=True)
-    ]
-    gain = spread([100.0 * float((ours - theirs).mean()) for ours, theirs in pairs])
-    images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
+    results = [(run.reported[GATE], run.best_reported(key)) for run in group]
+    changes = [ours.correct.double() - theirs.correct.double() for ours, theirs in results]
+    gain = spread([100.0 * float(change.mean()) for change in changes])
+    images = paired_difference(*map(_mean_correct, zip(*results, strict=True)))
     return gain, gain.is_significant and images.low > 0, images.low <= 0 <= images.high
 
 
@@ -238,7 +238,9 @@ def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
             continue  # points of one curve, or gates of different budgets
         less, more = sorted(map(_cost, pair))
         if more <= with_cost_tolerance(less):
-            difference = paired_difference(*(_mean_correct(named[gate.label]) for gate in pair))
+            groups = (named[gate.label] for gate in pair)
+            correct = (_mean_correct([run.reported[GATE] for run in group]) for group in groups)
+            difference = paired_difference(*correct)
             yield Pair(first=first.label, second=second.label, **difference._asdict())
 
 
@@ -252,14 +254,14 @@ def _difficulty(
     """
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
     fixed.sort(key=lambda method: method.computation)
-    correct = torch.stack([run.results.reported[m.key].correct > 0 for m in fixed])
+    correct = torch.stack([run.reported[m.key].correct > 0 for m in fixed])
     last = torch.ones(1, correct.shape[1], dtype=torch.bool)
     class_of_image = torch.cat([correct, last]).int().argmax(dim=0)
     classes = (*(m.label for m in fixed), "none is right")
     counts = torch.bincount(class_of_image, minlength=len(classes))
     found = []
     for gate in gates:
-        costs = [one.results.reported[GATE].computation for one in named[gate.label]]
+        costs = [one.reported[GATE].computation for one in named[gate.label]]
         mean = torch.stack(costs).double().mean(dim=0)  # [n]
         relative = tuple(
             float(mean[class_of_image == i].mean() / mean.mean()) if n >= _MIN_IMAGES else None
@@ -283,14 +285,9 @@ def _training_cost(label: str, family: Sequence[EvaluatedRun]) -> TrainingCost:
     )
 
 
-def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
-    """Return the share of seeds correct on each image of the selection split, ``[n]``."""
-    return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
-
-
-def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
-    """Return the share of seeds whose gate is correct on each reported image, ``[n]``."""
-    return torch.stack([run.results.reported[GATE].correct for run in group]).mean(dim=0)
+def _mean_correct(results: Sequence[PerImageResults]) -> Tensor:
+    """Return the share of seeds that are correct on each image, ``[n]``."""
+    return torch.stack([result.correct for result in results]).mean(dim=0)
 
 
 def _cost(point: Point) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
-from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, SplitResults
+from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, Results
 from dfs_rl.evaluation.timing import CostName, Timing
 
 GATE = "gate"
@@ -35,12 +35,13 @@ class EvaluatedRun:
     images_seen: int  # number of training images, repeats counted
     seconds: float | None  # training time, None if not recorded
     summary: EvaluationSummary
-    results: SplitResults
+    reported: Results
+    selection: Results
 
     @property
     def is_cotrained(self) -> bool:
         """True if the backbone was trained together with the gate."""
-        return any(key.endswith(BEFORE) for key in self.results.reported)
+        return any(key.endswith(BEFORE) for key in self.reported)
 
     def best_reported(self, key: str) -> PerImageResults:
         """Return the results of a method on the reported split.
@@ -48,10 +49,9 @@ class EvaluatedRun:
         A co-trained gate has each baseline before and after co-training; the more accurate one on
         the selection split counts.
         """
-        chosen = self.results.selection
-        keys = [k for k in (key, f"{key}{BEFORE}") if k in chosen]
-        best = max(keys, key=lambda k: float(chosen[k].correct.double().mean()), default=key)
-        return self.results.reported[best]
+        chosen = {k: self.selection[k] for k in (key, f"{key}{BEFORE}") if k in self.selection}
+        best = max(chosen, key=lambda k: float(chosen[k].correct.double().mean()), default=key)
+        return self.reported[best]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def _measured_curves(families: Groups, reference_point: CurvePoint) -> Iterator[
             there = [
                 i
                 for i in range(len(keys))
-                if all(method in runs[i].results.reported for runs in complete.values())
+                if all(method in runs[i].reported for runs in complete.values())
             ]
             if there:
                 runs = {seed: [runs[i] for i in there] for seed, runs in complete.items()}

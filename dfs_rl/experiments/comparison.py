@@ -292,6 +292,7 @@ def _evaluate_at(
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     plots = evaluation.path.parent / run.plots_dir.name
     before = run.path / BEFORE_FOLDER  # the backbone that the gate was given
+    reported, selection = load_per_image_results(evaluation.results_path)
     return EvaluatedRun(
         path=str(run.path),
         settings=settings,
@@ -302,7 +303,8 @@ def _evaluate_at(
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,
-        results=load_per_image_results(evaluation.results_path),
+        reported=reported,
+        selection=selection,
     )
 
 

@@ -212,7 +212,7 @@ def evaluate_run(
         path.unlink(missing_ok=True)
         evaluation = Evaluation(summary, path)
         per_image = per_image_results_of(methods, costs, measured)
-        save_per_image_results(evaluation.results_path, per_image)
+        save_per_image_results(evaluation.results_path, *per_image)
         plots = output_folder / folder.plots_dir.name
         write_figures(plots, figure_prefix(config, only), summary, examples)
         # Written last: a summary implies that its figures exist.

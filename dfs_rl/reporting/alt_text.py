@@ -77,7 +77,7 @@ def of_options(run: EvaluatedRun, label: str) -> str:
 
 def of_images(run: EvaluatedRun, label: str) -> str:
     """Return the range of the cost of images, and the accuracies on the cheap and costly halves."""
-    results = run.results.reported["gate"]
+    results = run.reported["gate"]
     spent, correct = results.computation.double(), results.correct.double()
     order, half = spent.argsort(stable=True), len(spent) // 2
     most = f"{spent.max():.3g} % {run.summary.cost_model}"

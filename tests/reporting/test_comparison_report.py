@@ -285,10 +285,10 @@ def test_texts_of_a_gate_have_the_numbers():
     )
     same = alt_text.of_images(run, "PPO")
     assert same == "Images and the bits of PPO at each layer. All cost 0.8 % computation."
-    reported = dict(run.results.reported)
+    reported = dict(run.reported)
     spent = torch.where(torch.arange(200) < 100, 0.5, 2.0)  # the first 150 are right
     reported["gate"] = PerImageResults(reported["gate"].correct, spent)
-    varied = replace(run, results=run.results._replace(reported=reported))
+    varied = replace(run, reported=reported)
     assert "Images cost 0.5 to 2 % computation" in alt_text.of_images(varied, "PPO")
     assert "100.0 % of the cheaper half and 50.0 % of the other half" in alt_text.of_images(
         varied, "PPO"
