@@ -147,7 +147,7 @@ def load_dataset(
     lengths = list(map(len, plan.values()))
     array = ImageArray(sum(lengths), image_size=image_size)
     own_test = [] if test is None else [(test, plan.pop("test"))]
-    labels = []
+    labels: list[NDArray[np.int64]] = []
     for source, rows in [(train, np.concatenate(list(plan.values()))), *own_test]:
         _fill(array, sum(map(len, labels)), source, rows)
         labels.append(source.labels[rows])

@@ -334,7 +334,7 @@ def _sections(
 ) -> list[dict[str, object]]:
     """Return each gate's figures, commands and settings."""
     by_point = {(run.path, run.settings.get("budget")): run for run in runs}
-    sections = []
+    sections: list[dict[str, object]] = []
     for point in comparison.points:
         if point.kind != GATE:
             continue

@@ -62,8 +62,8 @@ def images_plot(
             left = 0.16 + column * _COLUMN
             axes = figure.add_axes((left / width, (top - 1) / height, 1 / width, 1 / height))
             classes = (int(values[index]) for values in (records.predictions, records.labels))
-            _draw_image(axes, images[index].cpu().numpy(), passes(index), options)
-            _write_captions(axes, float(computation[index]), *(class_names[i] for i in classes))
+            strip = _draw_image(axes, images[index].cpu().numpy(), passes(index), options)
+            _write_captions(strip, float(computation[index]), *(class_names[i] for i in classes))
     handles = [
         Patch(facecolor=colour, label=name)
         for name, colour in style.action_styles(options, len(options))
@@ -104,8 +104,8 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _draw_image(
     axes: Axes, image: NDArray[np.uint8], passes: Sequence[Sequence[int]], options: BitOptions
-) -> None:
-    """Draw an image of an inch, with the bits of each pass below.
+) -> Axes:
+    """Draw an image of an inch, with the bits of each pass below; return the axes of the last one.
 
     A pass has the index of the option of each layer; the number of options after an exit.
     """
@@ -124,16 +124,16 @@ def _draw_image(
                 look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 5.5}
                 look["color"] = style.text_colour(colours[option])
                 strip.text(layer + 0.46, 0.5, str(options[option]), **look)
+    return strip
 
 
-def _write_captions(axes: Axes, computation: float, prediction: str, label: str) -> None:
-    """Write the cost and the prediction of an image below its bits."""
+def _write_captions(strip: Axes, computation: float, prediction: str, label: str) -> None:
+    """Write the cost and the prediction of an image below the bits of its last pass."""
     right = prediction == label
     prediction, label = (style.short_middle(name, _NAME_LENGTH) for name in (prediction, label))
     caption = prediction if right else f"says {prediction}, is {label}"
     if not right and len(caption) > _LINE_LENGTH:
         caption = f"says {prediction},\nis {label}"
-    strip = axes.child_axes[-1]  # of the last pass
     look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
     look["transform"] = strip.transAxes
     strip.text(0.5, -0.2, f"{computation:.2f} %", weight="bold", **look)
