@@ -30,8 +30,7 @@ def epoch_batches(
         )
     order = torch.from_numpy(numpy_generator("epoch_batches", seed, epoch).permutation(n))
     end = n - n % batch_size if drop_last else n
-    for start in range(0, end, batch_size):
-        yield order[start : min(start + batch_size, end)]
+    yield from order[:end].split(batch_size)
 
 
 def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:

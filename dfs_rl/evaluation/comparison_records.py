@@ -193,10 +193,7 @@ class ComputationByDifficulty:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOfRuns:
-    """All figures of a comparison of runs.
-
-    Choices are made on the selection split, never on the reported one.
-    """
+    """All figures of a comparison of runs; all choices are made on the selection split."""
 
     dataset: str
     split: str  # the reported split

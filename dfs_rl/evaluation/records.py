@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
@@ -84,10 +85,7 @@ class GateRecords:
         options = self.options
         if self.earlier is not None:
             options = torch.cat([options, self.earlier.options[self.earlier.ran]])
-        n, layers = options.shape
-        flat = options + n_options * torch.arange(layers)  # one bin per layer and option
-        counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
-        return counts.view(layers, n_options).double() / n
+        return functional.one_hot(options, n_options).double().mean(dim=0)
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that take each exit, in [0, 1]."""

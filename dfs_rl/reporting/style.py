@@ -134,10 +134,7 @@ def option_name(bits: int) -> str:
 
 
 def short_middle(text: str, length: int) -> str:
-    """Return ``text`` cut to ``length`` characters in its middle.
-
-    Names with a common start stay distinguishable by their ends.
-    """
+    """Return ``text`` cut to ``length`` characters in its middle, since ends tell names apart."""
     if len(text) <= length:
         return text
     end = (length - 1) // 2
@@ -205,10 +202,7 @@ def draw_point(
 
 
 def readable_ticks(low: float, high: float, *, fewest: int = 4) -> list[float]:
-    """Return round values between ``low`` and ``high`` for a logarithmic axis, as 0.5, 1, 2, 5.
-
-    There are at least ``fewest`` if the range allows them.
-    """
+    """Return round values for a logarithmic axis, as 0.5, 1, 2, 5, if possible ``fewest``."""
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     for steps in _TICK_STEPS:
         ticks = [float(t) for t in np.outer(decades, steps).ravel() if low <= t <= high]

@@ -111,10 +111,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> pd.DataFrame:
 
 
 def retrained_table(record: SweepRecord) -> pd.DataFrame:
-    """Return the retrained configurations, with their values in the search.
-
-    A mark shows a gain or loss of more than two standard deviations over seeds.
-    """
+    """Return the retrained configurations; marks are gains beyond two standard deviations."""
     objective, rows = record.file.objective, []
     for again in record.retrained:
         for name, label in objective.labels.items():

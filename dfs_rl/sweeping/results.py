@@ -181,10 +181,7 @@ def _points(metrics: Mapping[str, Any]) -> tuple[CurvePoint, ...]:
 
 
 def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ...]:
-    """Return the names of the finished trials, the best one first.
-
-    With two objectives, only the non-dominated trials, the most accurate one first.
-    """
+    """Return the names of finished trials, the best first; of two objectives the Pareto front."""
     finished = {trial.name: trial.values for trial in trials if trial.status == "finished"}
     if file.objective.name == "pareto_front":
         front = pareto_front([CurvePoint(**values) for values in finished.values()])
@@ -244,10 +241,7 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
 
 
 def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the non-default settings that a configuration file needs to train with ``values``.
-
-    Seed and run folder are excluded.
-    """
+    """Return the settings that differ from the defaults, without seed and run folder, nested."""
     config = file.config(values)
     usual = flat_settings(usual_settings(config))
     chosen = {

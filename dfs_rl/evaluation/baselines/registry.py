@@ -72,12 +72,8 @@ class EvaluationSetup:
     @cached_property
     def uniform(self) -> list[MethodResult]:
         """Results of each bit option at all layers, on both splits."""
-        options, reported, selection = (
-            self.backbone.options,
-            self.outputs(),
-            self.outputs("selection"),
-        )
-        first = range(len(options))
+        options, first = self.backbone.options, range(len(self.backbone.options))
+        reported, selection = self.outputs("reported"), self.outputs("selection")
         return uniform_baselines(options, reported.select(first), selection.select(first))
 
     @cached_property
@@ -149,10 +145,7 @@ BASELINES: Registry[Baseline] = Registry("baseline")
 def register_baseline(
     name: str, *, applies: Callable[[EvaluationSetup], bool] = lambda _: True
 ) -> Callable[[Baseline], Baseline]:
-    """Return a decorator that adds a function to ``BASELINES``.
-
-    It runs, and its name is shown, only where ``applies`` is True.
-    """
+    """Return a decorator that adds a function to ``BASELINES``; it runs where it ``applies``."""
 
     def register(baseline: Baseline) -> Baseline:
         def run(setup: EvaluationSetup) -> Iterator[MethodResult]:

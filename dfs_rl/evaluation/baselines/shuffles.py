@@ -101,10 +101,7 @@ def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: in
 
 
 class ReplayGate:
-    """Gate that takes given decisions for consecutive batches of images.
-
-    ``answer`` is how the passes answer, see ``PassSettings``.
-    """
+    """Gate that takes given decisions for consecutive batches of images."""
 
     macs = 0.0
 
