@@ -234,7 +234,12 @@ def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate settings, every choice and both ends of every range against data and backbone."""
     given = read_yaml(path)
     with _located(given, str(path), "objective"):
-        _check_objective_unit(file)
+        unit = getattr(file.config({}), "budget_unit", "percent")
+        if file.objective.budget is not None and file.objective.budget_unit != unit:
+            raise ConfigError(
+                f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
+                f"{unit!r}; give both in one unit."
+            )
     with _located(given, str(path), "settings"):
         check(file.config({}), dataset)
     for name in file.search:
@@ -375,14 +380,4 @@ def _check_objective(file: SweepFile) -> None:
         raise ConfigError(
             "objective.name is 'pareto_front', but these gates learn all budgets and have no "
             "single point; set fixed_budget: true, or take hypervolume."
-        )
-
-
-def _check_objective_unit(file: SweepFile) -> None:
-    """Check that the budget of the objective is in the unit of the settings."""
-    theirs = getattr(file.config({}), "budget_unit", "percent")
-    if file.objective.budget is not None and file.objective.budget_unit != theirs:
-        raise ConfigError(
-            f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
-            f"{theirs!r}; give both in one unit."
         )

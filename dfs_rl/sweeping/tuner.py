@@ -114,9 +114,6 @@ def _experiment_name(plan: TrialPlan) -> str:
     return f"retrain-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
 
 
-# Searchers and schedulers
-
-
 def _trial_number(trial: Trial) -> int:
     """Return Tune's creation index of a trial; the list order can differ in a resumed sweep."""
     return int(str(trial.experiment_tag).split("_")[0])
@@ -202,9 +199,6 @@ def _param_space(plan: TrialPlan) -> dict[str, Any]:
     if plan.file.searcher != "random":
         return {}  # Optuna's searchers have their own
     return {name: tune_domain(domain) for name, domain in plan.file.search.items()}
-
-
-# Output
 
 
 class _ProgressTable(tune.Callback):
@@ -313,9 +307,6 @@ def _logged(path: Path) -> Iterator[None]:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.propagate = propagate
-
-
-# Checks before a sweep
 
 
 def check_storage(storage: str) -> None:
