@@ -233,8 +233,3 @@ class ComparisonOfRuns:
             rows.append(row)
         frame = pd.DataFrame(rows)  # None becomes NaN
         return frame.astype({name: float for name in frame if name.endswith(("_mean", "_sd"))})
-
-    @property
-    def families(self) -> list[str]:
-        """Labels of the gates without budgets, in the order of their colors in figures."""
-        return list(dict.fromkeys(point.family for point in self.points if point.kind == GATE))

@@ -72,7 +72,7 @@ def ranked_methods(comparison: ComparisonOfRuns) -> tuple[list[Method], list[Met
 
     names = sorted(points, key=quality, reverse=True)
     first = names[: len(style.METHOD_STYLES)]
-    gates = [name for name in names if name in comparison.families]
+    gates = [name for name in names if points[name][0].kind == GATE]
     if gates and gates[0] not in first:
         first[-1] = gates[0]
     coloured = [
