@@ -109,9 +109,11 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
         for trial in sorted(record.trials, key=lambda trial: trial.name in record.best)
         for point in trial.points
     ]
+    has_bars = False
     for again in record.retrained:
         colour, label = colours.get(again.name, style.INK), f"{again.name}, fresh seeds"
         for x, y in over_seeds(again):
+            has_bars |= y.deviation is not None
             bars: dict[str, Any] = {"xerr": x.deviation, "yerr": y.deviation}
             axes.errorbar(x.mean, y.mean, **bars, fmt="D", color=colour, mfc="white", label=label)
             text = f"{again.name}, fresh seeds: {spread_text(y)} % at {spread_text(x)} %"
@@ -121,9 +123,6 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
     style.log_ticks(axes)
     axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    has_bars = any(
-        y.deviation is not None for again in record.retrained for _, y in over_seeds(again)
-    )
     bars_text = "; bars are ± 1 standard deviation over fresh seeds" if has_bars else ""
     text = f"Accuracy against computation on val, {len(record.points)} points of all trials."
     text += f" Pareto front: {_ends(pareto_front(record.points))}."
