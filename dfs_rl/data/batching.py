@@ -27,7 +27,7 @@ def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> Iterator
             f"use {n} or less."
         )
     order = torch.from_numpy(numpy_generator("epoch_batches", seed, epoch).permutation(n))
-    yield from order[: n - n % batch_size].split(batch_size)
+    yield from torch.split(order[: n - n % batch_size], batch_size)
 
 
 def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:
