@@ -35,8 +35,8 @@ class EvaluatedRun:
     images_seen: int  # number of training images, repeats counted
     seconds: float | None  # training time, None if not recorded
     summary: EvaluationSummary
-    reported: Results
-    selection: Results
+    reported: Results  # per-image results on the reported split
+    selection: Results  # and on the selection split, of methods that can be deployed
 
     @property
     def is_cotrained(self) -> bool:
