@@ -186,7 +186,7 @@ class GateTrainer(ABC):
         n, size, seed = len(self._task.images), self._batch_size, self._task.seed
         epoch, place = divmod(self.steps, n // size)
         if self._order[0] != epoch:
-            order = epoch_batches(n, size, seed=seed, epoch=epoch, drop_last=True)
+            order = epoch_batches(n, size, seed=seed, epoch=epoch)
             self._order = (epoch, list(order))
         return self._order[1][place]
 

@@ -10,28 +10,24 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.utils.seeding import numpy_generator
 
 
-def epoch_batches(
-    n: int, batch_size: int, *, seed: int, epoch: int, drop_last: bool
-) -> Iterator[Tensor]:
+def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Tensor]:
     """Yield the shuffled indices of one epoch, a function of ``(seed, epoch)`` alone.
 
     Yields:
-        Indices, int64 ``[batch]`` on the CPU; each index occurs at most once per epoch.
+        Indices, int64 ``[batch_size]`` on the CPU, each at most once; the remainder is left out.
 
     Raises:
-        ConfigError: If ``batch_size`` is not positive, or ``drop_last`` would leave no batch.
+        ConfigError: If ``batch_size`` is not positive or larger than ``n``.
     """
     if batch_size < 1:
         raise ConfigError(f"batch size is {batch_size}; it must be 1 or more.")
-    if drop_last and n < batch_size:
+    if n < batch_size:
         raise ConfigError(
             f"batch size {batch_size} exceeds the {n} images, and incomplete batches are left out; "
             f"use {n} or less."
         )
     order = torch.from_numpy(numpy_generator("epoch_batches", seed, epoch).permutation(n))
-    end = n - n % batch_size if drop_last else n
-    for start in range(0, end, batch_size):
-        yield order[start : min(start + batch_size, end)]
+    yield from torch.split(order[: n - n % batch_size], batch_size)
 
 
 def batches(image_set: ImageSet, batch_size: int) -> Iterator[ImageSet]:

@@ -32,11 +32,9 @@ LEVELS: dict[Corruption, tuple[float, ...]] = {
 }
 """Parameter of each corruption at strengths 1 to 5, see ``corrupt``."""
 STRENGTHS = range(1, 6)
-_COLOURS = (1, 3)
-"""Numbers of channels without an alpha channel."""
+_COLOURS = (1, 3)  # numbers of channels without an alpha channel
 _WHITE = 255.0
-_CHUNK = 256
-"""Images that are corrupted at a time."""
+_CHUNK = 256  # images that are corrupted at a time
 
 
 def corrupt(

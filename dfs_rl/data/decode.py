@@ -4,7 +4,6 @@ import io
 import math
 import stat
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +26,8 @@ _CONVERTED = {
 _MAX_FILE_BYTES = 2**30
 
 
-class EncodedImage(NamedTuple):
-    """Row of a source: encoded bytes, their file, or a decoded image; ``place`` is for errors."""
-
-    row: int
-    data: bytes | Path | Image.Image
-    place: str
+ImageData = bytes | Path | Image.Image
+"""An encoded image, its file, or a decoded image."""
 
 
 def fit_picture(picture: Image.Image, size: int) -> Image.Image:
@@ -78,18 +73,18 @@ class ImageArray:
         assert self._pixels is not None
         return self._pixels
 
-    def put(self, index: int, image: EncodedImage) -> None:
-        """Decode ``image`` into row ``index``; an error names the image."""
+    def put(self, index: int, data: ImageData, place: str) -> None:
+        """Decode an image into row ``index``; errors name its ``place``."""
         try:
-            picture = _read(image)
+            picture = _read(data, place)
         except DataError:
             raise
         except Exception as error:
             raise DataError(
-                f"{image.place} is not a readable image ({brief(error)}); allowed are "
+                f"{place} is not a readable image ({brief(error)}); allowed are "
                 f"{', '.join(FORMATS)}."
             ) from error
-        self._store(index, picture, image.place)
+        self._store(index, picture, place)
 
     def _store(self, index: int, picture: Image.Image, place: str) -> None:
         width, height = picture.size
@@ -128,22 +123,18 @@ class ImageArray:
         self._pixels[index] = np.moveaxis(np.atleast_3d(values), 2, 0)
 
 
-def _read(image: EncodedImage) -> Image.Image:
-    source: Path | io.BytesIO
-    if isinstance(image.data, Image.Image):
-        return _eight_bit(image.data, image.place)
-    if isinstance(image.data, bytes):
-        source = io.BytesIO(image.data)
-    else:
-        source, status = image.data, image.data.stat()
+def _read(data: ImageData, place: str) -> Image.Image:
+    if isinstance(data, Image.Image):
+        return _eight_bit(data, place)
+    if isinstance(data, Path):
+        status = data.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-            raise DataError(f"{image.place} is no regular file; images must be.")
+            raise DataError(f"{place} is no regular file; images must be.")
         if status.st_size > _MAX_FILE_BYTES:  # some decoders read the whole file
-            raise DataError(
-                f"{image.place} has {status.st_size} bytes; allowed are {_MAX_FILE_BYTES}."
-            )
+            raise DataError(f"{place} has {status.st_size} bytes; allowed are {_MAX_FILE_BYTES}.")
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
     with Image.open(source, formats=FORMATS) as picture:
-        return _eight_bit(picture, image.place)
+        return _eight_bit(picture, place)
 
 
 def _eight_bit(picture: Image.Image, place: str) -> Image.Image:

@@ -1,7 +1,7 @@
 """Loading of data sets by name, folder or hub id into four splits in memory."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfs_rl.data.corruptions import corrupted
-from dfs_rl.data.decode import EncodedImage, ImageArray
+from dfs_rl.data.decode import ImageArray
 from dfs_rl.data.images import MIN_SIDE, Dataset, ImageSet, check_text
 from dfs_rl.data.layout import few
-from dfs_rl.data.sources import Source, Sources, folder_sources, hub_sources
+from dfs_rl.data.sources import Rows, Source, Sources, folder_sources, hub_sources
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
@@ -49,7 +49,7 @@ def load_mnist5k() -> Dataset:
         images, labels = stored["images"][:, None], stored["labels"].astype(np.int64)
     names = tuple("0123456789")
     plan = plan_splits(labels, None, _MNIST5K_SHARES, class_names=names)
-    rows, lengths = np.concatenate(plan), list(map(len, plan))
+    rows, lengths = np.concatenate(list(plan.values())), list(map(len, plan.values()))
     return _dataset(MNIST5K, names, images[rows], labels[rows], lengths, flip=False)
 
 
@@ -138,22 +138,22 @@ def load_dataset(
             )
         registered = _load_registered(spec, image_size=image_size, flip=flip)
         return corrupted(registered, corruptions)
-    sources = _find_sources(spec)
-    names = _agree_on_classes(sources)
+    name, train, test = _find_sources(spec)
+    names = _agree_on_classes(train, test)
     if splits is None:
         splits = _DIGITS_SHARES if spec == DIGITS else SplitFractions()
-    test_labels = None if sources.test is None else sources.test.labels
-    plan = plan_splits(sources.train.labels, test_labels, splits, class_names=names, limit=limit)
-    array = ImageArray(sum(map(len, plan)), image_size=image_size)
-    if sources.test is None:
-        classes = _fill(array, 0, sources.train, np.concatenate(plan))
-    else:
-        carved = np.concatenate(plan[:-1])
-        classes = _fill(array, 0, sources.train, carved)
-        classes = np.append(classes, _fill(array, len(carved), sources.test, plan.test))
-    parts = drop_repeats(sources.name, names, array.pixels, classes, list(map(len, plan)))
+    test_labels = None if test is None else test.labels
+    plan = plan_splits(train.labels, test_labels, splits, class_names=names, limit=limit)
+    lengths = list(map(len, plan.values()))
+    array = ImageArray(sum(lengths), image_size=image_size)
+    own_test = [] if test is None else [(test, plan.pop("test"))]
+    labels: list[NDArray[np.int64]] = []
+    for source, rows in [(train, np.concatenate(list(plan.values()))), *own_test]:
+        _fill(array, sum(map(len, labels)), source, rows)
+        labels.append(source.labels[rows])
+    parts = drop_repeats(name, names, array.pixels, np.concatenate(labels), lengths)
     flip = flips_by_default(spec) if flip is None else flip
-    dataset = _dataset(sources.name, names, *parts, flip=flip, image_size=image_size)
+    dataset = _dataset(name, names, *parts, flip=flip, image_size=image_size)
     return corrupted(dataset, corruptions)
 
 
@@ -183,9 +183,9 @@ def _digits_sources() -> Sources:
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # published as 0 to 16
 
-    def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
+    def read(wanted: NDArray[np.bool_]) -> Rows:
         for row in np.flatnonzero(wanted).tolist():
-            yield EncodedImage(row, Image.fromarray(grey[row]), f"{DIGITS} row {row}")
+            yield row, Image.fromarray(grey[row]), f"{DIGITS} row {row}"
 
     train = Source(
         origin=DIGITS,
@@ -193,7 +193,7 @@ def _digits_sources() -> Sources:
         class_names=tuple(map(str, digits.target_names)),
         read=read,
     )
-    return Sources(DIGITS, train, None)
+    return DIGITS, train, None
 
 
 def _find_sources(spec: str) -> Sources:
@@ -207,9 +207,8 @@ def _find_sources(spec: str) -> Sources:
         raise DataError(f"{error.filename or spec} cannot be read ({error.strerror}).") from error
 
 
-def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
+def _agree_on_classes(train: Source, test: Source | None) -> tuple[str, ...]:
     """Return the class names after a check that train and test agree on them."""
-    _, train, test = sources
     names = train.class_names
     if names is None:
         values = np.unique(train.labels)
@@ -229,15 +228,12 @@ def _agree_on_classes(sources: Sources) -> tuple[str, ...]:
     return names
 
 
-def _fill(
-    pixels: ImageArray, start: int, source: Source, rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Decode ``rows`` of a source into ``pixels`` from index ``start``, and return their labels."""
+def _fill(pixels: ImageArray, start: int, source: Source, rows: NDArray[np.int64]) -> None:
+    """Decode ``rows`` of a source into ``pixels`` from index ``start`` on."""
     target = np.full(len(source.labels), -1)
     target[rows] = np.arange(start, start + len(rows))
     with warnings.catch_warnings():
         # Pillow warns about odd metadata; undecodable pixels are errors anyway.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        for image in source.read(target >= 0):
-            pixels.put(target[image.row], image)
-    return source.labels[rows]
+        for row, data, place in source.read(target >= 0):
+            pixels.put(target[row], data, place)

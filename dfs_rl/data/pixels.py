@@ -6,8 +6,7 @@ from torch.nn import functional
 
 from dfs_rl.errors import DataError
 
-_ROUNDING = 1e-3
-"""Tolerance for floats outside [0, 1], about a quarter of 1/255."""
+_ROUNDING = 1e-3  # tolerance for floats outside [0, 1], about a quarter of 1/255
 _ALLOWED = "allowed are uint8, or float in [0, 1]"
 _WAY_OUT = (
     "divide by 255 or pass uint8, leave out mean and std, which the model applies itself, and "

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from glob import escape
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_rl.data.decode import EncodedImage, brief
+from dfs_rl.data.decode import ImageData, brief
 from dfs_rl.data.images import check_text
 from dfs_rl.data.layout import (
     TABLE_SUFFIX,
@@ -36,22 +36,18 @@ _LABEL_NAMES = ("label", "labels", "fine_label")
 _BATCH_ROWS = 256  # rows of encoded images in memory at a time
 _PROBE_SECONDS = 10.0
 
+Rows = Iterator[tuple[int, ImageData, str]]
+"""Numbers of rows of a source, their images, and places for messages."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Train or test images of a data set.
+    """Train or test images of a data set."""
 
-    Attributes:
-        origin: Location of the source, for messages.
-        labels: Class of every row, int64 ``[n]``, not negative.
-        class_names: Name of each class, or None if the source has only numbers.
-        read: Function that yields the rows selected by a mask, bool ``[n]``, in order.
-    """
-
-    origin: str
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...] | None
-    read: Callable[[NDArray[np.bool_]], Iterator[EncodedImage]]
+    origin: str  # location, for messages
+    labels: NDArray[np.int64]  # class of every row, [n], not negative
+    class_names: tuple[str, ...] | None  # None if the source has only numbers
+    read: Callable[[NDArray[np.bool_]], Rows]  # yields the rows of a mask [n], in order
 
     def __post_init__(self) -> None:
         check_text(*(self.class_names or ()))
@@ -71,12 +67,8 @@ class Source:
             )
 
 
-class Sources(NamedTuple):
-    """Name of a data set, its train source and, if it has a test split, its test source."""
-
-    name: str
-    train: Source
-    test: Source | None
+Sources = tuple[str, Source, Source | None]
+"""Name of a data set, its train source and, if it has a test split, its test source."""
 
 
 def folder_sources(folder: Path) -> Sources:
@@ -85,19 +77,19 @@ def folder_sources(folder: Path) -> Sources:
     if any(file.lower().endswith(TABLE_SUFFIX) for files in tree.values() for file in files):
         train_files, test_files = table_splits(folder, tree)
         test_source = None if test_files is None else _parquet_source(test_files)
-        return Sources(name, _parquet_source(train_files), test_source)
+        return name, _parquet_source(train_files), test_source
     train, test = image_splits(folder, tree)
     test_source = None if test is None else _image_source(folder, tree, test)
-    return Sources(name, _image_source(folder, tree, train), test_source)
+    return name, _image_source(folder, tree, train), test_source
 
 
 def _image_source(folder: Path, tree: Tree, split: tuple[str, ...]) -> Source:
     classes = class_files(folder, tree, split)
     files = [file for found in classes.values() for file in found]
 
-    def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
+    def read(wanted: NDArray[np.bool_]) -> Rows:
         for row in np.flatnonzero(wanted).tolist():
-            yield EncodedImage(row, files[row], str(files[row]))
+            yield row, files[row], str(files[row])
 
     return Source(
         origin=str(folder.joinpath(*split)),
@@ -189,7 +181,7 @@ def sources_of_splits(spec: str, splits: Any) -> Sources:  # noqa: ANN401 - unty
             origin, data.features, lambda name: [(origin, data.select_columns(name))]
         )
 
-    return Sources(spec, source(train), None if test is None else source(test))
+    return spec, source(train), None if test is None else source(test)
 
 
 def _table_source(
@@ -215,7 +207,7 @@ def _table_source(
             raise DataError(f"{place} row {row} has no label in column {label!r}.")
         labels.append(values.to_numpy().astype(np.int64))
 
-    def read(wanted: NDArray[np.bool_]) -> Iterator[EncodedImage]:
+    def read(wanted: NDArray[np.bool_]) -> Rows:
         start = 0
         for place, first, values in batches(image):
             for offset in np.flatnonzero(wanted[start : start + len(values)]).tolist():
@@ -223,7 +215,7 @@ def _table_source(
                 data = _encoded(values[offset].as_py())
                 if data is None:
                     raise DataError(f"{where} has no image bytes in column {image!r}.")
-                yield EncodedImage(start + offset, data, where)
+                yield start + offset, data, where
             start += len(values)
 
     names = getattr(features[label], "names", None)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,19 +38,6 @@ class SplitFractions:
             raise ConfigError(f"{self} adds up to 1 or more; nothing is left to train.")
 
 
-class SplitPlan(NamedTuple):
-    """Row numbers of each split, int64; every prefix of a split has the classes in proportion.
-
-    ``test`` refers to rows of the source's own test split if there is one, else to rows of the
-    train source.
-    """
-
-    train: Indices
-    agent: Indices
-    val: Indices
-    test: Indices
-
-
 def stratified_order(labels: Indices, *, stream: str) -> Indices:
     """Shuffle ``range(n)`` such that every prefix has the classes ``[n]`` in proportion.
 
@@ -74,8 +61,12 @@ def plan_splits(
     *,
     class_names: Sequence[str],
     limit: int | None = None,
-) -> SplitPlan:
+) -> dict[str, Indices]:
     """Assign the images of a source to disjoint splits, which cover it without ``limit``.
+
+    The result has the row numbers of train, agent, val and test, int64. Every prefix of a split has
+    the classes in proportion. Those of ``test`` refer to the source's own test split, if there is
+    one.
 
     Args:
         labels: Class of every image, int64 ``[n]``.
@@ -116,7 +107,7 @@ def plan_splits(
     if test_labels is not None:
         rows["test"] = stratified_order(test_labels, stream="test")[:limit]
         _check_classes(test_labels[rows["test"]], class_names, "test", limit)
-    return SplitPlan(**rows)
+    return rows
 
 
 def _limited(rows: dict[str, Indices], limit: int, *, least: int) -> dict[str, Indices]:

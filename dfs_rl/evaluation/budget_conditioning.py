@@ -1,7 +1,6 @@
 """Cost and accuracy of a budget-conditioned gate over its preferences."""
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -70,9 +69,16 @@ def calibrate_budget_conditioning(
 
     found = {preference: measure(preference) for preference in preference_grid(N_PREFERENCES)}
     while len(found) < _MAX_PREFERENCES:
-        middle = _steepest_midpoint({at: point.computation for at, point in found.items()})
-        if middle is None:
+        # Computations are above 0: a learned gate has MACs.
+        changes = [
+            (abs(math.log(found[end].computation / found[start].computation)), (start, end))
+            for start, end in pairwise(sorted(found))
+            if end - start > MIN_PREFERENCE_GAP
+        ]
+        change, ends = max(changes, default=(0.0, (0.0, 0.0)))
+        if change <= _MAX_LOG_COST_CHANGE:
             break
+        middle = sum(ends) / 2
         found[middle] = measure(middle)
     preferences, points = zip(*sorted(found.items()), strict=True)
     largest = (backbone.options.full,) * backbone.costs.n_layers
@@ -83,17 +89,3 @@ def calibrate_budget_conditioning(
         accuracies=tuple(point.accuracy for point in points),
         full_precision_accuracy=full.accuracy,
     )
-
-
-def _steepest_midpoint(computations: Mapping[float, float]) -> float | None:
-    """Return the midpoint of the neighboring preferences with the largest change in log cost.
-
-    None if no change exceeds the limit. Computations are above 0: a learned gate has MACs.
-    """
-    changes = {
-        (start, end): abs(math.log(computations[end] / computations[start]))
-        for start, end in pairwise(sorted(computations))
-        if end - start > MIN_PREFERENCE_GAP
-    }
-    steep = [(change, ends) for ends, change in changes.items() if change > _MAX_LOG_COST_CHANGE]
-    return sum(max(steep)[1]) / 2 if steep else None

@@ -34,7 +34,7 @@ from dfs_rl.evaluation.grouping import (
     group_by_gate,
 )
 from dfs_rl.evaluation.metrics import paired_difference
-from dfs_rl.evaluation.pareto import curve_pairs, pareto_curves
+from dfs_rl.evaluation.pareto import pareto_curves
 from dfs_rl.evaluation.summary import PerImageResults
 from dfs_rl.evaluation.timing import CostName
 from dfs_rl.evaluation.verdict import with_cost_tolerance
@@ -47,8 +47,7 @@ _ON_COTRAINED = " on the co-trained backbone"
 """Suffix of the names of baselines and uniform settings on the co-trained backbone."""
 _BOX_LINE, _LEARNED = 100, 101
 """Complexities of a rule or exits, and of a gate; larger than that of any static bit table."""
-_DIGITS = (3, 4, 5)
-"""Candidate numbers of significant digits of the cost in a baseline's label."""
+_DIGITS = (3, 4, 5)  # candidate numbers of significant digits of the cost in a baseline's label
 
 
 def compare_runs(
@@ -66,11 +65,11 @@ def compare_runs(
     family_of = {run: label for label, family in families.items() for run in family}
     gates = [_gate_point(label, family_of[group[0]], group) for label, group in named.items()]
     baselines = _unique_baselines(
-        (label, _baseline_point(group[0], key), _on_selection(group[:1], key))
+        (label, _baseline_point(group[0], key), group[0].selection[key].correct)
         for label, group in named.items()
         for name in DEPLOYABLE_BASELINES
         for key in (name, f"{name}{BEFORE}")
-        if key in group[0].results.reported
+        if key in group[0].reported
     )
     points = sorted([*gates, *(point for point, _ in baselines)], key=_cost)
     plain = next((run for run in runs if not run.is_cotrained), runs[0])
@@ -78,21 +77,23 @@ def compare_runs(
     references = sorted((_baseline_point(plain, key) for key in uniform), key=_cost)
     running = [point for point in references if point.kind != _SKIP_ALL]
     correct = {
-        **{gate.label: _on_selection(named[gate.label], GATE) for gate in gates},
+        **{
+            label: _mean_correct([run.selection[GATE] for run in group])
+            for label, group in named.items()
+        },
         **{point.label: theirs for point, theirs in baselines},
-        **{point.label: _on_selection([plain], point.kind) for point in running},
+        **{point.label: plain.selection[point.kind].correct for point in running},
     }
     timing = runs[0].summary.timing
     costs: tuple[CostName, ...] = ("computation",) if timing is None else get_args(CostName)
-    fronts = {cost: _pareto_front([*running, *points], correct, cost) for cost in costs}
+    fronts = {cost: _front([*running, *points], correct, cost) for cost in costs}
     reference_point = hypervolume_reference_point(
         [_curve_point(point) for point in running],
         [_curve_point(point) for point in references if point.kind == _SKIP_ALL],
         [_curve_point(gate) for gate in gates],
     )
-    curves = list(pareto_curves(families, reference_point))
-    classes, class_of_image = _image_difficulty(runs[0])
-    shares = torch.bincount(class_of_image, minlength=len(classes)).double() / len(class_of_image)
+    curves, curve_pairs = pareto_curves(families, reference_point)
+    classes, shares, by_difficulty = _difficulty(runs[0], gates, named)
     asked = {run.settings.get(name) for run in runs for name in BUDGETS} - {None}
     budgets = sorted({float(str(budget)) for budget in asked})
     about = runs[0].summary
@@ -106,25 +107,21 @@ def compare_runs(
         references=tuple(references),
         budgets=results_at_budgets(budgets, points, running, correct),
         pairs=tuple(_pairs(named, gates)),
-        curves=tuple(measured.curve for measured in curves),
-        curve_pairs=tuple(curve_pairs(curves)),
+        curves=curves,
+        curve_pairs=curve_pairs,
         reference_accuracy=reference_point.accuracy,
         reference_computation=reference_point.computation,
         trainings=tuple(_training_cost(*item) for item in families.items()),
         difficulty=classes,
-        difficulty_shares=tuple(shares.tolist()),
-        computation_by_difficulty=tuple(
-            _computation_by_difficulty(gate, named[gate.label], class_of_image, len(classes))
-            for gate in gates
-        ),
-        pareto_front=tuple(point.label for point, *_ in fronts["computation"]),
+        difficulty_shares=shares,
+        computation_by_difficulty=by_difficulty,
+        pareto_front=tuple(fronts["computation"]),
         verdict=(),
         failed=dict(failed or {}),
         timing=timing,
-        pareto_front_milliseconds=tuple(p.label for p, *_ in fronts.get("milliseconds", [])),
+        pareto_front_milliseconds=tuple(fronts.get("milliseconds", ())),
     )
-    n_tied = {c: {point.label: len(tied) for point, *tied in f} for c, f in fronts.items()}
-    return replace(comparison, verdict=tuple(comparison_verdict(comparison, n_tied)))
+    return replace(comparison, verdict=tuple(comparison_verdict(comparison, fronts)))
 
 
 def _unique_baselines(baselines: Iterator[tuple[str, Point, Tensor]]) -> list[tuple[Point, Tensor]]:
@@ -156,8 +153,8 @@ def _point(group: Sequence[EvaluatedRun], key: str, **fields: Any) -> Point:  # 
     def means(results: Sequence[PerImageResults], name: str) -> list[float]:
         return [float(getattr(result, name).double().mean()) for result in results]
 
-    reported = [run.results.reported[key] for run in group]
-    chosen = [run.results.selection[key] for run in group]
+    reported = [run.reported[key] for run in group]
+    chosen = [run.selection[key] for run in group]
     if all(run.summary.timing is not None for run in group):
         fields["milliseconds"] = spread(means(reported, "milliseconds"))
         fields["selection_milliseconds"] = statistics.fmean(means(chosen, "milliseconds"))
@@ -184,7 +181,7 @@ def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point
     gains: dict[str, Spread] = {}
     better_than, tied = [], []
     for key in [m.key for m in methods if m.role == "matched" and not m.key.endswith(BEFORE)]:
-        if all(key in run.results.reported for run in group):
+        if all(key in run.reported for run in group):
             gains[key], is_better, is_tied = _gain_over(group, key)
             if is_tied:
                 tied.append(key)
@@ -195,13 +192,10 @@ def _gate_point(label: str, family: str, group: Sequence[EvaluatedRun]) -> Point
 
 def _gain_over(group: Sequence[EvaluatedRun], key: str) -> tuple[Spread, bool, bool]:
     """Return the gain over a baseline, if it is significant, and if images show no difference."""
-    baselines = [run.best_reported(key).correct for run in group]
-    pairs = [
-        (run.results.reported[GATE].correct.double(), theirs.double())
-        for run, theirs in zip(group, baselines, strict=True)
-    ]
-    gain = spread([100.0 * float((ours - theirs).mean()) for ours, theirs in pairs])
-    images = paired_difference(_mean_correct(group), torch.stack(baselines).mean(dim=0))
+    results = [(run.reported[GATE], run.best_reported(key)) for run in group]
+    changes = [ours.correct.double() - theirs.correct.double() for ours, theirs in results]
+    gain = spread([100.0 * float(change.mean()) for change in changes])
+    images = paired_difference(*map(_mean_correct, zip(*results, strict=True)))
     return gain, gain.is_significant and images.low > 0, images.low <= 0 <= images.high
 
 
@@ -223,17 +217,16 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
     return _LEARNED if key == GATE else _BOX_LINE
 
 
-def _pareto_front(
-    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName = "computation"
-) -> list[list[Point]]:
-    """Return each point recommended as the allowed cost grows, followed by those tied with it."""
-    kept: list[list[Point]] = []
+def _front(
+    points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName
+) -> dict[str, int]:
+    """Return the labels recommended as the allowed cost grows, with the number of tied points."""
+    front: dict[str, int] = {}
     for allowed in sorted({point.selection_cost(cost) for point in points}):
         within = [point for point in points if point.selection_cost(cost) <= allowed]
-        tied = select_points(within, correct, cost)
-        if tied[0] not in [taken for taken, *_ in kept]:
-            kept.append(tied)
-    return kept
+        best, *tied = select_points(within, correct, cost)
+        front.setdefault(best.label, len(tied))
+    return front
 
 
 def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
@@ -245,31 +238,39 @@ def _pairs(named: Groups, gates: Sequence[Point]) -> Iterator[Pair]:
             continue  # points of one curve, or gates of different budgets
         less, more = sorted(map(_cost, pair))
         if more <= with_cost_tolerance(less):
-            difference = paired_difference(*(_mean_correct(named[gate.label]) for gate in pair))
+            groups = (named[gate.label] for gate in pair)
+            correct = (_mean_correct([run.reported[GATE] for run in group]) for group in groups)
+            difference = paired_difference(*correct)
             yield Pair(first=first.label, second=second.label, **difference._asdict())
 
 
-def _image_difficulty(run: EvaluatedRun) -> tuple[tuple[str, ...], Tensor]:
-    """Return the difficulty classes, and the class of each reported image, int64 ``[n]``.
+def _difficulty(
+    run: EvaluatedRun, gates: Sequence[Point], named: Groups
+) -> tuple[tuple[str, ...], tuple[float, ...], tuple[ComputationByDifficulty, ...]]:
+    """Return the difficulty classes, the share of images in each, and the gates' costs there.
 
-    It is the cheapest uniform setting that is right, apart from the one that skips every layer.
+    The class of an image is the cheapest uniform setting that is right, apart from the one that
+    skips every layer.
     """
     fixed = [m for m in run.summary.methods if m.role == "fixed" and m.key != _SKIP_ALL]
     fixed.sort(key=lambda method: method.computation)
-    correct = torch.stack([run.results.reported[m.key].correct > 0 for m in fixed])
+    correct = torch.stack([run.reported[m.key].correct > 0 for m in fixed])
     last = torch.ones(1, correct.shape[1], dtype=torch.bool)
-    first_correct = torch.cat([correct, last]).int().argmax(dim=0)
-    return (*(m.label for m in fixed), "none is right"), first_correct
-
-
-def _computation_by_difficulty(
-    gate: Point, group: Sequence[EvaluatedRun], class_of_image: Tensor, n_classes: int
-) -> ComputationByDifficulty:
-    costs = torch.stack([run.results.reported[GATE].computation for run in group]).double()
-    mean = costs.mean(dim=0)  # [n]
-    members = [mean[class_of_image == i] for i in range(n_classes)]
-    relative = (float(m.mean() / mean.mean()) if len(m) >= _MIN_IMAGES else None for m in members)
-    return ComputationByDifficulty(label=gate.label, family=gate.family, relative=tuple(relative))
+    class_of_image = torch.cat([correct, last]).int().argmax(dim=0)
+    classes = (*(m.label for m in fixed), "none is right")
+    counts = torch.bincount(class_of_image, minlength=len(classes))
+    found = []
+    for gate in gates:
+        costs = [one.reported[GATE].computation for one in named[gate.label]]
+        mean = torch.stack(costs).double().mean(dim=0)  # [n]
+        relative = tuple(
+            float(mean[class_of_image == i].mean() / mean.mean()) if n >= _MIN_IMAGES else None
+            for i, n in enumerate(counts.tolist())
+        )
+        found.append(
+            ComputationByDifficulty(label=gate.label, family=gate.family, relative=relative)
+        )
+    return classes, tuple((counts.double() / len(class_of_image)).tolist()), tuple(found)
 
 
 def _training_cost(label: str, family: Sequence[EvaluatedRun]) -> TrainingCost:
@@ -284,14 +285,9 @@ def _training_cost(label: str, family: Sequence[EvaluatedRun]) -> TrainingCost:
     )
 
 
-def _on_selection(group: Sequence[EvaluatedRun], key: str) -> Tensor:
-    """Return the share of seeds correct on each image of the selection split, ``[n]``."""
-    return torch.stack([run.results.selection[key].correct for run in group]).mean(dim=0)
-
-
-def _mean_correct(group: Sequence[EvaluatedRun]) -> Tensor:
-    """Return the share of seeds whose gate is correct on each reported image, ``[n]``."""
-    return torch.stack([run.results.reported[GATE].correct for run in group]).mean(dim=0)
+def _mean_correct(results: Sequence[PerImageResults]) -> Tensor:
+    """Return the share of seeds that are correct on each image, ``[n]``."""
+    return torch.stack([result.correct for result in results]).mean(dim=0)
 
 
 def _cost(point: Point) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.metrics import Interval
-from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, SplitResults
+from dfs_rl.evaluation.summary import EvaluationSummary, PerImageResults, Results
 from dfs_rl.evaluation.timing import CostName, Timing
 
 GATE = "gate"
@@ -17,8 +17,7 @@ BEFORE = "_before"
 """Suffix of the keys of baselines on the backbone before co-training."""
 DEPLOYABLE_BASELINES = ("static_table", "cascade", "tuned_rule", "exits")
 """Keys of the baselines that can be deployed instead of a gate."""
-_GAINS = (*DEPLOYABLE_BASELINES, "patterns")
-"""Baselines whose gains are columns of ``to_frame``."""
+_GAINS = (*DEPLOYABLE_BASELINES, "patterns")  # baselines whose gains are columns of ``to_frame``
 _SOMETIMES = ("tuned_rule", "exits")
 """Those that are columns only if a gate has several passes, or if the network has exits."""
 
@@ -36,12 +35,13 @@ class EvaluatedRun:
     images_seen: int  # number of training images, repeats counted
     seconds: float | None  # training time, None if not recorded
     summary: EvaluationSummary
-    results: SplitResults
+    reported: Results  # per-image results on the reported split
+    selection: Results  # and on the selection split, of methods that can be deployed
 
     @property
     def is_cotrained(self) -> bool:
         """True if the backbone was trained together with the gate."""
-        return any(key.endswith(BEFORE) for key in self.results.reported)
+        return any(key.endswith(BEFORE) for key in self.reported)
 
     def best_reported(self, key: str) -> PerImageResults:
         """Return the results of a method on the reported split.
@@ -49,10 +49,9 @@ class EvaluatedRun:
         A co-trained gate has each baseline before and after co-training; the more accurate one on
         the selection split counts.
         """
-        chosen = self.results.selection
-        keys = [k for k in (key, f"{key}{BEFORE}") if k in chosen]
-        best = max(keys, key=lambda k: float(chosen[k].correct.double().mean()), default=key)
-        return self.results.reported[best]
+        chosen = {k: self.selection[k] for k in (key, f"{key}{BEFORE}") if k in self.selection}
+        best = max(chosen, key=lambda k: float(chosen[k].correct.double().mean()), default=key)
+        return self.reported[best]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +193,7 @@ class ComputationByDifficulty:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonOfRuns:
-    """All figures of a comparison of runs.
-
-    Choices are made on the selection split, never on the reported one.
-    """
+    """All figures of a comparison of runs; all choices are made on the selection split."""
 
     dataset: str
     split: str  # the reported split
@@ -237,8 +233,3 @@ class ComparisonOfRuns:
             rows.append(row)
         frame = pd.DataFrame(rows)  # None becomes NaN
         return frame.astype({name: float for name in frame if name.endswith(("_mean", "_sd"))})
-
-    @property
-    def families(self) -> list[str]:
-        """Labels of the gates without budgets, in the order of their colors in figures."""
-        return list(dict.fromkeys(point.family for point in self.points if point.kind == GATE))

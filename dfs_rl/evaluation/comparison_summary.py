@@ -8,8 +8,7 @@ from dfs_rl.costs import COMPUTATION
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Point
 from dfs_rl.evaluation.timing import CostName
 
-_MAX_NAMED = 3
-"""Largest number of labels in a list."""
+_MAX_NAMED = 3  # largest number of labels in a list
 _BASELINES = {
     "static_table": "static bit table",
     "cascade": "confidence cascade",

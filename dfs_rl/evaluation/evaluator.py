@@ -1,12 +1,13 @@
 """Run a gate, or given options, on a split and record the results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits
+from dfs_rl.costs import CostTable
 from dfs_rl.data.batching import batches
 from dfs_rl.data.images import ImageSet
 from dfs_rl.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate, macs_taken
-from dfs_rl.gating.passes import EarlierPasses, confidence
+from dfs_rl.gating.passes import confidence
 from dfs_rl.gating.rollout import rollout
 
 BATCH_SIZE = 256
@@ -44,28 +45,15 @@ def evaluate_gate(
             own = None if preferences is None else preferences[seen : seen + len(batch.images)]
             seen += len(batch.images)
             result = rollout(backbone, gate, batch.images, budget=budget, preferences=own)
-            earlier = None if result.earlier is None else result.earlier.cpu()
-            several = earlier is not None and gate.macs > 0
-            taken, excess = _gate_macs(backbone, gate, result.options.cpu(), earlier)
             check_logits(result.logits)
             record = _record(gate.name, result.logits, batch.labels, result.options)
-            parts.append(
-                replace(
-                    record,
-                    gate_macs=gate.macs,
-                    gate_macs_taken=taken if backbone.costs.exits or several else None,
-                    excess_macs=excess,
-                    earlier=earlier,
-                )
-            )
+            earlier = None if result.earlier is None else result.earlier.cpu()
+            parts.append(_with_gate_macs(replace(record, earlier=earlier), gate, backbone.costs))
     return concatenate(parts)
 
 
-def _gate_macs(
-    backbone: GatedBackbone, gate: Gate, options: Tensor, earlier: EarlierPasses | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return MACs of a gate for each image over all passes, and the part that is in excess."""
-    costs = backbone.costs
+def _with_gate_macs(records: GateRecords, gate: Gate, costs: CostTable) -> GateRecords:
+    """Return records with the MACs that their gate takes over all passes of each image."""
 
     def taken(options: Tensor) -> Tensor:
         return macs_taken(gate, costs.n_layers_run(options), costs)
@@ -76,11 +64,13 @@ def _gate_macs(
         macs = costs.excess_macs(gate.feature_macs_taken(n_layers_run))
         return macs + (taken(options) - gate.macs_taken(n_layers_run))
 
-    def total(macs: Callable[[Tensor], Tensor]) -> Tensor:
-        last = macs(options)
-        return last if earlier is None else last + earlier.total(macs)
-
-    return total(taken), total(excess) if isinstance(gate, LearnedGate) else None
+    differ = costs.exits or (records.earlier is not None and gate.macs > 0)
+    return replace(
+        records,
+        gate_macs=gate.macs,
+        gate_macs_taken=records.total(taken) if differ else None,
+        excess_macs=records.total(excess) if isinstance(gate, LearnedGate) else None,
+    )
 
 
 def evaluate_draws(

@@ -1,7 +1,7 @@
 """Metrics of predictions and options in percent, paired intervals and the bootstrap."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -99,7 +99,7 @@ def resampled_means(values: Tensor) -> Tensor:
     return values.float() @ _bootstrap_weights(values.shape[-1])
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Collection[float]) -> float:
     """Return the mean of values that are added in their order."""
     return sum(values) / len(values)
 

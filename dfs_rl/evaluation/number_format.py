@@ -5,8 +5,7 @@ from dfs_rl.evaluation.comparison_records import Spread
 _DIGITS = 4
 _SMALLEST = 1e-4
 _MOST_DECIMALS = 8
-_ROUNDING = 1e-9
-"""Largest deviation, relative to the mean, that counts as rounding error."""
+_ROUNDING = 1e-9  # largest deviation, relative to the mean, that counts as rounding error
 _MINUTE, _HOUR = 60, 3600
 
 

@@ -1,7 +1,6 @@
 """Curves of gates over several budgets, with spread over seeds and bootstrap over images."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,21 +20,24 @@ from dfs_rl.evaluation.metrics import Interval, interval, mean, resampled_means
 
 _NEARLY_ALL = 0.95
 """Share of draws in which a curve must reach a computation to have an interval there."""
-_Curves = list[list[CurvePoint]]
-"""Points of the curve of each seed."""
+_Curves = list[list[CurvePoint]]  # points of the curve of each seed
+_Measured = tuple[Curve, dict[object, float], list[float]]
+"""A curve, its hypervolume for each seed, and those of bootstrap draws, averaged over seeds."""
 
 
-class MeasuredCurve(NamedTuple):
-    """Figures of a curve, with the hypervolumes that curves are compared by."""
+def pareto_curves(
+    families: Groups, reference_point: CurvePoint
+) -> tuple[tuple[Curve, ...], tuple[CurvePair, ...]]:
+    """Return the curves of gates with several budgets or cost weights, and their differences.
 
-    curve: Curve
-    seeds: tuple[object, ...]
-    hypervolumes: list[float]  # of each seed
-    resampled: list[float]  # of each bootstrap draw of images, averaged over seeds
+    Each gate has the curves of its baselines after its own. It is compared with them and with the
+    gates after it.
+    """
+    measured = list(_measured_curves(families, reference_point))
+    return tuple(curve for curve, *_ in measured), tuple(_pairs(measured))
 
 
-def pareto_curves(families: Groups, reference_point: CurvePoint) -> Iterator[MeasuredCurve]:
-    """Yield the curves of gates with several budgets or cost weights, and of their baselines."""
+def _measured_curves(families: Groups, reference_point: CurvePoint) -> Iterator[_Measured]:
     for gate, family in families.items():
         keys = sorted({point_key(run) for run in family})
         seeds: dict[object, dict[tuple[str, ...], EvaluatedRun]] = {}
@@ -52,32 +54,27 @@ def pareto_curves(families: Groups, reference_point: CurvePoint) -> Iterator[Mea
             there = [
                 i
                 for i in range(len(keys))
-                if all(method in runs[i].results.reported for runs in complete.values())
+                if all(method in runs[i].reported for runs in complete.values())
             ]
             if there:
                 runs = {seed: [runs[i] for i in there] for seed, runs in complete.items()}
                 yield _measured(gate, method, runs, len(seeds) - len(complete), reference_point)
 
 
-def curve_pairs(curves: Sequence[MeasuredCurve]) -> Iterator[CurvePair]:
-    """Compare the curve of each gate with those of its baselines and of the gates after it."""
-    for i, first in enumerate(curves):
-        if first.curve.baseline is not None:
-            continue
-        for j, second in enumerate(curves):
-            own_baseline = (
-                second.curve.baseline is not None and second.curve.gate == first.curve.gate
-            )
-            if not own_baseline and not (second.curve.baseline is None and j > i):
+def _pairs(measured: Sequence[_Measured]) -> Iterator[CurvePair]:
+    for i, (first, ours, our_draws) in enumerate(measured):
+        for second, theirs, their_draws in measured[i + 1 :]:
+            is_baseline = second.baseline is not None
+            if first.baseline is not None or (is_baseline and second.gate != first.gate):
                 continue
-            ours, theirs = first.hypervolumes, second.hypervolumes
-            same_seeds = first.seeds == second.seeds and len(ours) > 1
+            same_seeds = list(ours) == list(theirs) and len(ours) > 1
+            pairs = _differences(ours.values(), theirs.values()) if same_seeds else None
             yield CurvePair(
-                first=first.curve.label,
-                second=second.curve.label,
-                difference=mean(ours) - mean(theirs),
-                interval=interval(_differences(first.resampled, second.resampled)),
-                spread=spread(_differences(ours, theirs)) if same_seeds else None,
+                first=first.label,
+                second=second.label,
+                difference=mean(ours.values()) - mean(theirs.values()),
+                interval=interval(_differences(our_draws, their_draws)),
+                spread=None if pairs is None else spread(pairs),
             )
 
 
@@ -87,7 +84,7 @@ def _measured(
     runs: Mapping[object, Sequence[EvaluatedRun]],
     n_incomplete_seeds: int,
     reference_point: CurvePoint,
-) -> MeasuredCurve:
+) -> _Measured:
     """Return the curve of a method of ``runs``, which are the points of each seed."""
     results = [[run.best_reported(method) for run in of_seed] for of_seed in runs.values()]
     correct, computation = (  # [seeds, points, images]
@@ -132,7 +129,7 @@ def _measured(
         histograms=tuple(tuple(map(tuple, point)) for point in shares),
         computations=tuple(mean_costs[order].tolist()),
     )
-    return MeasuredCurve(curve, tuple(runs), hypervolumes, means_of_draws)
+    return curve, dict(zip(runs, hypervolumes, strict=True)), means_of_draws
 
 
 def _curves(correct: Tensor, computation: Tensor) -> _Curves:
@@ -150,5 +147,5 @@ def _accuracies_at(curves: _Curves, computation: float) -> list[float] | None:
     return inside if len(inside) == len(values) else None
 
 
-def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+def _differences(first: Collection[float], second: Collection[float]) -> list[float]:
     return [a - b for a, b in zip(first, second, strict=True)]

@@ -18,8 +18,7 @@ from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from dfs_rl.gating.passes import AnswerRule, EarlierPasses
 from dfs_rl.gating.rules import Rule, RulePass
 
-_LEAST = 1e-300
-"""Smallest probability whose logarithm is taken."""
+_LEAST = 1e-300  # smallest probability whose logarithm is taken
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

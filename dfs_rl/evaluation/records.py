@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
@@ -84,10 +85,7 @@ class GateRecords:
         options = self.options
         if self.earlier is not None:
             options = torch.cat([options, self.earlier.options[self.earlier.ran]])
-        n, layers = options.shape
-        flat = options + n_options * torch.arange(layers)  # one bin per layer and option
-        counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
-        return counts.view(layers, n_options).double() / n
+        return functional.one_hot(options, n_options).double().mean(dim=0)
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that take each exit, in [0, 1]."""
@@ -96,11 +94,12 @@ class GateRecords:
 
     def computation(self, costs: CostTable, counting: Counting = "full") -> Tensor:
         """Return the computation of each image in percent, float64 ``[n]``."""
-        return self._total(partial(costs.computation, counting=counting), self._gate_macs)
+        cost_of = partial(costs.computation, counting=counting)
+        return self.total(cost_of, gate_macs=self._gate_macs)
 
     def bitops(self, costs: CostTable) -> Tensor:
         """Return the BitOPs of each image, fixed parts and gate included, float64 ``[n]``."""
-        return self._total(costs.bitops, self.computed_gate_macs)
+        return self.total(costs.bitops, gate_macs=self.computed_gate_macs)
 
     def milliseconds(self, costs: CostTable) -> Tensor:
         """Return the measured time of each image, gate and all passes included, float64 ``[n]``.
@@ -112,13 +111,10 @@ class GateRecords:
             macs = passed_exits_macs(costs, self.options, first=self.first_exit)
         elif self.gate_macs_taken is not None and self.excess_macs is not None:
             # So has each decision of a learned gate, in every pass.
-            def decided(options: Tensor) -> Tensor:
-                return costs.decided_macs(self.gate_macs, costs.n_layers_run(options))
-
-            macs = decided(self.options)
-            if self.earlier is not None:
-                macs = macs + self.earlier.total(decided)
-        return self._total(costs.computation, macs) * (costs.total_cost / 100.0)
+            macs = self.total(
+                lambda options: costs.decided_macs(self.gate_macs, costs.n_layers_run(options))
+            )
+        return self.total(costs.computation, gate_macs=macs) * (costs.total_cost / 100.0)
 
     @property
     def _gate_macs(self) -> float | Tensor:
@@ -129,10 +125,13 @@ class GateRecords:
         """MACs of the gate by the cost model ``computation``; a number, or ``[n]``."""
         return self._gate_macs - (0.0 if self.excess_macs is None else self.excess_macs)
 
-    def _total(self, cost_of: Callable[..., Tensor], gate_macs: float | Tensor) -> Tensor:
-        """Return the cost of each image over all passes, given the cost of options of a pass."""
-        spent = cost_of(self.options, gate_macs=gate_macs)
-        return spent if self.earlier is None else spent + self.earlier.total(cost_of)
+    def total(self, of_pass: Callable[..., Tensor], **of_last: float | Tensor) -> Tensor:
+        """Return the sum over all passes of a function of their options, ``[n]``.
+
+        ``of_last`` are its further arguments in the last pass.
+        """
+        last = of_pass(self.options, **of_last)
+        return last if self.earlier is None else last + self.earlier.total(of_pass)
 
 
 def passed_exits_macs(costs: CostTable, options: Tensor, *, first: int = 0) -> Tensor:

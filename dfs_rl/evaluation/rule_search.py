@@ -7,7 +7,7 @@ thresholds, so one histogram per pass evaluates all thresholds of a sequence.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,8 +20,7 @@ from dfs_rl.gating.rules import Rule
 
 _MOST_STEPS, _GRID_POINTS = 200, 10_000
 """Largest number of thresholds of a pass, and of the combinations for a sequence."""
-_ALWAYS = 2.0
-"""Threshold below which all images are: no probability is above 1."""
+_ALWAYS = 2.0  # threshold below which all images are: no probability is above 1
 _LIKELIHOOD_WEIGHT = 0.1
 """Weight of the mean log-likelihood beside the accuracy in [0, 1].
 
@@ -63,9 +62,7 @@ def search_rules(
     over all budgets: the fewer, the less chance is in their choice.
     """
     search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs))
-    for setting, each in enumerate(outputs.settings):
-        if not each.mirrored:
-            search.visit(search.first(setting))
+    search.run()
     return search.rules(tolerance)
 
 
@@ -102,29 +99,13 @@ def best_rule(
     return None
 
 
-class _Sequence(NamedTuple):
-    """Settings of consecutive passes, with what they do at all combinations of thresholds."""
-
-    settings: tuple[int, ...]
-    answers: Tensor  # probabilities after all passes, float64 [n, classes]
-    value: Tensor  # share in the score of each image, float64 [n]
-    cell: Tensor  # combination of thresholds below which an image got here, int64 [n]
-    thresholds: tuple[Tensor, ...]  # of each pass but the last, float32 [steps]
-    means: Tensor  # computation and score, float64 [2, steps, ...], one axis per threshold
-
-
-class _Optimum(NamedTuple):
-    """Best thresholds of a sequence for each budget."""
-
-    sequence: tuple[int, ...]
-    thresholds: tuple[Tensor, ...]
-    cells: Tensor  # combination of thresholds, int64 [budgets]
-    costs: Tensor  # float64 [budgets]
-    scores: Tensor  # float64 [budgets], -inf where there is none
-
-
 class _Search:
-    """Depth-first search over sequences of settings."""
+    """Depth-first search over sequences of settings.
+
+    Of each sequence, ``_optima`` has the thresholds of all passes but the last, float32 ``[steps]``
+    each, and their best combination for each budget: its number, int64, cost and score, float64
+    ``[budgets]``. The score is -inf where there is none.
+    """
 
     def __init__(
         self,
@@ -141,51 +122,57 @@ class _Search:
         self.budgets = torch.tensor(budgets, dtype=torch.float64)
         n_thresholds = max(1, passes.limit - 1)
         self.steps = min(_MOST_STEPS, round(_GRID_POINTS ** (1 / n_thresholds)))
-        self._optima: list[_Optimum] = []
+        self._optima: dict[tuple[int, ...], tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]] = {}
 
-    def first(self, setting: int) -> _Sequence:
-        """Return the sequence of a single pass."""
-        answers = self.outputs.probabilities[setting]
-        value = self._value(answers)
-        means = torch.tensor([self.costs[setting], value.mean().item()], dtype=torch.float64)
-        cell = torch.zeros(len(value), dtype=torch.int64)
-        return _Sequence((setting,), answers, value, cell, (), means)
+    def run(self) -> None:
+        """Keep the best rules of all sequences."""
+        for setting, each in enumerate(self.outputs.settings):
+            if not each.mirrored:
+                answers = self.outputs.probabilities[setting]
+                means = [self.costs[setting], self._value(answers).mean().item()]
+                cell = torch.zeros(len(answers), dtype=torch.int64)
+                self._visit((setting,), answers, cell, (), torch.tensor(means, dtype=torch.float64))
 
-    def visit(self, sequence: _Sequence) -> None:
-        """Keep the best rules of a sequence and of its extensions."""
-        self._keep(sequence)
-        if len(sequence.settings) < self.passes.limit:
-            for longer in self._extensions(sequence):
-                self.visit(longer)
+    def _visit(
+        self,
+        sequence: tuple[int, ...],
+        answers: Tensor,
+        cell: Tensor,
+        thresholds: tuple[Tensor, ...],
+        means: Tensor,
+    ) -> None:
+        """Keep the best rules of a sequence and of its extensions.
 
-    def _extensions(self, sequence: _Sequence) -> Iterator[_Sequence]:
-        """Yield the sequences with one more pass."""
-        outputs, n, depth = self.outputs, len(self.outputs), len(sequence.settings)
-        confidence = confidence_of(sequence.answers)
-        thresholds = _thresholds(confidence, self.steps)
+        ``answers`` are the probabilities after all passes, float64 ``[n, classes]``. ``cell`` is
+        the combination of ``thresholds`` below which an image got here, int64 ``[n]``. ``means``
+        are computation and score, float64 ``[2, steps, ...]``, one axis per threshold.
+        """
+        self._keep(sequence, thresholds, means)
+        if len(sequence) == self.passes.limit:
+            return
+        depth, value, confidence = len(sequence), self._value(answers), confidence_of(answers)
+        next_thresholds = _thresholds(confidence, self.steps)
         # Images of cell i are below the thresholds from i on; the last cell is below none.
-        cell = torch.searchsorted(thresholds, confidence, right=True)
-        cell += sequence.cell * (self.steps + 1)
-        for setting, each in enumerate(outputs.settings):
+        next_cell = torch.searchsorted(next_thresholds, confidence, right=True)
+        next_cell += cell * (self.steps + 1)
+        for setting, each in enumerate(self.outputs.settings):
             cost = self.costs[setting]
             if (
-                setting in sequence.settings
+                setting in sequence
                 or (each.mirrored and not self.passes.mirrored)
-                or (self.passes.answer == "last" and cost <= self.costs[sequence.settings[-1]])
+                or (self.passes.answer == "last" and cost <= self.costs[sequence[-1]])
             ):
                 continue
-            latest = outputs.probabilities[setting]
-            answers = next_answer(sequence.answers, latest, depth, self.passes.answer)
-            value = self._value(answers)
-            changes = cost * self._share, (value - sequence.value) / n
-            more = torch.stack([self._sums(cell, change, depth) for change in changes])
-            yield _Sequence(
-                settings=(*sequence.settings, setting),
-                answers=answers,
-                value=value,
-                cell=cell,
-                thresholds=(*sequence.thresholds, thresholds),
-                means=sequence.means[..., None] + more,
+            latest = self.outputs.probabilities[setting]
+            after = next_answer(answers, latest, depth, self.passes.answer)
+            changes = cost * self._share, (self._value(after) - value) / len(value)
+            more = torch.stack([self._sums(next_cell, change, depth) for change in changes])
+            self._visit(
+                (*sequence, setting),
+                after,
+                next_cell,
+                (*thresholds, next_thresholds),
+                means[..., None] + more,
             )
 
     def _value(self, answers: Tensor) -> Tensor:
@@ -201,29 +188,24 @@ class _Search:
             sums = sums.cumsum(axis)
         return sums[(slice(self.steps),) * n_axes]
 
-    def _keep(self, sequence: _Sequence) -> None:
+    def _keep(
+        self, sequence: tuple[int, ...], thresholds: tuple[Tensor, ...], means: Tensor
+    ) -> None:
         """Keep the best combination of thresholds for each budget, the cheapest of equals."""
-        costs, scores = sequence.means.reshape(2, -1)
+        costs, scores = means.reshape(2, -1)
         order = costs.argsort()
         best = scores[order].cummax(0).values
         last = torch.searchsorted(costs[order], self.budgets + _ROUNDING, right=True) - 1
         reached = best[last.clamp(min=0)]
-        for_passes = _LEAST_GAIN * (len(sequence.settings) - 1)
+        for_passes = _LEAST_GAIN * (len(sequence) - 1)
         cells = order[torch.searchsorted(best, reached - _ROUNDING)]
-        self._optima.append(
-            _Optimum(
-                sequence=sequence.settings,
-                thresholds=sequence.thresholds,
-                cells=cells,
-                costs=costs[cells],
-                scores=(reached - for_passes).masked_fill(last < 0, -math.inf),
-            )
-        )
+        scores = (reached - for_passes).masked_fill(last < 0, -math.inf)
+        self._optima[sequence] = thresholds, cells, costs[cells], scores
 
     def rules(self, tolerance: float) -> list[FoundRule | None]:
         """Return the best rule of few sequences within each budget."""
-        optima = sorted(self._optima, key=lambda optimum: len(optimum.sequence))
-        scores = torch.stack([optimum.scores for optimum in optima])  # [sequences, budgets]
+        sequences = sorted(self._optima, key=len)
+        scores = torch.stack([self._optima[each][3] for each in sequences])  # [sequences, budgets]
         if not bool((scores > -math.inf).any()):
             return [None] * len(self.budgets)
         kept = sorted(_few_rows(scores, tolerance))
@@ -231,22 +213,19 @@ class _Search:
         for budget, column in enumerate(scores[kept].unbind(dim=1)):
             row = _first_of_largest(column)
             there = column[row] > -math.inf
-            found.append(self._rule(optima[kept[row]], budget) if there else None)
+            found.append(self._rule(sequences[kept[row]], budget) if there else None)
         return found
 
-    def _rule(self, optimum: _Optimum, budget: int) -> FoundRule:
-        cell = int(optimum.cells[budget])
+    def _rule(self, sequence: tuple[int, ...], budget: int) -> FoundRule:
+        candidates, *figures = self._optima[sequence]
+        cell, cost, score = (each[budget].item() for each in figures)
         thresholds: list[float] = []
-        for each in reversed(optimum.thresholds):
-            cell, step = divmod(cell, self.steps)
+        for each in reversed(candidates):
+            cell, step = divmod(int(cell), self.steps)
             thresholds.insert(0, each[step].item())
         n = (*thresholds, 0.0).index(0.0)  # below 0 is no image
-        settings = tuple(self.outputs.settings[i] for i in optimum.sequence)
-        return FoundRule(
-            rule=Rule(passes=settings[: n + 1], thresholds=tuple(thresholds[:n])),
-            computation=optimum.costs[budget].item(),
-            score=optimum.scores[budget].item(),
-        )
+        settings = tuple(self.outputs.settings[i] for i in sequence[: n + 1])
+        return FoundRule(Rule(passes=settings, thresholds=tuple(thresholds[:n])), cost, score)
 
 
 def _few_rows(scores: Tensor, tolerance: float) -> list[int]:

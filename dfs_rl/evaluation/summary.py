@@ -221,36 +221,30 @@ def _compare(
 
 
 def _shares(costs: CostTable, records: GateRecords) -> tuple[CostShare, ...]:
-    shares: dict[tuple[str, int], tuple[float, float]] = {}  # MACs and cost
-
-    def add(name: str, bits: int, macs: float, cost: float) -> None:
-        before = shares.get((name, bits), (0.0, 0.0))
-        shares[name, bits] = before[0] + macs, before[1] + cost
-
-    if records.gate_macs > 0:
-        taken = records.gate_macs_taken
-        macs = records.gate_macs if taken is None else taken.mean().item()
-        add("gate", FULL, macs, costs.gate_cost(macs))
+    """Return the mean cost of the gate and of all parts that are not gated."""
 
     def mean_runs(runs: Callable[[Tensor], Tensor]) -> float:
         """Return the mean number of passes of an image in which a part runs, given their layers."""
+        return records.total(lambda o: runs(costs.n_layers_run(o)).double()).mean().item()
 
-        def of_pass(options: Tensor) -> Tensor:
-            return runs(costs.n_layers_run(options)).double()
-
-        total = of_pass(records.options)
-        if records.earlier is not None:
-            total = total + records.earlier.total(of_pass)
-        return total.mean().item()
-
+    parts: list[tuple[str, int, float, float]] = []  # name, bits, MACs and cost
+    if records.gate_macs > 0:
+        taken = records.gate_macs_taken
+        macs = records.gate_macs if taken is None else taken.mean().item()
+        parts.append(("gate", FULL, macs, costs.gate_cost(macs)))
     for part in costs.fixed:
         needed = 0 if part.layer is None else min(part.layer + 1, costs.n_layers)
         runs = mean_runs(partial(torch.ge, other=needed))
-        add(part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs)
+        parts.append((part.name, part.bits, part.macs * runs, costs.part_cost(part) * runs))
     for exit_ in costs.exits:
         leaves = mean_runs(partial(torch.eq, other=exit_.after))
         if leaves > 0:
-            add("exits", exit_.bits, exit_.macs * leaves, costs.part_cost(exit_) * leaves)
+            cost = costs.part_cost(exit_) * leaves
+            parts.append(("exits", exit_.bits, exit_.macs * leaves, cost))
+    shares: dict[tuple[str, int], tuple[float, float]] = {}
+    for name, bits, macs, cost in parts:
+        before = shares.get((name, bits), (0.0, 0.0))
+        shares[name, bits] = before[0] + macs, before[1] + cost
     return tuple(
         CostShare(name=name, macs=float(macs), bits=bits, percent=costs.percent(cost))
         for (name, bits), (macs, cost) in shares.items()
@@ -265,17 +259,17 @@ class PerImageResults(NamedTuple):
     milliseconds: Tensor | None = None  # measured time, float32 [n]; None without a profile
 
 
-class SplitResults(NamedTuple):
-    """Results by the method's key; ``selection`` has only methods that can be deployed."""
-
-    reported: Mapping[str, PerImageResults]
-    selection: Mapping[str, PerImageResults]
+Results = Mapping[str, PerImageResults]
+"""Results on a split by the method's key."""
 
 
 def per_image_results_of(
     methods: Sequence[MethodResult], costs: CostTable, measured: CostTable | None = None
-) -> SplitResults:
-    """Average every method's records over its draws; ``measured`` is as in ``summarize``."""
+) -> tuple[Results, Results]:
+    """Average every method's records over its draws, on the reported and on the selection split.
+
+    The latter has only methods that can be deployed; ``measured`` is as in ``summarize``.
+    """
 
     def average(records: Sequence[GateRecords]) -> PerImageResults:
         values = [[r.correct.double() for r in records], [r.computation(costs) for r in records]]
@@ -283,37 +277,39 @@ def per_image_results_of(
             values.append([r.milliseconds(measured) for r in records])
         return PerImageResults(*(torch.stack(each).mean(dim=0).float() for each in values))
 
-    return SplitResults(
+    return (
         {method.key: average(method.records) for method in methods},
         {m.key: average([m.selection]) for m in methods if m.selection is not None},
     )
 
 
-def save_per_image_results(path: Path, results: SplitResults) -> None:
+def save_per_image_results(path: Path, reported: Results, selection: Results) -> None:
     """Write per-image results atomically."""
     tensors = {
         f"{split}/{key}/{name}": value
-        for split, by_method in results._asdict().items()
-        for key, of_method in by_method.items()
+        for split, results in (("reported", reported), ("selection", selection))
+        for key, of_method in results.items()
         for name, value in of_method._asdict().items()
         if value is not None
     }
     save_tensors(path, tensors)
 
 
-def load_per_image_results(path: Path) -> SplitResults:
-    """Load per-image results written by ``save_per_image_results``.
+def load_per_image_results(path: Path) -> tuple[Results, Results]:
+    """Load per-image results of the reported and of the selection split.
 
     Raises:
         CheckpointError: If the file is missing, damaged or has other contents.
     """
-    found: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in SplitResults._fields}
+    found: dict[str, dict[str, dict[str, Tensor]]] = {"reported": {}, "selection": {}}
     try:
         for name, tensor in load_tensors(path).items():
             split, key, field = name.split("/")
             found[split].setdefault(key, {})[field] = tensor
-        return SplitResults(
-            *({key: PerImageResults(**fields) for key, fields in found[s].items()} for s in found)
+        reported, selection = (
+            {key: PerImageResults(**fields) for key, fields in of_split.items()}
+            for of_split in found.values()
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has no per-image results of an evaluation.") from error
+    return reported, selection

@@ -11,10 +11,8 @@ from dfs_rl.utils.io import json_bytes
 
 CostName = Literal["computation", "milliseconds"]
 """Field of a result that tells its cost: computed, in percent, or measured."""
-_NATIVE_BITS = 8
-"""The least bits that CPUs and GPUs compute with."""
-_CLEAR_GAIN = 0.05
-"""Share of the time that a bit option must save to count as faster."""
+_NATIVE_BITS = 8  # the least bits that CPUs and GPUs compute with
+_CLEAR_GAIN = 0.05  # share of the time that a bit option must save to count as faster
 _MAX_GATE_RATIO = 1.5
 """Ratio of the MACs of two gates up to which their times are taken to be in proportion."""
 
@@ -31,7 +29,7 @@ class Timing:
     batch_size: int
     options: tuple[int, ...]
     layer_milliseconds: tuple[float, ...]  # per image, of all gated layers at each option
-    exits_save: bool  # some exit is faster than the layers after it
+    exits_save: bool  # some exit is clearly faster than the layers after it at the fastest bits
     error: float | None  # mean error of such sums on whole networks in percent, None if unknown
     profile: str = ""  # digest of the profile
 
@@ -95,6 +93,12 @@ def timing_of(costs: CostTable) -> Timing:
     """Return the times behind a cost table of the cost model ``latency``."""
     profile = costs.profile
     assert profile is not None, "the cost model latency has a profile"
+    fastest = costs.option_costs()[:, 1 if costs.options[0] == SKIP else 0 :].amin(dim=1)
+    exits_save = any(
+        float(costs.action_costs()[after, costs.exit_action])
+        <= (1.0 - _CLEAR_GAIN) * float(fastest[after:].sum())
+        for after in costs.exits_after
+    )
     return Timing(
         machine=profile.machine,
         runtime=profile.runtime,
@@ -107,7 +111,7 @@ def timing_of(costs: CostTable) -> Timing:
             sum(costs.layer_cost(layer, bits) for layer in range(costs.n_layers))
             for bits in costs.options
         ),
-        exits_save=_exits_save(costs),
+        exits_save=exits_save,
         error=profile.error if profile.checks else None,
         profile=hashlib.sha256(json_bytes(config_to_dict(profile))).hexdigest()[:12],
     )
@@ -128,13 +132,3 @@ def gate_time_sentences(gate_macs: float, costs: CostTable) -> tuple[str, ...]:
         "with python -m dfs_rl.profile."
     )
     return (sentence,)
-
-
-def _exits_save(costs: CostTable) -> bool:
-    """Return True if some exit takes clearly less time than the rest at the fastest bits."""
-    running = costs.option_costs()[:, 1 if costs.options[0] == SKIP else 0 :].amin(dim=1)
-    return any(
-        float(costs.action_costs()[after, costs.exit_action])
-        <= (1.0 - _CLEAR_GAIN) * float(running[after:].sum())
-        for after in costs.exits_after
-    )

@@ -14,8 +14,7 @@ _N_RULES, _N_BUDGETS = 64, 100
 """Largest number of rules of a gate for all budgets, and of budgets that show their range."""
 _TOLERANCE = 0.001
 """Loss in the criterion for few sequences of settings, which are as good on new images."""
-_LEAST_GAIN = 0.001
-"""Gain in the criterion for which a rule may cost twice as much."""
+_LEAST_GAIN = 0.001  # gain in the criterion for which a rule may cost twice as much
 
 
 def tuned_gate(

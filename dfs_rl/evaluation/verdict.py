@@ -70,7 +70,12 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     candidates that include the uniform settings. A win over them counts only if the gate is also
     significantly better than each uniform setting of no larger cost.
     """
-    uniform_beaten = all(c.low > 0 for c in comparisons if c.role == "fixed" and _costs_no_more(c))
+    uniform_beaten = all(
+        c.low > 0
+        for c in comparisons
+        if c.role == "fixed"
+        and (c.relative_computation is None or with_cost_tolerance(c.relative_computation) >= 1.0)
+    )
     return tuple(
         c
         for c in comparisons
@@ -136,9 +141,3 @@ def verdict_sentences(
             f"{'; '.join(faster) or 'none of its baselines'}."
         )
     return tuple(sentences)
-
-
-def _costs_no_more(comparison: Comparison) -> bool:
-    """Return True if the baseline costs no more than the gate, up to the cost tolerance."""
-    ratio = comparison.relative_computation
-    return ratio is None or with_cost_tolerance(ratio) >= 1.0

@@ -16,8 +16,8 @@ from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.reporting import style
-from dfs_rl.reporting.figures import option_histogram_image
-from dfs_rl.reporting.images_plot import EXAMPLES, image_examples, images_plot
+from dfs_rl.reporting.figures import options_plot
+from dfs_rl.reporting.images_plot import EXAMPLES, images_plot
 from dfs_rl.utils.config import flat_settings
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
@@ -61,11 +61,11 @@ def validation_pictures(
     The images are always the same ones, so that their bits can be followed. A gate for all budgets
     runs each of them at its own preference.
     """
-    first = range(min(EXAMPLES, len(images)))
-    examples = image_examples(records, images, costs, class_names, first)
-    samples = style.to_array(images_plot({"Samples of the val split": examples}, costs.options))
+    rows = {"Samples of the val split": range(min(EXAMPLES, len(images)))}
+    samples = style.to_array(images_plot(rows, records, images, costs, class_names))
+    chosen = style.to_array(options_plot(record["histogram"], costs.options))
     return {
-        "val/options": Image(option_histogram_image(record["histogram"], costs.options), "HWC"),
+        "val/options": Image(chosen, "HWC"),
         "val/samples": Image(samples, "HWC"),
     }
 

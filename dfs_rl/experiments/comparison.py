@@ -37,7 +37,7 @@ from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.reporting import alt_text
 from dfs_rl.reporting.comparison_figures import comparison_figures
-from dfs_rl.reporting.comparison_report import GateSection, comparison_text, html_report
+from dfs_rl.reporting.comparison_report import comparison_text, html_report
 from dfs_rl.reporting.render import Picture
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, flat_settings
@@ -292,6 +292,7 @@ def _evaluate_at(
     settings["exits"] = f"after {' '.join(map(str, after))}" if after else "none"
     plots = evaluation.path.parent / run.plots_dir.name
     before = run.path / BEFORE_FOLDER  # the backbone that the gate was given
+    reported, selection = load_per_image_results(evaluation.results_path)
     return EvaluatedRun(
         path=str(run.path),
         settings=settings,
@@ -302,7 +303,8 @@ def _evaluate_at(
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,
-        results=load_per_image_results(evaluation.results_path),
+        reported=reported,
+        selection=selection,
     )
 
 
@@ -313,21 +315,13 @@ def _write_report(
     comparison = compare_runs(runs, failed)
     figures = comparison_figures(comparison)
     page = html_report(comparison, figures, _sections(comparison, runs))
-    pictures = {
-        "pareto": figures.pareto,
-        "difficulty": figures.difficulty,
-        "methods": figures.panels,
-        "pareto_ms": figures.pareto_ms,
-        **{f"options-{i}": mix for i, mix in enumerate(figures.bit_mixes.values(), start=1)},
-    }
     with folder.lock(on_wait=lambda: None):  # other processes write it too
-        for stale in folder.path.glob("options-*.png"):
-            stale.unlink()
-        for name, picture in pictures.items():
-            if picture is None:
-                (folder.path / f"{name}.png").unlink(missing_ok=True)
-            else:
-                write_bytes_atomic(folder.path / f"{name}.png", picture.png)
+        for pattern in ("options-*.png", "methods.png", "pareto_ms.png"):
+            for earlier in folder.path.glob(pattern):
+                if earlier.stem not in figures:
+                    earlier.unlink()
+        for name, picture in figures.items():
+            write_bytes_atomic(folder.path / f"{name}.png", picture.png)
         points = comparison.to_frame().to_csv(index=False, lineterminator="\n")
         write_bytes_atomic(folder.path / "points.csv", points.encode())
         write_json(folder.path / "comparison.json", config_to_dict(comparison))
@@ -335,10 +329,12 @@ def _write_report(
     return comparison
 
 
-def _sections(comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]) -> list[GateSection]:
+def _sections(
+    comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]
+) -> list[dict[str, object]]:
     """Return each gate's figures, commands and settings."""
     by_point = {(run.path, run.settings.get("budget")): run for run in runs}
-    sections = []
+    sections: list[dict[str, object]] = []
     for point in comparison.points:
         if point.kind != GATE:
             continue
@@ -350,11 +346,11 @@ def _sections(comparison: ComparisonOfRuns, runs: Sequence[EvaluatedRun]) -> lis
             if file.is_file():
                 figures[title] = Picture(file.read_bytes(), describe(of_seeds[0], point.label))
         sections.append(
-            GateSection(
-                label=point.label,
-                figures=figures,
-                commands=[line for run in of_seeds for line in (run.command, run.evaluation)],
-                settings=folder.config_path.read_text(encoding="utf-8"),
-            )
+            {
+                "label": point.label,
+                "figures": figures,
+                "commands": [line for run in of_seeds for line in (run.command, run.evaluation)],
+                "settings": folder.config_path.read_text(encoding="utf-8"),
+            }
         )
     return sections

@@ -47,7 +47,7 @@ from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.reporting.figures import write_figures
-from dfs_rl.reporting.images_plot import cheapest_and_most_expensive
+from dfs_rl.reporting.images_plot import cheapest_and_most_expensive, images_plot
 from dfs_rl.reporting.tables import summary_text
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_from_dict, config_to_dict
@@ -204,17 +204,18 @@ def evaluate_run(
             split=config.split,
             class_names=data.class_names,
         )
-        examples = None
+        drawn = None
         if loaded.model is not None:
             images, (records,) = data.split(config.split).images, methods[0].records
-            examples = cheapest_and_most_expensive(records, images, costs, data.class_names)
+            rows = cheapest_and_most_expensive(records, costs)
+            drawn = images_plot(rows, records, images, costs, data.class_names)
         # A summary must never be next to the results of another evaluation.
         path.unlink(missing_ok=True)
         evaluation = Evaluation(summary, path)
         per_image = per_image_results_of(methods, costs, measured)
-        save_per_image_results(evaluation.results_path, per_image)
+        save_per_image_results(evaluation.results_path, *per_image)
         plots = output_folder / folder.plots_dir.name
-        write_figures(plots, figure_prefix(config, only), summary, examples)
+        write_figures(plots, figure_prefix(config, only), summary, drawn)
         # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
         return evaluation

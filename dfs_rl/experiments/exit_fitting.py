@@ -120,7 +120,7 @@ def _batches(dataset: Dataset, *, seed: int, device: str) -> Iterator[Tensor]:
     images = dataset.train.images.to(device)
     size = min(_BATCH, len(images))
     for epoch in itertools.count():
-        order = epoch_batches(len(images), size, seed=seed, epoch=epoch, drop_last=True)
+        order = epoch_batches(len(images), size, seed=seed, epoch=epoch)
         for step, rows in enumerate(order):
             draws = torch_generator(seed, "exits augment", epoch, step, device=images.device)
             yield augment(images[rows], draws, flip=dataset.flip)

@@ -10,10 +10,8 @@ from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting.frontier import Method, point_text, ranked_methods
 from dfs_rl.reporting.style import option_name
 
-_MOST_POINTS = 12
-"""Maximum number of uniform settings or gates that a text names."""
-_LEAST = 0.005
-"""Smallest share of an option that a text names."""
+_MOST_POINTS = 12  # maximum number of uniform settings or gates that a text names
+_LEAST = 0.005  # smallest share of an option that a text names
 
 
 def of_pareto_plot(comparison: ComparisonOfRuns, cost: CostName = "computation") -> str:
@@ -79,7 +77,7 @@ def of_options(run: EvaluatedRun, label: str) -> str:
 
 def of_images(run: EvaluatedRun, label: str) -> str:
     """Return the range of the cost of images, and the accuracies on the cheap and costly halves."""
-    results = run.results.reported["gate"]
+    results = run.reported["gate"]
     spent, correct = results.computation.double(), results.correct.double()
     order, half = spent.argsort(stable=True), len(spent) // 2
     most = f"{spent.max():.3g} % {run.summary.cost_model}"

@@ -1,7 +1,6 @@
 """Figures of a comparison: accuracy, options over the budget, computation by difficulty."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,39 +22,33 @@ _MOST_LAYERS = 24
 """Maximum number of layers to show; of more layers, an evenly spaced subset is shown."""
 
 
-class ComparisonFigures(NamedTuple):
-    """Figures of all gates."""
+def comparison_figures(comparison: ComparisonOfRuns) -> dict[str, Picture]:
+    """Draw all figures of a comparison, by the names of their files.
 
-    pareto: Picture  # accuracy against computation
-    panels: Picture | None  # the same for methods that are grey there; None if there are none
-    pareto_ms: Picture | None  # accuracy against measured time, None without it
-    difficulty: Picture  # computation against difficulty
-    bit_mixes: Mapping[str, Picture]  # share of each option over the budget, by label of the curve
-
-
-def comparison_figures(comparison: ComparisonOfRuns) -> ComparisonFigures:
-    """Draw all figures of a comparison."""
+    ``pareto`` is accuracy against computation, ``pareto_ms`` against measured time if there is any;
+    ``methods`` has panels of the methods that are grey there, if there are any. ``difficulty`` is
+    computation against difficulty, and ``options-1`` and so on have the shares of the options of
+    each gate with several budgets.
+    """
 
     def pareto(cost: CostName) -> Picture:
         figure, points = pareto_plot(comparison, cost)
         text = alt_text.of_pareto_plot(comparison, cost)
         return Picture(style.to_png(figure), text, points)
 
-    def bit_mix(curve: Curve) -> Picture:
-        about = curve, comparison.options, comparison.cost_model
-        return Picture(style.to_png(bit_mix_plot(*about)), alt_text.of_bit_mix(*about))
-
-    others = method_panels(comparison)
+    figures = {"pareto": pareto("computation")}
+    if comparison.timing is not None:
+        figures["pareto_ms"] = pareto("milliseconds")
+    if (panels := method_panels(comparison)) is not None:
+        figures["methods"] = Picture(style.to_png(panels), alt_text.of_panels(comparison))
     difficulty = style.to_png(difficulty_plot(comparison))
-    return ComparisonFigures(
-        pareto=pareto("computation"),
-        panels=None
-        if others is None
-        else Picture(style.to_png(others), alt_text.of_panels(comparison)),
-        pareto_ms=None if comparison.timing is None else pareto("milliseconds"),
-        difficulty=Picture(difficulty, alt_text.of_difficulty(comparison)),
-        bit_mixes={c.label: bit_mix(c) for c in comparison.curves if c.baseline is None},
-    )
+    figures["difficulty"] = Picture(difficulty, alt_text.of_difficulty(comparison))
+    gates = (curve for curve in comparison.curves if curve.baseline is None)
+    for number, curve in enumerate(gates, start=1):
+        about = curve, comparison.options, comparison.cost_model
+        mix = Picture(style.to_png(bit_mix_plot(*about)), alt_text.of_bit_mix(*about))
+        figures[f"options-{number}"] = mix
+    return figures
 
 
 @style.common_style()
@@ -133,7 +126,10 @@ def difficulty_plot(comparison: ComparisonOfRuns) -> Figure:
     for gate in sorted(comparison.computation_by_difficulty, key=lambda gate: gate.family in looks):
         colour, marker = looks.get(gate.family, (style.PALE, "."))
         relative = [np.nan if value is None else value for value in gate.relative]
-        name = style.legend_name(gate.family) if gate.family in looks else "other gates"
+        name = "other gates"
+        if gate.family in looks:  # matplotlib omits names that begin with an underscore
+            space = " " * gate.family.startswith("_")
+            name = style.short_middle(space + gate.family, style.NAME_LENGTH)
         look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5}
         label = None if name in named else name
         axes.plot(places, relative, label=label, lw=1.1, alpha=0.8, **look)

@@ -1,14 +1,12 @@
 """Report of a comparison of runs: tables, text and HTML."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from dfs_rl.evaluation.budgets import exceeds_budget, ranked_families
 from dfs_rl.evaluation.comparison_records import GATE, ComparisonOfRuns, Pair, Point, Spread
 from dfs_rl.evaluation.curves import REPORTED_COMPUTATIONS
 from dfs_rl.evaluation.metrics import Interval
 from dfs_rl.evaluation.verdict import COST_TOLERANCE
-from dfs_rl.reporting.comparison_figures import ComparisonFigures
 from dfs_rl.reporting.render import Picture, render
 from dfs_rl.reporting.tables import MEASURED, Groups, aligned_table, cost_note, filled, timing_notes
 
@@ -38,15 +36,6 @@ _ONE_SEED_NOTE = (
 _Table = tuple[Sequence[str], Groups]
 
 
-class GateSection(NamedTuple):
-    """Section of a report about one gate."""
-
-    label: str
-    figures: Mapping[str, Picture]  # by their titles
-    commands: Sequence[str]  # command lines of its runs
-    settings: str  # configuration as YAML
-
-
 def comparison_text(comparison: ComparisonOfRuns) -> str:
     """Return the tables, with significant differences only, and the verdict."""
     parts, notes = [f"{comparison.dataset}, {_about(comparison)}"], _notes(comparison)
@@ -65,9 +54,16 @@ def comparison_text(comparison: ComparisonOfRuns) -> str:
 
 
 def html_report(
-    comparison: ComparisonOfRuns, figures: ComparisonFigures, sections: Sequence[GateSection]
+    comparison: ComparisonOfRuns,
+    figures: Mapping[str, Picture],
+    sections: Sequence[Mapping[str, object]],
 ) -> str:
-    """Return the report as one HTML file, with a section per gate."""
+    """Return the report as one HTML file.
+
+    Figures are those of ``comparison_figures``. There is a section per gate, with its ``label``,
+    ``figures`` by their titles, ``commands`` that trained and evaluated it, and ``settings`` as
+    YAML.
+    """
     return render(
         "comparison.html",
         title=f"Comparison of gates: {comparison.dataset}",

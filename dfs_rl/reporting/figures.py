@@ -1,6 +1,6 @@
 """Figures of an evaluation: accuracy against computation, and options at each layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
 from dfs_rl.evaluation.timing import CostName
 from dfs_rl.reporting import style
-from dfs_rl.reporting.images_plot import ImageExample, images_plot
 from dfs_rl.reporting.labels import Label, place_labels
 from dfs_rl.utils.io import write_bytes_atomic
 
@@ -49,21 +47,20 @@ def write_figures(
     folder: Path,
     prefix: str,
     summary: EvaluationSummary,
-    examples: Mapping[str, Sequence[ImageExample]] | None,
+    images: Figure | None,
 ) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 
-    With measured times there is also ``accuracy_ms.png``. The examples are rows of images by their
-    titles, None without a gate.
+    With measured times there is also ``accuracy_ms.png``. ``images`` is an ``images_plot``, None
+    without a gate.
     """
-    bit_options = BitOptions(summary.options)
     figures = {"accuracy": accuracy_plot(summary)}
     if summary.timing is not None:
         figures["accuracy_ms"] = accuracy_plot(summary, "milliseconds")
     if summary.histogram:
-        figures["options"] = options_plot(summary.histogram, bit_options)
-    if examples is not None:
-        figures["images"] = images_plot(examples, bit_options)
+        figures["options"] = options_plot(summary.histogram, BitOptions(summary.options))
+    if images is not None:
+        figures["images"] = images
     for name, figure in figures.items():
         write_bytes_atomic(folder / f"{prefix}{name}.png", style.to_png(figure))
 
@@ -206,10 +203,3 @@ def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> F
         bottom += percent
     style.option_legend(axes, axes, "center left", (1.0, 0.5))
     return figure
-
-
-def option_histogram_image(
-    histogram: Sequence[Sequence[float]], options: BitOptions
-) -> NDArray[np.uint8]:
-    """Return ``options_plot`` as uint8 ``[height, width, 3]``, for TensorBoard."""
-    return style.to_array(options_plot(histogram, options))

@@ -33,8 +33,7 @@ _COLUMNS, _PANEL_HEIGHT, _FRAME_HEIGHT = 4, 1.65, 1.1
 """Panels in a row, height of a panel, and height around all of them, in inches."""
 _MARKER, _SMALL_MARKER, _MANY = 7.0, 4.5, 8
 """Normal and small marker size in points, and number of a method's points up to the normal one."""
-_PANEL_NAME = 24
-"""Maximum number of characters of a method's name above its panel."""
+_PANEL_NAME = 24  # maximum number of characters of a method's name above its panel
 
 
 class Method(NamedTuple):
@@ -73,7 +72,7 @@ def ranked_methods(comparison: ComparisonOfRuns) -> tuple[list[Method], list[Met
 
     names = sorted(points, key=quality, reverse=True)
     first = names[: len(style.METHOD_STYLES)]
-    gates = [name for name in names if name in comparison.families]
+    gates = [name for name in names if points[name][0].kind == GATE]
     if gates and gates[0] not in first:
         first[-1] = gates[0]
     coloured = [
@@ -95,8 +94,10 @@ def pareto_plot(
     uniform settings are lines, because both would compress the rest of the figure.
     """
     coloured, grey = ranked_methods(comparison)
-    shown = _relevant(comparison, coloured)
-    drawn = [point for method in coloured for point in method.points if point in shown]
+    candidates = [point for method in coloured for point in method.points]
+    drawn = [point for point in candidates if _is_near(comparison, point)]
+    if not any(point.kind == GATE for point in drawn):
+        drawn = candidates
     floor = min(point.accuracy.mean for point in drawn) - _BELOW
     most = _BEYOND * max(point.cost(cost).mean for point in drawn)
     uniform = sorted(
@@ -104,7 +105,7 @@ def pareto_plot(
         key=lambda point: point.cost(cost).mean,
     )
     references = [point for point in uniform if point.cost(cost).mean <= most]
-    note = _note([p for m in coloured if m.is_gate for p in m.points if p not in shown], cost)
+    note = _note([p for p in candidates if p.kind == GATE and p not in drawn], cost)
 
     figure = style.new_figure(*_SIZE)
     figure.subplots_adjust(0.08, 0.11 + _NOTE_HEIGHT * len(note), 0.98, 0.91)
@@ -123,7 +124,7 @@ def pareto_plot(
     lines += [_draw_grey(axes, method, cost) for method in grey]
     labels = []
     for number, method in enumerate(coloured):
-        points = [point for point in method.points if point in shown]
+        points = [point for point in method.points if point in drawn]
         if not points:
             continue
         lines += _draw_method(axes, method, points, cost, is_best=number == 0)
@@ -190,13 +191,6 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
     figure.supxlabel(label, fontsize=style.SMALL_SIZE, y=0.05 / height)
     figure.supylabel("accuracy, %", fontsize=style.SMALL_SIZE, x=0.05 / width)
     return figure
-
-
-def _relevant(comparison: ComparisonOfRuns, methods: Sequence[Method]) -> list[Point]:
-    """Return the points worth drawing to scale; all of them if no gate has any."""
-    points = [point for method in methods for point in method.points]
-    shown = [point for point in points if _is_near(comparison, point)]
-    return shown if any(point.kind == GATE for point in shown) else points
 
 
 def _is_near(comparison: ComparisonOfRuns, point: Point) -> bool:

@@ -1,7 +1,6 @@
 """Images with the bits that a gate chose for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,40 +25,45 @@ EXAMPLES = 8
 """Number of images in a row."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageExample:
-    """One image with the choices of the gate."""
-
-    image: NDArray[np.uint8]  # [c, h, w]; 1 to 4 channels: grey, grey and alpha, RGB, RGBA
-    passes: Sequence[Sequence[int]]
-    """Index of the option of each gated layer in each pass; the number of options after an exit."""
-    prediction: str  # name of the predicted class
-    label: str  # name of the true class
-    computation: float  # in percent, everything included
-
-
 @style.common_style()
-def images_plot(rows: Mapping[str, Sequence[ImageExample]], options: BitOptions) -> Figure:
+def images_plot(
+    rows: Mapping[str, Sequence[int]],
+    records: GateRecords,
+    images: Tensor,
+    costs: CostTable,
+    class_names: Sequence[str],
+) -> Figure:
     """Draw rows of images by their titles, each with its prediction and the bits of each pass.
+
+    A row has indices of ``images``, uint8 ``[n, c, h, w]`` with 1 to 4 channels: grey, grey and
+    alpha, RGB, RGBA. ``records`` are those of a gate on the images.
 
     Raises:
         ConfigError: If there is no row, or an empty one.
     """
-    if not rows or not all(rows.values()):
+    if not rows or not all(map(len, rows.values())):
         raise ConfigError("images_plot got an empty row; at least one image in each is needed.")
+    computation, options, earlier = records.computation(costs), costs.options, records.earlier
+
+    def passes(index: int) -> list[list[int]]:
+        before = [] if earlier is None else earlier.options[index][earlier.ran[index]].tolist()
+        return [*before, records.options[index].tolist()]
+
     columns = max(map(len, rows.values()))
-    more = max(len(example.passes) for row in rows.values() for example in row) - 1
+    more = max(len(passes(index)) for row in rows.values() for index in row) - 1
     each = _ROW + _HEADING + _PASS * more
     width, height = _COLUMN * columns + 0.3, len(rows) * each + 0.3
     figure = style.new_figure(width, height)
-    for row, (name, examples) in enumerate(rows.items()):
+    for row, (name, indices) in enumerate(rows.items()):
         top = height - row * each - _HEADING
         look: dict[str, Any] = {"fontsize": style.TITLE_SIZE, "color": style.INK}
         figure.text(0.16 / width, (top + 0.08) / height, name, **look)
-        for column, example in enumerate(examples):
+        for column, index in enumerate(indices):
             left = 0.16 + column * _COLUMN
             axes = figure.add_axes((left / width, (top - 1) / height, 1 / width, 1 / height))
-            _draw_example(axes, example, options)
+            classes = (int(values[index]) for values in (records.predictions, records.labels))
+            strip = _draw_image(axes, images[index].cpu().numpy(), passes(index), options)
+            _write_captions(strip, float(computation[index]), *(class_names[i] for i in classes))
     handles = [
         Patch(facecolor=colour, label=name)
         for name, colour in style.action_styles(options, len(options))
@@ -69,42 +73,11 @@ def images_plot(rows: Mapping[str, Sequence[ImageExample]], options: BitOptions)
     return figure
 
 
-def image_examples(
-    records: GateRecords,
-    images: Tensor,
-    costs: CostTable,
-    class_names: Sequence[str],
-    indices: Sequence[int],
-) -> list[ImageExample]:
-    """Return the examples at ``indices`` of the images, uint8 ``[n, c, h, w]``, with records."""
-    computation, earlier = records.computation(costs), records.earlier
-
-    def passes(index: int) -> list[list[int]]:
-        before = [] if earlier is None else earlier.options[index][earlier.ran[index]].tolist()
-        return [*before, records.options[index].tolist()]
-
-    return [
-        ImageExample(
-            image=images[index].cpu().numpy(),
-            passes=passes(index),
-            prediction=class_names[int(records.predictions[index])],
-            label=class_names[int(records.labels[index])],
-            computation=float(computation[index]),
-        )
-        for index in indices
-    ]
-
-
-def cheapest_and_most_expensive(
-    records: GateRecords,
-    images: Tensor,
-    costs: CostTable,
-    class_names: Sequence[str],
-) -> dict[str, list[ImageExample]]:
+def cheapest_and_most_expensive(records: GateRecords, costs: CostTable) -> dict[str, list[int]]:
     """Return rows of at most 8 images for ``images_plot``, the most extreme first.
 
     Each of the cheapest images costs less than each of the most expensive ones. If all images cost
-    the same, there is one row. Equal costs keep the order of the images, uint8 ``[n, c, h, w]``.
+    the same, there is one row. Equal costs keep the order of the images.
     """
     computation = records.computation(costs)
     count = min(EXAMPLES, max(1, len(computation) // 2))
@@ -113,14 +86,9 @@ def cheapest_and_most_expensive(
     )
     most = descending[computation[descending] > computation.min()]
     if len(most) == 0:
-        rows = {"Images, all at the same cost": ascending}
-    else:
-        least = ascending[computation[ascending] < computation[most].min()]
-        rows = {"Cheapest images": least, "Most expensive images": most}
-    return {
-        name: image_examples(records, images, costs, class_names, indices.tolist())
-        for name, indices in rows.items()
-    }
+        return {"Images, all at the same cost": ascending.tolist()}
+    least = ascending[computation[ascending] < computation[most].min()]
+    return {"Cheapest images": least.tolist(), "Most expensive images": most.tolist()}
 
 
 def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -134,12 +102,17 @@ def to_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(rgb.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def _draw_example(axes: Axes, example: ImageExample, options: BitOptions) -> None:
-    """Draw an image of an inch, with its bits and its captions below."""
+def _draw_image(
+    axes: Axes, image: NDArray[np.uint8], passes: Sequence[Sequence[int]], options: BitOptions
+) -> Axes:
+    """Draw an image of an inch, with the bits of each pass below; return the axes of the last one.
+
+    A pass has the index of the option of each layer; the number of options after an exit.
+    """
     axes.set_axis_off()
-    axes.imshow(to_rgb(example.image), interpolation="nearest")
+    axes.imshow(to_rgb(image), interpolation="nearest")
     colours = style.option_colours(options)
-    for number, layers in enumerate(example.passes):
+    for number, layers in enumerate(passes):
         strip = axes.inset_axes((0, -0.25 - _PASS * number, 1, 0.2))
         strip.set_axis_off()
         strip.set(xlim=(0, len(layers)), ylim=(0, 1))
@@ -151,13 +124,17 @@ def _draw_example(axes: Axes, example: ImageExample, options: BitOptions) -> Non
                 look: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 5.5}
                 look["color"] = style.text_colour(colours[option])
                 strip.text(layer + 0.46, 0.5, str(options[option]), **look)
-    right = example.prediction == example.label
-    prediction = style.short_middle(example.prediction, _NAME_LENGTH)
-    label = style.short_middle(example.label, _NAME_LENGTH)
+    return strip
+
+
+def _write_captions(strip: Axes, computation: float, prediction: str, label: str) -> None:
+    """Write the cost and the prediction of an image below the bits of its last pass."""
+    right = prediction == label
+    prediction, label = (style.short_middle(name, _NAME_LENGTH) for name in (prediction, label))
     caption = prediction if right else f"says {prediction}, is {label}"
     if not right and len(caption) > _LINE_LENGTH:
         caption = f"says {prediction},\nis {label}"
-    look = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
+    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": style.SMALL_SIZE - 0.5}
     look["transform"] = strip.transAxes
-    strip.text(0.5, -0.2, f"{example.computation:.2f} %", weight="bold", **look)
+    strip.text(0.5, -0.2, f"{computation:.2f} %", weight="bold", **look)
     strip.text(0.5, -0.95, caption, color=style.MUTED if right else style.VERMILION, **look)

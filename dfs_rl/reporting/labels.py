@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
 from dfs_rl.reporting import style
@@ -39,9 +38,7 @@ class Label(NamedTuple):
     weight: str = "normal"
 
 
-def place_labels(
-    axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line]
-) -> list[Annotation]:
+def place_labels(axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line]) -> None:
     """Write each label near its point, the first ones at the best places.
 
     Limits and scales of the axes must be final. Labels should not cover ``lines`` or the legend.
@@ -60,7 +57,6 @@ def place_labels(
     distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     slant = 0.5 * (1 - np.cos(angle - np.pi / 6))  # prefer the upper right
-    texts = []
     for label, centre in zip(labels, centres, strict=True):
         text = axes.annotate(
             style.short_middle(label.text, 2 * style.NAME_LENGTH),
@@ -90,8 +86,6 @@ def place_labels(
             nearest = np.clip(centre, boxes[best, :2], boxes[best, 2:])
             ends = axes.transData.inverted().transform(np.stack([centre, nearest]))
             axes.plot(*ends.T, color=label.colour, linewidth=0.6, alpha=0.7, zorder=3)
-        texts.append(text)
-    return texts
 
 
 def _squares(centres: NDArray[np.float64], radius: float) -> Boxes:

@@ -10,11 +10,6 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dfs_rl.reporting"),
     autoescape=True,
@@ -22,7 +17,9 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters["data_uri"] = _data_uri
+_ENVIRONMENT.filters["base64"] = lambda png: base64.b64encode(png).decode()
+HoverPoint = tuple[str, float, float]
+"""Tooltip of a point, and its distances from the left and the upper edge as fractions of both."""
 
 
 def render(template: str, **values: object) -> str:
@@ -33,14 +30,6 @@ def render(template: str, **values: object) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-class HoverPoint(NamedTuple):
-    """Tooltip of a point in a figure."""
-
-    text: str
-    left: float  # distance from the left edge, as a fraction of the width
-    top: float  # distance from the upper edge, as a fraction of the height
-
-
 def hover_point(axes: Axes, x: float, y: float, text: str) -> HoverPoint:
     """Return the tooltip of the point at ``x`` and ``y``, in data units.
 
@@ -48,7 +37,7 @@ def hover_point(axes: Axes, x: float, y: float, text: str) -> HoverPoint:
     """
     at = axes.transData.transform((x, y))
     left, bottom = axes.figure.transFigure.inverted().transform(at)
-    return HoverPoint(text, float(left), 1.0 - float(bottom))
+    return text, float(left), 1.0 - float(bottom)
 
 
 class Picture(NamedTuple):

@@ -39,8 +39,7 @@ METHOD_STYLES = ((VERMILION, "*"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
 """Colour and marker of each method in colour; more colours are not distinguishable by everyone."""
 _TICK_STEPS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 """Ticks of a decade, coarsest first."""
-_ALONE = 6
-"""Number of decades from which the powers of ten are ticks enough."""
+_ALONE = 6  # number of decades from which the powers of ten are ticks enough
 
 Line = list[tuple[float, float]]
 """Polyline, in data units."""
@@ -135,22 +134,11 @@ def option_name(bits: int) -> str:
 
 
 def short_middle(text: str, length: int) -> str:
-    """Return ``text`` cut to ``length`` characters in its middle.
-
-    Names with a common start stay distinguishable by their ends.
-    """
+    """Return ``text`` cut to ``length`` characters in its middle, since ends tell names apart."""
     if len(text) <= length:
         return text
     end = (length - 1) // 2
     return f"{text[: length - 1 - end]}…{text[-end:]}"
-
-
-def legend_name(text: str) -> str:
-    """Return a name for a legend, cut to a maximum length.
-
-    A leading underscore gets a space before it, because matplotlib omits such names.
-    """
-    return short_middle(f" {text}" if text.startswith("_") else text, NAME_LENGTH)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -214,10 +202,7 @@ def draw_point(
 
 
 def readable_ticks(low: float, high: float, *, fewest: int = 4) -> list[float]:
-    """Return round values between ``low`` and ``high`` for a logarithmic axis, as 0.5, 1, 2, 5.
-
-    There are at least ``fewest`` if the range allows them.
-    """
+    """Return round values for a logarithmic axis, as 0.5, 1, 2, 5, if possible ``fewest``."""
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     for steps in _TICK_STEPS:
         ticks = [float(t) for t in np.outer(decades, steps).ravel() if low <= t <= high]

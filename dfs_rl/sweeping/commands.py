@@ -9,7 +9,6 @@ from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import preview_backbone
 from dfs_rl.experiments.benchmark import command_line
 from dfs_rl.experiments.config import program, with_percent_budgets
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
@@ -17,11 +16,6 @@ from dfs_rl.utils.run_records import read_record
 CommandName = Literal["train_agent", "train_gumbel", "train_static", "train_backbone"]
 Config = Any
 """Configuration of any of the commands."""
-
-
-def config_type_of(command: CommandName) -> type[Config]:
-    """Return the configuration of a command."""
-    return TrainBackboneConfig if command == "train_backbone" else GATE_COMMANDS[command]
 
 
 def check(config: Config, dataset: Dataset) -> None:

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optuna
@@ -22,13 +22,10 @@ from dfs_rl.reporting.render import Picture, hover_point
 from dfs_rl.sweeping.results import RetrainedRecord, SweepRecord, comparable_study, study_of
 
 _WIDTH, _HEIGHT = 8.0, 4.8  # inches
-_PANELS = 4
-"""Maximum number of settings side by side in a slice plot."""
+_PANELS = 4  # maximum number of settings side by side in a slice plot
 _PANEL = (6.4, 3.6)  # twice the width of a panel, and its height
-_COLOURS = [colour for colour, _ in style.METHOD_STYLES]
-"""Colours of the best trials."""
-_LETTERS = 12
-"""Maximum number of characters of a choice."""
+_COLOURS = [colour for colour, _ in style.METHOD_STYLES]  # colours of the best trials
+_LETTERS = 12  # maximum number of characters of a choice
 _ABOUT = {
     "Parallel coordinates": "Each line is a trial with a value, the darker the better.",
     "Setting by setting": "A point for each trial, the darker the later. Trials that were stopped "
@@ -39,12 +36,8 @@ _ABOUT = {
 }
 
 
-class SweepFigure(NamedTuple):
-    """Section of a report."""
-
-    title: str
-    about: str
-    pictures: Sequence[Picture]
+SweepFigure = tuple[str, str, Sequence[Picture]]
+"""Title, explanation and pictures of a section of the report."""
 
 
 def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
@@ -59,7 +52,7 @@ def sweep_figures(record: SweepRecord) -> list[SweepFigure]:
     }
     for title, draw in sections.items():
         if pictures := list(draw(record)):
-            figures.append(SweepFigure(title, _ABOUT[title], pictures))
+            figures.append((title, _ABOUT[title], pictures))
     return figures
 
 
@@ -116,9 +109,11 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
         for trial in sorted(record.trials, key=lambda trial: trial.name in record.best)
         for point in trial.points
     ]
+    has_bars = False
     for again in record.retrained:
         colour, label = colours.get(again.name, style.INK), f"{again.name}, fresh seeds"
         for x, y in over_seeds(again):
+            has_bars |= y.deviation is not None
             bars: dict[str, Any] = {"xerr": x.deviation, "yerr": y.deviation}
             axes.errorbar(x.mean, y.mean, **bars, fmt="D", color=colour, mfc="white", label=label)
             text = f"{again.name}, fresh seeds: {spread_text(y)} % at {spread_text(x)} %"
@@ -128,9 +123,6 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
     style.log_ticks(axes)
     axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
-    has_bars = any(
-        y.deviation is not None for again in record.retrained for _, y in over_seeds(again)
-    )
     bars_text = "; bars are ± 1 standard deviation over fresh seeds" if has_bars else ""
     text = f"Accuracy against computation on val, {len(record.points)} points of all trials."
     text += f" Pareto front: {_ends(pareto_front(record.points))}."
@@ -140,7 +132,7 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
         style.to_png(figure), text, [hover_point(axes, *tooltip) for tooltip in tooltips]
     )
     about = f"Every point of every trial on val{bars_text}."
-    return SweepFigure("Accuracy against computation", about, [picture])
+    return "Accuracy against computation", about, [picture]
 
 
 def _ends(points: Sequence[CurvePoint]) -> str:

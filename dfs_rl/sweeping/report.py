@@ -16,12 +16,9 @@ from dfs_rl.reporting.tables import Groups, aligned_table, filled
 from dfs_rl.sweeping.figures import SweepFigure
 from dfs_rl.sweeping.results import DEFAULTS, SweepRecord, TrialRecord, TrialStatus
 
-_MAX_NAMED = 5
-"""Maximum number of trials or settings that a sentence names."""
-_MAX_COLUMNS = 4
-"""Maximum number of best trials in the printed table."""
-_MAX_LETTERS = 18
-"""Maximum number of characters of a printed setting."""
+_MAX_NAMED = 5  # maximum number of trials or settings that a sentence names
+_MAX_COLUMNS = 4  # maximum number of best trials in the printed table
+_MAX_LETTERS = 18  # maximum number of characters of a printed setting
 
 
 def summary(record: SweepRecord) -> list[str]:
@@ -114,10 +111,7 @@ def best_table(record: SweepRecord, most: int | None = None) -> pd.DataFrame:
 
 
 def retrained_table(record: SweepRecord) -> pd.DataFrame:
-    """Return the retrained configurations, with their values in the search.
-
-    A mark shows a gain or loss of more than two standard deviations over seeds.
-    """
+    """Return the retrained configurations; marks are gains beyond two standard deviations."""
     objective, rows = record.file.objective, []
     for again in record.retrained:
         for name, label in objective.labels.items():
@@ -151,11 +145,8 @@ def _mark(gain: Spread) -> str:
 def trial_table(record: SweepRecord) -> pd.DataFrame:
     """Return all trials, the best values first and trials without a value last."""
     labels = record.file.objective.labels
-    (name, mode), *_ = record.file.objective.modes.items()
-    sign = -1 if mode == "max" else 1
-    ranked = sorted(
-        record.trials, key=lambda t: sign * t.values[name] if name in t.values else float("inf")
-    )
+    name = next(iter(record.file.objective.modes))  # which is maximized
+    ranked = sorted(record.trials, key=lambda trial: -trial.values.get(name, float("-inf")))
     rows = [
         {
             "trial": trial.name,

@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 from ray.tune import Result
 
 from dfs_rl.evaluation.comparison_records import Spread, spread
-from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.evaluation.curves import CurvePoint, pareto_front
 from dfs_rl.sweeping.objective import is_penalty
 from dfs_rl.sweeping.space import encode_value, optuna_distribution, with_settings
 from dfs_rl.sweeping.spec import SweepFile
@@ -20,8 +20,7 @@ from dfs_rl.utils.config import config_to_dict, flat_settings, usual_settings
 
 DEFAULTS = "defaults"
 """Name of the default settings among the retrained configurations."""
-_MIN_VALUES = 8
-"""Minimum number of distinct values for an estimate of importances."""
+_MIN_VALUES = 8  # minimum number of distinct values for an estimate of importances
 
 TrialStatus = Literal["finished", "stopped", "failed", "unfinished"]
 """``stopped`` trials were ended by the scheduler, ``unfinished`` ones neither ended nor failed."""
@@ -29,51 +28,30 @@ TrialStatus = Literal["finished", "stopped", "failed", "unfinished"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """Result of one trial.
+    """Result of one trial."""
 
-    Attributes:
-        name: Name of the trial: ``001`` and so on, in the order of their creation.
-        settings: Searched settings at the end of the trial, by dotted name.
-        reason: Reason of the failure; ``None`` otherwise.
-        progress: Completed fraction of a training, in [0, 1].
-        values: Final values of the objective by name; empty without validations.
-        history: ``(progress, value)`` of the first objective at every validation.
-        points: Operating points of the final result on val; several for a budget-conditioned gate
-            or a supernet.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
+    name: str  # 001 and so on, in the order of creation
+    settings: Mapping[str, Any]  # searched ones at the end of the trial, by dotted name
     status: TrialStatus
-    reason: str | None
-    progress: float
-    values: Mapping[str, float]
-    history: tuple[tuple[float, float], ...]
-    points: tuple[CurvePoint, ...]
+    reason: str | None  # of a failure
+    progress: float  # completed fraction of a training, in [0, 1]
+    values: Mapping[str, float]  # final values of the objective by name; empty without validations
+    history: tuple[tuple[float, float], ...]  # progress and first objective at every validation
+    points: tuple[CurvePoint, ...]  # on val at the end; several for all budgets or a supernet
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainedRecord:
-    """A configuration retrained on fresh seeds, to measure the selection bias of the search.
+    """A configuration retrained on fresh seeds, to measure the selection bias of the search."""
 
-    Attributes:
-        name: Name of the original trial, or ``defaults``.
-        settings: Searched settings by dotted name.
-        search_values: Values of the objective in the search; empty for the defaults.
-        seeds: Fresh seeds, without those that failed.
-        values: Values of the objective by name, one for each of ``seeds``.
-        points: Operating points of each training on val, in the order of ``seeds``.
-        failed: Reasons of failed trainings by seed.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    search_values: Mapping[str, float]
-    seeds: tuple[int, ...]
-    values: Mapping[str, tuple[float, ...]]
-    points: tuple[tuple[CurvePoint, ...], ...]
-    failed: Mapping[int, str]
+    name: str  # of the original trial, or ``DEFAULTS``
+    settings: Mapping[str, Any]  # searched ones by dotted name
+    search_values: Mapping[str, float]  # of the objective in the search; empty for the defaults
+    seeds: tuple[int, ...]  # without those that failed
+    values: Mapping[str, tuple[float, ...]]  # of the objective by name, one for each seed
+    points: tuple[tuple[CurvePoint, ...], ...]  # on val, for each seed
+    failed: Mapping[int, str]  # reasons of failed trainings by seed
 
     def gain(self, defaults: "RetrainedRecord", name: str, mode: str) -> Spread | None:
         """Return the paired improvement over the defaults on the common seeds, None without."""
@@ -86,30 +64,18 @@ class RetrainedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """Result of a whole sweep.
-
-    Attributes:
-        about: One line: number of val images, searcher, scheduler, objective.
-        trials: All trials, in the order of their creation.
-        best: Names of the best trials, the best one first; with two objectives the non-dominated
-            trials.
-        retrained: Best trials and defaults, retrained on fresh seeds.
-        importance: Fraction of the first objective's variance that each searched setting explains,
-            by dotted name, in [0, 1]; empty if it cannot be estimated.
-        commands: Command lines that train the best configuration and repeat the sweep.
-        seconds: Wall time, all resumptions together.
-    """
+    """Result of a whole sweep."""
 
     title: str
-    about: str
+    about: str  # one line: number of val images, searcher, scheduler, objective
     file: SweepFile
-    trials: tuple[TrialRecord, ...]
-    best: tuple[str, ...]
-    retrained: tuple[RetrainedRecord, ...]
-    importance: Mapping[str, float]
+    trials: tuple[TrialRecord, ...]  # in the order of their creation
+    best: tuple[str, ...]  # names of trials, see ``best_trials``
+    retrained: tuple[RetrainedRecord, ...]  # best trials and defaults
+    importance: Mapping[str, float]  # by dotted name, see ``importances``
     reference_point: CurvePoint
-    commands: tuple[str, ...]
-    seconds: float
+    commands: tuple[str, ...]  # that train the best configuration and repeat the sweep
+    seconds: float  # wall time, all resumptions together
 
     @property
     def points(self) -> list[CurvePoint]:
@@ -215,25 +181,13 @@ def _points(metrics: Mapping[str, Any]) -> tuple[CurvePoint, ...]:
 
 
 def best_trials(trials: Sequence[TrialRecord], file: SweepFile) -> tuple[str, ...]:
-    """Return the names of the finished trials, the best one first.
-
-    With two objectives, only the non-dominated trials, the most accurate one first.
-    """
-    signs = {name: 1 if mode == "max" else -1 for name, mode in file.objective.modes.items()}
-    finished = {
-        trial.name: [sign * trial.values[name] for name, sign in signs.items()]
-        for trial in trials
-        if trial.status == "finished"
-    }
-
-    def is_dominated(values: Sequence[float]) -> bool:
-        return any(
-            other != values and all(a >= b for a, b in zip(other, values, strict=True))
-            for other in finished.values()
-        )
-
-    ranked = sorted(finished, key=lambda name: finished[name][0], reverse=True)
-    return tuple(name for name in ranked if len(signs) == 1 or not is_dominated(finished[name]))
+    """Return the names of finished trials, the best first; of two objectives the Pareto front."""
+    finished = {trial.name: trial.values for trial in trials if trial.status == "finished"}
+    if file.objective.name == "pareto_front":
+        front = pareto_front([CurvePoint(**values) for values in finished.values()])
+        finished = {n: values for n, values in finished.items() if CurvePoint(**values) in front}
+    name = next(iter(file.objective.modes))  # which is maximized
+    return tuple(sorted(finished, key=lambda trial: finished[trial][name], reverse=True))
 
 
 def study_of(
@@ -287,10 +241,7 @@ def importances(trials: Sequence[TrialRecord], file: SweepFile) -> dict[str, flo
 
 
 def best_settings(file: SweepFile, values: Mapping[str, object]) -> dict[str, Any]:
-    """Return the non-default settings that a configuration file needs to train with ``values``.
-
-    Seed and run folder are excluded.
-    """
+    """Return the settings that differ from the defaults, without seed and run folder, nested."""
     config = file.config(values)
     usual = flat_settings(usual_settings(config))
     chosen = {

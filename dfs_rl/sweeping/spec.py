@@ -11,7 +11,9 @@ from pydantic import Field
 
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.sweeping.commands import CommandName, Config, check, config_type_of
+from dfs_rl.experiments.backbone_config import TrainBackboneConfig
+from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.sweeping.commands import CommandName, Config, check
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
 from dfs_rl.utils.config import (
@@ -151,7 +153,7 @@ class SweepFile:
     @property
     def config_type(self) -> type[Config]:
         """Configuration of the command."""
-        return config_type_of(self.command)
+        return GATE_COMMANDS[self.command] if self.trains_gates else TrainBackboneConfig
 
     @property
     def trains_gates(self) -> bool:
@@ -232,7 +234,12 @@ def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate settings, every choice and both ends of every range against data and backbone."""
     given = read_yaml(path)
     with _located(given, str(path), "objective"):
-        _check_objective_unit(file)
+        unit = getattr(file.config({}), "budget_unit", "percent")
+        if file.objective.budget is not None and file.objective.budget_unit != unit:
+            raise ConfigError(
+                f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
+                f"{unit!r}; give both in one unit."
+            )
     with _located(given, str(path), "settings"):
         check(file.config({}), dataset)
     for name in file.search:
@@ -373,14 +380,4 @@ def _check_objective(file: SweepFile) -> None:
         raise ConfigError(
             "objective.name is 'pareto_front', but these gates learn all budgets and have no "
             "single point; set fixed_budget: true, or take hypervolume."
-        )
-
-
-def _check_objective_unit(file: SweepFile) -> None:
-    """Check that the budget of the objective is in the unit of the settings."""
-    theirs = getattr(file.config({}), "budget_unit", "percent")
-    if file.objective.budget is not None and file.objective.budget_unit != theirs:
-        raise ConfigError(
-            f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
-            f"{theirs!r}; give both in one unit."
         )

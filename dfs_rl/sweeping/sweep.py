@@ -57,8 +57,7 @@ _BEST = "best.yaml"
 _BEST_RUNS = "best"
 _RESULTS = "results.csv"
 _REPORT = "report.html"
-_PATHS = {"dataset", "backbone", "weights", "init_gate"}
-"""Settings that can name a file or folder."""
+_PATHS = {"dataset", "backbone", "weights", "init_gate"}  # settings that can name a file or folder
 
 
 def run(invocation: Invocation[SweepConfig]) -> None:

@@ -42,18 +42,15 @@ _RUNS = "runs-"
 class TrialPlan:
     """Common data of all trials.
 
-    Attributes:
-        seeds: Seeds of each trial's trainings; the fresh seeds if there are candidates.
-        candidates: Searched settings to retrain on fresh seeds, a trial for each pair; empty in the
-            search.
-        trusted: Constructors that trials may import, as in ``trusting``.
+    The search trains each trial on all seeds. Afterwards there are candidates, and a trial for each
+    pair of candidate and seed.
     """
 
     file: SweepFile
     reference_point: CurvePoint
     seeds: tuple[int, ...]
-    candidates: tuple[Mapping[str, object], ...] = ()
-    trusted: frozenset[str] = frozenset()
+    candidates: tuple[Mapping[str, object], ...] = ()  # searched settings
+    trusted: frozenset[str] = frozenset()  # constructors that may be imported, see ``trusting``
 
 
 def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> None:

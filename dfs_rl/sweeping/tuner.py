@@ -51,8 +51,7 @@ from dfs_rl.utils.ray import ray_deprecations_ignored
 _SEARCH = "search"
 _KEPT = 2
 """Number of checkpoints to keep per trial; one remains while another is written."""
-_EVERY = 30.0
-"""Seconds between two lines about running trials."""
+_EVERY = 30.0  # seconds between two lines about running trials
 _LINE = "{:>8}  {:>7}  {:>8}  {:>8}  {:>12}  {:>12}  {}"
 
 
@@ -113,9 +112,6 @@ def _experiment_name(plan: TrialPlan) -> str:
     # Different candidates or seeds require a new experiment.
     fingerprinted = json.dumps([*map(dict, plan.candidates), *plan.seeds], default=str)
     return f"retrain-{hashlib.sha256(fingerprinted.encode()).hexdigest()[:8]}"
-
-
-# Searchers and schedulers
 
 
 def _trial_number(trial: Trial) -> int:
@@ -203,9 +199,6 @@ def _param_space(plan: TrialPlan) -> dict[str, Any]:
     if plan.file.searcher != "random":
         return {}  # Optuna's searchers have their own
     return {name: tune_domain(domain) for name, domain in plan.file.search.items()}
-
-
-# Output
 
 
 class _ProgressTable(tune.Callback):
@@ -314,9 +307,6 @@ def _logged(path: Path) -> Iterator[None]:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.propagate = propagate
-
-
-# Checks before a sweep
 
 
 def check_storage(storage: str) -> None:

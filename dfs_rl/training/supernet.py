@@ -183,7 +183,7 @@ class SupernetTrainer:
         epoch = self.position.epoch
         self._begin_epoch()
         indices = epoch_batches(
-            len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch, drop_last=True
+            len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch
         )
         for step, rows in enumerate(indices):
             if step < self.position.step:
@@ -342,7 +342,7 @@ class SupernetTrainer:
         n, seed = len(self.images), self.seed
         size = min(CALIBRATION_BATCH, n)
         for epoch in itertools.count(self.epochs):
-            order = epoch_batches(n, size, seed=seed, epoch=epoch, drop_last=True)
+            order = epoch_batches(n, size, seed=seed, epoch=epoch)
             for step, rows in enumerate(order):
                 yield self._batch(epoch, step, rows)
 

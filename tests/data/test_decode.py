@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfs_rl.data.decode import EncodedImage, ImageArray
+from dfs_rl.data.decode import ImageArray
 from dfs_rl.errors import DataError
 
 
@@ -18,7 +18,7 @@ def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def decode(*pictures: bytes) -> np.ndarray:
     array = ImageArray(len(pictures))
     for index, data in enumerate(pictures):
-        array.put(index, EncodedImage(index, data, f"picture {index}"))
+        array.put(index, data, f"picture {index}")
     return array.pixels
 
 
@@ -101,9 +101,9 @@ def test_images_that_do_not_fit_are_refused(numbered, first, second, message):
 @pytest.mark.parametrize("image_size", [None, 8])
 @pytest.mark.parametrize("sides", [(3, 9), (9, 3)])
 def test_either_side_may_be_too_small(sides, image_size):
-    picture = EncodedImage(0, encode(Image.new("RGB", sides)), "a")
+    picture = encode(Image.new("RGB", sides))
     with pytest.raises(DataError, match=f"a is {sides[0]} x {sides[1]} pixels; at least 4 x 4"):
-        ImageArray(1, image_size=image_size).put(0, picture)
+        ImageArray(1, image_size=image_size).put(0, picture, "a")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -147,7 +147,7 @@ def test_pipes_and_devices_are_no_images(tmp_path):
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe.png", tmp_path / "zero.png"):
         with pytest.raises(DataError, match=f"{path} is no regular file"):
-            ImageArray(1).put(0, EncodedImage(0, path, str(path)))
+            ImageArray(1).put(0, path, str(path))
 
 
 def test_huge_file_is_not_read(tmp_path, numbered):
@@ -155,10 +155,10 @@ def test_huge_file_is_not_read(tmp_path, numbered):
     numbered(0).save(path)
     os.truncate(path, 2**40)
     with pytest.raises(DataError, match="1099511627776 bytes; allowed are 1073741824"):
-        ImageArray(1).put(0, EncodedImage(0, path, str(path)))
+        ImageArray(1).put(0, path, str(path))
 
 
 def test_more_than_the_memory_is_refused(numbered):
     array = ImageArray(10**12)
     with pytest.raises(DataError, match=r"1000000000000 images of 3 x 6 x 6 need 108000\.0 GB"):
-        array.put(0, EncodedImage(0, encode(numbered(0)), "picture 0"))
+        array.put(0, encode(numbered(0)), "picture 0")

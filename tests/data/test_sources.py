@@ -193,15 +193,16 @@ def test_splits_become_sources(pets, numbered, png):
     assert train.labels.tolist() == TRAIN
     assert test.labels.tolist() == TEST
     images = list(test.read(np.array([False, True, True])))
-    assert [image.row for image in images] == [1, 2]
-    assert images[0].place == "somebody/pets test row 1"
-    assert [image.data for image in images] == [png(numbered(21)), png(numbered(22))]
+    assert images == [
+        (1, png(numbered(21)), "somebody/pets test row 1"),
+        (2, png(numbered(22)), "somebody/pets test row 2"),
+    ]
 
     columns = {"image": ["gone.png"], "label": [0]}  # images in files are given as paths
     features = datasets.Features({"image": datasets.Image(), "label": INT})
     stored = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features=features))
-    train = sources_of_splits("somebody/files", stored).train
-    assert next(train.read(np.ones(1, dtype=bool))).data == Path("gone.png")
+    _, train, _ = sources_of_splits("somebody/files", stored)
+    assert next(train.read(np.ones(1, dtype=bool)))[1] == Path("gone.png")
 
 
 def test_splits_are_chosen_by_their_words(pets, caplog):

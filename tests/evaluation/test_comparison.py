@@ -13,7 +13,6 @@ from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns, Spread, spread
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
 from dfs_rl.evaluation.metrics import paired_difference, resampled_means
-from dfs_rl.evaluation.summary import SplitResults
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.io import read_json, write_json
 from tests.helpers.fake_runs import TIMING, fake_run, mcnemar, with_right
@@ -41,10 +40,12 @@ def test_seeds_of_one_gate_are_one_point_with_a_spread():
 def test_curve_of_a_baseline_missing_at_some_costs():
     cheap = fake_run("a", (150, 0.2), budget=0.2)
     methods = tuple(m for m in cheap.summary.methods if m.key != "cascade")
-    results = ({k: v for k, v in of.items() if k != "cascade"} for of in cheap.results)
-    lacking = replace(
-        cheap, summary=replace(cheap.summary, methods=methods), results=SplitResults(*results)
+    reported, selection = (
+        {key: value for key, value in results.items() if key != "cascade"}
+        for results in (cheap.reported, cheap.selection)
     )
+    summary = replace(cheap.summary, methods=methods)
+    lacking = replace(cheap, summary=summary, reported=reported, selection=selection)
     others = [fake_run(n, (170, c), budget=c) for n, c in (("b", 0.8), ("c", 1.5))]
     points = {curve.label: curve.points for curve in compare_runs([lacking, *others]).curves}
     assert points == {
@@ -99,9 +100,7 @@ def test_gates_of_the_same_cost_are_paired_over_images():
     comparison = compare_runs(runs)
     (pair,) = comparison.pairs
     assert (pair.first, pair.second) == ("A", "B")
-    expected = paired_difference(
-        runs[0].results.reported["gate"].correct, runs[1].results.reported["gate"].correct
-    )
+    expected = paired_difference(runs[0].reported["gate"].correct, runs[1].reported["gate"].correct)
     assert (pair.difference, pair.low, pair.high) == pytest.approx(expected)
 
 
@@ -353,7 +352,7 @@ def test_interval_is_the_normal_approximation():
     runs = curves_of_two(seeds=(0,))
     curve = compare_runs(runs).curves[0]
     # 70 % right of 200 images at 0.6 %: the binomial standard error is 3.24 points.
-    found = resampled_means(runs[0].results.reported["gate"].correct)
+    found = resampled_means(runs[0].reported["gate"].correct)
     assert float(found.std()) == pytest.approx(math.sqrt(0.7 * 0.3 / 200), rel=0.15)
     assert curve.interval.low < curve.hypervolume.mean < curve.interval.high
 
@@ -362,9 +361,9 @@ def test_difficulty_is_the_cheapest_correct_setting():
     # 120 of 200 images are right at 2 bit, 70 more in full precision only, and 10 never.
     run = fake_run("a", (150, 0.8))
     spent = torch.cat([torch.full((120,), 0.5), torch.full((80,), 1.25)])
-    gate = run.results.reported["gate"]._replace(computation=spent)
-    reported = {**run.results.reported, "gate": gate}
-    run = replace(run, results=run.results._replace(reported=reported))
+    gate = run.reported["gate"]._replace(computation=spent)
+    reported = {**run.reported, "gate": gate}
+    run = replace(run, reported=reported)
     comparison = compare_runs([run])
     assert comparison.difficulty == ("uniform 2 bit", "full precision", "none is right")
     assert comparison.difficulty_shares == pytest.approx((0.6, 0.35, 0.05))
@@ -444,17 +443,17 @@ def test_marks_follow_from_the_rows(runs):
     for gate in (point for point in comparison.points if point.kind == "gate"):
         assert not set(gate.better_than) & set(gate.tied)
         group = [run for run in runs if run.path in gate.runs]
-        ours = torch.stack([run.results.reported["gate"].correct for run in group]).mean(0)
+        ours = torch.stack([run.reported["gate"].correct for run in group]).mean(0)
         for key in gate.better_than:
             gain = gate.gains[key]
             assert gain.mean > 2 * gain.deviation
             for other in [key, *(["uniform_2"] if gate.computation.mean * 1.05 >= 0.5 else [])]:
-                theirs = torch.stack([r.results.reported[other].correct for r in group]).mean(0)
+                theirs = torch.stack([r.reported[other].correct for r in group]).mean(0)
                 assert paired_difference(ours, theirs).low > 0
     # No cheaper point is better on val, and tied points are named.
     points = {p.label: p for p in (*comparison.points, *comparison.references)}
     correct = {
-        p.label: next(r for r in runs if r.path == p.runs[0]).results.selection[p.kind].correct
+        p.label: next(r for r in runs if r.path == p.runs[0]).selection[p.kind].correct
         for p in points.values()
         if p.kind != "gate"
     }

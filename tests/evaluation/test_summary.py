@@ -191,23 +191,23 @@ def test_backbone_alone_has_no_verdict(backbone, look_setup):
 
 def test_per_image_results_are_means_over_draws(backbone, methods, summary, measured, tmp_path):
     path = tmp_path / "results.safetensors"
-    save_per_image_results(path, per_image_results_of(methods, backbone.costs, measured))
-    results = load_per_image_results(path)
-    assert set(results.reported) == {method.key for method in methods}
+    save_per_image_results(path, *per_image_results_of(methods, backbone.costs, measured))
+    reported, selection = load_per_image_results(path)
+    assert set(reported) == {method.key for method in methods}
     # Methods that can be deployed: all but mode table, shuffles and oracle.
-    assert set(results.selection) == {m.key for m in methods if m.selection is not None}
+    assert set(selection) == {m.key for m in methods if m.selection is not None}
     for method in methods:
-        found, figures = results.reported[method.key], summary.by_key[method.key]
+        found, figures = reported[method.key], summary.by_key[method.key]
         assert 100 * found.correct.mean().item() == pytest.approx(figures.accuracy, rel=1e-5)
         assert found.computation.mean().item() == pytest.approx(figures.computation, rel=1e-5)
         if method.selection is not None:
-            chosen = results.selection[method.key]
+            chosen = selection[method.key]
             assert torch.equal(chosen.correct, method.selection.correct.float())
             assert len(chosen.computation) == 157
             times = method.selection.milliseconds(measured)
             assert torch.equal(chosen.milliseconds, times.float())
-    save_per_image_results(path, per_image_results_of(methods, backbone.costs))
-    assert load_per_image_results(path).reported["gate"].milliseconds is None
+    save_per_image_results(path, *per_image_results_of(methods, backbone.costs))
+    assert load_per_image_results(path)[0]["gate"].milliseconds is None
 
 
 def test_files_without_per_image_results_are_refused(tmp_path):

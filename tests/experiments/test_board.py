@@ -112,9 +112,9 @@ def test_samples_are_the_first_images_with_their_bits(run, monkeypatch):
     drawn = []
     plot = board.images_plot
 
-    def spy(rows, options):
-        drawn.append(rows)
-        return plot(rows, options)
+    def spy(*arguments):
+        drawn.append(arguments)
+        return plot(*arguments)
 
     monkeypatch.setattr(session, "validation_pictures", board.validation_pictures)
     monkeypatch.setattr(board, "images_plot", spy)
@@ -124,12 +124,14 @@ def test_samples_are_the_first_images_with_their_bits(run, monkeypatch):
     assert [event.step for event in found.Images("val/samples")] == [0, 10]
     pixels = np.asarray(Image.open(io.BytesIO(found.Images("val/samples")[0].encoded_image_string)))
     assert pixels.ndim == 3
-    (first,), (second,) = (rows.values() for rows in drawn)
     images = planted_images()
-    assert [example.label for example in first] == [("no", "yes")[i] for i in images.labels[:8]]
-    np.testing.assert_array_equal([example.image for example in second], images.images[:8])
-    assert [example.passes for example in first] == [[[1, 1], [2, 0]]] * 8
-    assert [example.passes for example in second] == [[[1, 1], [0, 2]]] * 8
+    for last, (rows, records, shown, _, names) in zip(([2, 0], [0, 2]), drawn, strict=True):
+        assert list(*rows.values()) == list(range(8))
+        assert names == ("no", "yes")
+        assert torch.equal(records.labels[:8], images.labels[:8])
+        assert torch.equal(shown[:8], images.images[:8])
+        assert records.earlier.options[:8].tolist() == [[[1, 1]]] * 8
+        assert records.options[:8].tolist() == [last] * 8
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,7 @@ from dataclasses import replace
 import torch
 
 from dfs_rl.evaluation.comparison_records import EvaluatedRun
-from dfs_rl.evaluation.summary import (
-    EvaluationSummary,
-    MethodSummary,
-    PerImageResults,
-    SplitResults,
-)
+from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary, PerImageResults
 from dfs_rl.evaluation.timing import Timing
 
 N = 200
@@ -61,11 +56,11 @@ def mcnemar(won: int, lost: int) -> float:
 
 def with_right(run: EvaluatedRun, split: str, right: dict[str, torch.Tensor]) -> EvaluatedRun:
     """Replace the correct images, bool ``[n]``, of some methods on the split of a run."""
-    results = dict(getattr(run.results, split))
+    results = dict(getattr(run, split))
     for key, correct in right.items():
         cost = float(results[key].computation.mean())
         results[key] = PerImageResults(correct.float(), torch.full((len(correct),), cost))
-    return replace(run, results=run.results._replace(**{split: results}))
+    return replace(run, **{split: results})
 
 
 def fake_run(
@@ -147,5 +142,6 @@ def fake_run(
         images_seen=1000,
         seconds=2.5,
         summary=summary,
-        results=SplitResults(reported, chosen),
+        reported=reported,
+        selection=chosen,
     )

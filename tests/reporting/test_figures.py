@@ -9,20 +9,18 @@ from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.passes import EarlierPasses
 from dfs_rl.reporting import style
 from dfs_rl.reporting.figures import (
     accuracy_plot,
-    option_histogram_image,
     options_plot,
     write_figures,
 )
 from dfs_rl.reporting.images_plot import (
-    ImageExample,
     cheapest_and_most_expensive,
-    image_examples,
     images_plot,
     to_rgb,
 )
@@ -108,8 +106,9 @@ def test_labels_keep_apart_however_crowded():
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 10)
     labels = [Label(f"method {i}", 5 + 0.05 * i, 5 + 0.03 * i, style.INK) for i in range(8)]
-    texts = place_labels(axes, labels, [[(0, 5), (10, 5)]])
-    assert not overlaps([text.get_window_extent() for text in texts])
+    place_labels(axes, labels, [[(0, 5), (10, 5)]])
+    assert len(axes.texts) == len(labels)
+    assert not overlaps([text.get_window_extent() for text in axes.texts])
 
 
 @pytest.mark.parametrize("layers", [1, 9, 21])
@@ -128,7 +127,7 @@ def test_options_plot_for_few_and_many_layers(layers):
 
 def test_histogram_image_has_colours_of_options():
     certain = [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
-    image = option_histogram_image(certain, BIT_OPTIONS)
+    image = style.to_array(options_plot(certain, BIT_OPTIONS))
     assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
     seen = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist()}
     colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(BIT_OPTIONS)]
@@ -160,59 +159,76 @@ def test_images_of_any_channels_become_rgb(pixel, expected):
     assert rgb[1, 2].tolist() == expected
 
 
-def example(channels=3, layers=9, prediction="cat", label="cat"):
-    return ImageExample(
-        image=np.full((channels, 8, 8), 77, dtype=np.uint8),
-        passes=[[i % 6 for i in range(layers)]],
-        prediction=prediction,
-        label=label,
-        computation=1.234,
+def drawn_images(rows, answers, *, options=(2,) * 9, channels=3, earlier=None):
+    """Draw images with a prediction and a label each; all run at the same options at last."""
+    names = sorted({name for answer in answers for name in answer})
+    predictions, labels = torch.tensor([[names.index(n) for n in a] for a in answers]).T
+    records = GateRecords(
+        name="gate",
+        predictions=predictions,
+        labels=labels,
+        options=torch.tensor(options).expand(len(answers), -1),
+        log_likelihood=torch.zeros(len(answers)),
+        confidence=torch.ones(len(answers)),
+        earlier=earlier,
     )
+    costs = CostTable(options=BIT_OPTIONS, layer_macs=(100,) * len(options))
+    images = torch.full((len(answers), channels, 8, 8), 77, dtype=torch.uint8)
+    return images_plot(rows, records, images, costs, names)
 
 
-def test_images_plot_says_cost_prediction_and_label():
-    wrong = example(prediction="dog")
-    long = example(prediction="a very long name of a class", label="another long name")
-    others = [example(channels, layers) for channels, layers in ((1, 3), (2, 27), (4, 54))]
-    figure = images_plot({"a": [example(), wrong, *others], "b": [long]}, BIT_OPTIONS)
+@pytest.mark.parametrize(("channels", "layers"), [(3, 9), (1, 3), (2, 27), (4, 54)])
+def test_images_plot_says_cost_prediction_and_label(channels, layers):
+    long = ("a very long name of a class", "another long name")
+    answers = [("cat", "cat"), ("dog", "cat"), long]
+    options = (2,) * layers
+    figure = drawn_images({"a": [0, 1], "b": [2]}, answers, options=options, channels=channels)
     opened(figure)
     captions = [text.get_text() for text in written(figure)]
-    assert captions.count("1.23 %") == 6
+    assert captions.count("0.88 %") == 3  # (3 / 32) ** 2
     assert "cat" in captions
     assert "says dog, is cat" in captions
     assert "says a very…class,\nis anothe… name" in captions
 
 
 def test_an_empty_row_of_images_is_refused():
-    for rows in ({}, {"a": [], "b": [example()]}):
+    for rows in ({}, {"a": [], "b": [0]}):
         with pytest.raises(ConfigError, match="empty row"):
-            images_plot(rows, BIT_OPTIONS)
+            drawn_images(rows, [("cat", "cat")])
 
 
 def test_images_plot_has_the_bits_of_every_pass():
-    twice = replace(example(layers=3), passes=[[1, 1, 0], [4, 5, 4]])
-    figure = images_plot({"a": [twice, example(layers=3)]}, BIT_OPTIONS)
+    ran = torch.tensor([[True], [False]])
+    first = torch.tensor([1, 1, 0]).expand(2, 1, 3)
+    earlier = EarlierPasses(options=first * ran[:, :, None], ran=ran, mirrored=~ran)
+    answers = [("cat", "cat")] * 2
+    figure = drawn_images({"a": [0, 1]}, answers, options=(4, 5, 4), earlier=earlier)
     opened(figure)
     strips = [axes for image in figure.axes for axes in image.child_axes]
     bits = [[text.get_text() for text in strip.texts][:3] for strip in strips]
-    assert bits == [["2", "2", "0"], ["8", "32", "8"], ["0", "2", "3"]]
+    assert bits == [["2", "2", "0"], ["8", "32", "8"], ["8", "32", "8"]]
     heights = [strip.get_window_extent() for strip in strips[:2]]
     assert heights[0].y0 > heights[1].y1  # the second pass is below the first
 
 
 def test_cheapest_and_most_expensive_by_sorting(gate_records, costs):
+    rows = cheapest_and_most_expensive(gate_records, costs)
+    spent = gate_records.computation(costs)
+    cheap, expensive = (spent[rows[f"{name} images"]] for name in ("Cheapest", "Most expensive"))
+    assert cheap.tolist() == spent.sort().values[:8].tolist()
+    assert expensive.tolist() == spent.sort(descending=True).values[:8].tolist()
+    assert rows["Cheapest images"][0] == int(spent.argmin())
+
+
+def test_images_plot_has_the_image_and_its_class(gate_records, costs):
     images = torch.arange(len(gate_records)).remainder(256).to(torch.uint8)
     images = images[:, None, None, None].expand(-1, 1, 4, 4)
-    names = [str(i) for i in range(10)]
-    rows = cheapest_and_most_expensive(gate_records, images, costs, names)
-    cheap, expensive = rows["Cheapest images"], rows["Most expensive images"]
-    spent = gate_records.computation(costs)
-    assert [e.computation for e in cheap] == spent.sort().values[:8].tolist()
-    assert [e.computation for e in expensive] == spent.sort(descending=True).values[:8].tolist()
-    first = int(spent.argmin())
-    assert cheap[0].passes == [gate_records.options[first].tolist()]
-    assert cheap[0].image[0, 0, 0] == first % 256
-    assert cheap[0].label == str(int(gate_records.labels[first]))
+    names = [f"class {i}" for i in range(10)]
+    right = int(gate_records.correct.int().argmax())
+    figure = images_plot({"a": [right]}, gate_records, images, costs, names)
+    (axes,) = figure.axes
+    assert (axes.images[0].get_array() == right % 256).all()
+    assert names[int(gate_records.labels[right])] in {t.get_text() for t in written(figure)}
 
 
 @pytest.mark.parametrize(
@@ -232,23 +248,20 @@ def test_no_image_is_both_cheap_and_expensive(gate_records, costs, options, rows
         options=torch.tensor(options)[:, None].expand(n, gate_records.options.shape[1]),
         **{name: getattr(gate_records, name)[:n] for name in TENSORS},
     )
-    images = torch.arange(n, dtype=torch.uint8)[:, None, None, None]
-    found = cheapest_and_most_expensive(few, images, costs, ["x"] * 10)
-    assert [[int(e.image[0, 0, 0]) for e in row] for row in found.values()] == rows
-    assert len(found) == len(rows)
+    assert list(cheapest_and_most_expensive(few, costs).values()) == rows
 
 
-def test_examples_have_all_passes(gate_records, costs):
+def test_the_cost_of_an_image_is_that_of_all_passes(gate_records, costs):
     last = gate_records.options
     ran = (torch.arange(len(last)) % 2 == 0)[:, None]
     earlier = EarlierPasses(options=torch.ones_like(last)[:, None], ran=ran, mirrored=~ran)
-    images = torch.zeros(len(last), 1, 2, 2, dtype=torch.uint8)
-    names = [str(i) for i in range(10)]
     twice = replace(gate_records, earlier=earlier)
-    both, alone = image_examples(twice, images, costs, names, [4, 5])
-    assert both.passes == [[1] * 9, last[4].tolist()]
-    assert alone.passes == [last[5].tolist()]
-    assert both.computation == pytest.approx(float(twice.computation(costs)[4]))
+    images = torch.zeros(len(last), 1, 4, 4, dtype=torch.uint8)
+    figure = images_plot({"a": [4, 5]}, twice, images, costs, [str(i) for i in range(10)])
+    assert [len(axes.child_axes) for axes in figure.axes] == [2, 1]
+    shown = {text.get_text() for text in written(figure)}
+    spent = (records.computation(costs)[i] for records, i in ((twice, 4), (gate_records, 5)))
+    assert {f"{cost:.2f} %" for cost in spent} <= shown
 
 
 def simulated(colour, matrix):
@@ -298,7 +311,8 @@ def test_ticks_are_round_values_within_the_axis(low, high, ticks):
 def test_figures_are_written_without_leftovers(
     summary, backbone_summary, latency_summary, tmp_path
 ):
-    write_figures(tmp_path, "val-", summary, {"a": [example()], "b": [example()]})
+    drawn = drawn_images({"a": [0], "b": [1]}, [("cat", "cat")] * 2)
+    write_figures(tmp_path, "val-", summary, drawn)
     names = ["val-accuracy.png", "val-images.png", "val-options.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     write_figures(tmp_path / "backbone", "", backbone_summary, None)
@@ -318,10 +332,10 @@ def test_names_are_drawn_as_they_are(summary):
         # The first methods have a label in the figure.
         named = [replace(m, label=n) for m, n in zip(summary.methods, NAMES, strict=False)]
         methods = (*named, *summary.methods[len(NAMES) :])
-        row = [example(prediction=name, label="other") for name in NAMES]
+        row = range(len(NAMES))
         figures = [
             accuracy_plot(replace(summary, dataset=r"$\frac$ <b>汉字", methods=methods)),
-            images_plot({"a": row, "b": row}, BIT_OPTIONS),
+            drawn_images({"a": row, "b": row}, [(name, "other") for name in NAMES]),
         ]
         for figure in figures:
             opened(figure)

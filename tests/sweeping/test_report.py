@@ -155,21 +155,21 @@ def test_csv_has_every_trial_exactly(record):
 
 
 def test_tooltips_lie_on_their_points(record, figures):
-    (pareto,) = figures[0].pictures
+    _, _, (pareto,) = figures[0]
     pixels = np.asarray(Image.open(io.BytesIO(pareto.png)).convert("RGB")).astype(int)
     height, width, _ = pixels.shape
     assert len(pareto.points) == len(record.points) + 3 * 4
     colour = [int(style.VERMILION[i : i + 2], 16) for i in (1, 3, 5)]
-    best = [p for p in pareto.points if p.text.startswith(f"trial {record.best[0]}:")]
+    best = [p for p in pareto.points if p[0].startswith(f"trial {record.best[0]}:")]
     assert len(best) == 4
-    for point in best:
-        y, x = round(point.top * height), round(point.left * width)
+    for _, left, top in best:
+        y, x = round(top * height), round(left * width)
         near = pixels[y - 20 : y + 20, x - 20 : x + 20].reshape(-1, 3)
         assert np.abs(near - colour).sum(axis=1).min() < 24
 
 
 def test_alternative_texts_have_the_numbers(record, figures):
-    texts = {figure.title: [p.alt for p in figure.pictures] for figure in figures}
+    texts = {title: [p.alt for p in pictures] for title, _, pictures in figures}
     best = record.trial(record.best[0])
     low, high = (f"{p.accuracy:.1f} % at {p.computation:.3g} %" for p in sorted(best.points)[::3])
     (pareto,) = texts["Accuracy against computation"]
@@ -197,8 +197,8 @@ def test_one_fresh_seed_has_no_deviation(record, figures):
     ]
     one = replace(record, retrained=tuple(single))
     of_one = sweep_figures(one)
-    assert "deviation" not in of_one[0].about
-    assert "deviation" in figures[0].about
+    assert "deviation" not in of_one[0][1]
+    assert "deviation" in figures[0][1]
     assert "±" not in sweep_page(one, of_one, "")
 
 

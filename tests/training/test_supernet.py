@@ -205,7 +205,7 @@ def test_a_step_has_the_gradient_of_both_passes(halves, name, training, label_we
     if name == "resnet":
         mix = sample_low_mix(net.options, 3, torch_generator(1, "setting", 0, 0))
     # In the same order: sums in another one move values across the border between two codes.
-    (rows,) = epoch_batches(96, 96, seed=1, epoch=0, drop_last=True)
+    (rows,) = epoch_batches(96, 96, seed=1, epoch=0)
     batch = halves.train.subset(rows)
 
     def run_at(mix):

@@ -18,9 +18,9 @@ from dfs_rl.evaluation.baselines.registry import (
     register_baseline,
 )
 from dfs_rl.evaluation.baselines.shuffles import (
-    Decisions,
     ReplayGate,
     Shuffle,
+    decisions_of,
     shuffle_decisions,
     shuffle_patterns,
 )
@@ -165,11 +165,11 @@ def _shuffled(
 ) -> MethodResult:
     backbone, images, batch_size = setup.backbone, setup.reported, setup.batch_size
     draws = [
-        shuffle(Decisions.of(setup.gate), torch_generator(f"{key} baseline", draw), backbone.costs)
+        shuffle(decisions_of(setup.gate), torch_generator(f"{key} baseline", draw), backbone.costs)
         for draw in range(RANDOM_DRAWS)
     ]
     if setup.gate.earlier is None:
-        options = [draw.options[:, 0] for draw in draws]
+        options = [options[:, 0] for options, _ in draws]
         records = evaluate_draws(backbone, images, options, name=key, batch_size=batch_size)
     else:
         gates = (ReplayGate(draw, answer=setup.passes.answer, name=key) for draw in draws)

@@ -10,7 +10,7 @@ A module of your own adds one::
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final, Literal
+from typing import Literal
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import FULL, SKIP, BitOptions
@@ -29,7 +29,6 @@ from dfs_rl.utils.registry import Registry
 
 Role = Literal["gate", "fixed", "matched", "oracle"]
 """``fixed`` has its own cost, ``matched`` that of the gate; ``oracle`` needs the labels."""
-_SPLITS: Final = ("reported", "selection")
 OutputCache = dict[tuple[str, bool], PassOutputs]
 """Outputs of ``rule_settings`` by the name of the split and whether the images are mirrored."""
 
@@ -73,9 +72,9 @@ class EvaluationSetup:
     @cached_property
     def uniform(self) -> list[MethodResult]:
         """Results of each bit option at all layers, on both splits."""
-        options = self.backbone.options
-        outputs = (self.outputs(split).select(range(len(options))) for split in _SPLITS)
-        return uniform_baselines(options, *outputs)
+        options, first = self.backbone.options, range(len(self.backbone.options))
+        reported, selection = self.outputs("reported"), self.outputs("selection")
+        return uniform_baselines(options, reported.select(first), selection.select(first))
 
     @cached_property
     def _settings(self) -> Sequence[RulePass]:
@@ -146,10 +145,7 @@ BASELINES: Registry[Baseline] = Registry("baseline")
 def register_baseline(
     name: str, *, applies: Callable[[EvaluationSetup], bool] = lambda _: True
 ) -> Callable[[Baseline], Baseline]:
-    """Return a decorator that adds a function to ``BASELINES``.
-
-    It runs, and its name is shown, only where ``applies`` is True.
-    """
+    """Return a decorator that adds a function to ``BASELINES``; it runs where it ``applies``."""
 
     def register(baseline: Baseline) -> Baseline:
         def run(setup: EvaluationSetup) -> Iterator[MethodResult]:

@@ -1,11 +1,9 @@
 """Decisions of a gate, given to other images: its marginals, without the relation to the image."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.records import GateRecords
@@ -20,37 +18,24 @@ from dfs_rl.gating.passes import (
     PassSettings,
 )
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decisions:
-    """Decisions of a gate on ``n`` images."""
-
-    options: Tensor  # of every pass, int64 [n, limit, layers]; NOT_RUN if an image has it not
-    mirrored: Tensor  # views of the passes, bool [n, limit]; the first sees the image itself
-
-    @classmethod
-    def of(cls, records: GateRecords) -> Self:
-        """Return the decisions of a gate on the images of its records."""
-        first, earlier = torch.zeros(len(records), 1, dtype=torch.bool), records.earlier
-        if earlier is None:
-            return cls(options=records.options[:, None], mirrored=first)
-        return cls(
-            options=earlier.with_last(records.options),
-            mirrored=torch.cat([first, earlier.mirrored], dim=1),
-        )
-
-    @property
-    def ran(self) -> Tensor:
-        """True for the passes of each image, bool ``[n, limit]``."""
-        return self.options[:, :, 0] != NOT_RUN
-
-    def select(self, rows: Tensor) -> "Decisions":
-        """Return the decisions of images, int64 ``rows``."""
-        return Decisions(options=self.options[rows], mirrored=self.mirrored[rows])
-
-
+Decisions = tuple[Tensor, Tensor]
+"""Options of every pass, int64 ``[n, limit, layers]``, NOT_RUN if an image has it not, and a mask
+of the passes on the mirror image, bool ``[n, limit]``."""
 Shuffle = Callable[[Decisions, torch.Generator, CostTable], Decisions]
 """Function that returns the decisions of a gate with other images."""
+
+
+def decisions_of(records: GateRecords) -> Decisions:
+    """Return the decisions of a gate on the images of its records."""
+    first, earlier = torch.zeros(len(records), 1, dtype=torch.bool), records.earlier
+    if earlier is None:
+        return records.options[:, None], first
+    return earlier.with_last(records.options), torch.cat([first, earlier.mirrored], dim=1)
+
+
+def passes_run(options: Tensor) -> Tensor:
+    """Return a mask of the passes that each image has, bool ``[n, limit]``."""
+    return options[:, :, 0] != NOT_RUN
 
 
 def shuffle_patterns(
@@ -60,7 +45,9 @@ def shuffle_patterns(
 
     A gate that does not use the image keeps its accuracy.
     """
-    return decisions.select(torch.randperm(len(decisions.options), generator=generator))
+    options, mirrored = decisions
+    rows = torch.randperm(len(options), generator=generator)
+    return options[rows], mirrored[rows]
 
 
 def shuffle_decisions(
@@ -72,13 +59,15 @@ def shuffle_decisions(
     many passes, so the marginals of each layer and pass and the mean cost stay the same.
     """
     exit_action = costs.exit_action if costs.exits else None
-    several = decisions.options.shape[1] > 1
-    moved = shuffle_patterns(decisions, generator, costs) if several else decisions
-    options = moved.options.clone()
+    options = decisions[0]
+    several = options.shape[1] > 1
+    moved, mirrored = shuffle_patterns(decisions, generator, costs) if several else decisions
+    before, after = passes_run(options), passes_run(moved)
+    shuffled = moved.clone()
     for i in range(options.shape[1]):
-        before, after = decisions.ran[:, i], moved.ran[:, i]
-        options[after, i] = shuffle_options(decisions.options[before, i], generator, exit_action)
-    return Decisions(options=options, mirrored=moved.mirrored)
+        found = shuffle_options(options[before[:, i], i], generator, exit_action)
+        shuffled[after[:, i], i] = found
+    return shuffled, mirrored
 
 
 def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: int | None) -> Tensor:
@@ -101,33 +90,29 @@ def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: in
 
 
 class ReplayGate:
-    """Gate that takes given decisions for consecutive batches of images.
-
-    ``answer`` is how the passes answer, see ``PassSettings``.
-    """
+    """Gate that takes given decisions for consecutive batches of images."""
 
     macs = 0.0
 
     def __init__(self, decisions: Decisions, *, answer: AnswerRule, name: str) -> None:
         self.name = name
-        limit = decisions.options.shape[1]
+        self._options, self._mirrored = decisions
+        limit = self._options.shape[1]
         self.passes = PassSettings(limit=limit, mirrored=limit > 1, answer=answer)
-        self._decisions = decisions
-        self._seen = 0
-        self._batch = decisions
+        self._batch = slice(0, 0)
 
     def reset(self, batch_size: int) -> None:
         """Take the decisions for the next images."""
-        first, self._seen = self._seen, self._seen + batch_size
-        self._batch = self._decisions.select(torch.arange(first, self._seen))
+        self._batch = slice(self._batch.stop, self._batch.stop + batch_size)
 
     def decide(self, features: Tensor, layer: int, context: Tensor) -> Tensor:  # noqa: ARG002
         """Return the option of each image in its present pass, or its step at the end of one."""
-        options, mirrored, ran = self._batch.options, self._batch.mirrored, self._batch.ran
+        options, mirrored = self._options[self._batch], self._mirrored[self._batch]
         images, limit = torch.arange(len(options)), options.shape[1]
         finished = context[:, CONTEXT_SIZE:][:, FINISHED:].cpu().sum(dim=1).long()
         present = finished.clamp(max=limit - 1)  # after as many passes, the next one
         if layer < options.shape[2]:
             return options[images, present, layer].clamp(min=0).to(context.device)
         view = torch.where(mirrored[images, present], AGAIN_MIRRORED, AGAIN)
-        return torch.where(ran[images, present], view, ANSWER).to(context.device)
+        runs = passes_run(options)[images, present]
+        return torch.where(runs, view, ANSWER).to(context.device)

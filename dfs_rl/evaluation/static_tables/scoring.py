@@ -16,8 +16,7 @@ from dfs_rl.evaluation.evaluator import BATCH_SIZE, check_logits
 StaticTable = tuple[int, ...]
 """Option index of each gated layer; ``CostTable.exit_action`` takes the exit."""
 
-_TOLERANCE = 1e-9
-"""Rounding tolerance in percent for sums of the same costs in another order."""
+_TOLERANCE = 1e-9  # rounding tolerance in percent for sums of the same costs in another order
 
 
 def static_table_bits(table: StaticTable, options: BitOptions) -> tuple[int, ...]:

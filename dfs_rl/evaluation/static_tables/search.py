@@ -182,14 +182,13 @@ def greedy_path(
         yield table
 
 
-@dataclass
 class _Climber:
     """Local search among the tables within a budget, up to a number of scored tables."""
 
-    scorer: TableScorer
-    costs: CostTable
-    budget: float
-    max_tables: int
+    def __init__(
+        self, scorer: TableScorer, costs: CostTable, budget: float, max_tables: int
+    ) -> None:
+        self.scorer, self.costs, self.budget, self.max_tables = scorer, costs, budget, max_tables
 
     @property
     def _exhausted(self) -> bool:

@@ -15,8 +15,7 @@ from dfs_rl.evaluation.static_tables.scoring import (
     static_table_computation,
 )
 
-_IMAGES = 1000
-"""Number of images that score each table."""
+_IMAGES = 1000  # number of images that score each table
 _MOST = 3
 """Largest number of tables: the search for rules grows with the third power of the settings."""
 
