@@ -1,9 +1,10 @@
 """Configuration of ``train_agent``: training of a gate by reinforcement learning."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 from typing_extensions import Self
@@ -124,6 +125,7 @@ Examples:
         self._complete_blocks()
         self._check_cotrain(self.cotrain)
         self._check_accuracy_drop()
+        self._check_val_repeats()
         measured = self.cost == LATENCY
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
         if self.cost_weight_range is None:
@@ -166,6 +168,12 @@ Examples:
                 f"algo is {self.algo!r}, which requires a per-input budget, but per_input_budget "
                 "is None; give one, or take another algorithm."
             )
+
+    @classmethod
+    def applicable(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings without those that only gates for all budgets have."""
+        unused = {"val_repeats"} if settings.get("fixed_budget") else set()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @property
     def backbone_source(self) -> Path | None:

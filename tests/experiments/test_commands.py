@@ -50,6 +50,7 @@ BAD = {
             "per_input_budget is 101 %, but an image costs at most 100.",
         ),
         ("--budget 101 --passes 1", "budget is 101 %, but an image costs at most 100.393 %"),
+        ("--fixed-budget --val-repeats 3", "val_repeats is 3, but this gate learns for one budget"),
         ("--per-input-budget 0.0001", "budget 0.0001 % is not enough"),
         ("--per-input-budget -1", "per_input_budget is -1.0; it must be above 0"),
         ("--budget 1 --cost-weight 5", "budget is 1 and cost_weight is 5"),
@@ -93,6 +94,10 @@ BAD = {
         ("--cotrain.batch-size 0", "cotrain: batch_size is 0; it must be at least 1"),
         ("--skipnet.pretraining 1", "skipnet: pretraining is 1.0; it must be below 1"),
         ("--blockdrop.bound 0.3", "blockdrop: bound is 0.3; it must be above 0.5"),
+        ("--skipnet.ent-coef 0.1", "skipnet.ent_coef is 0.1, but method is 'gumbel'; leave it out"),
+        ("--method skipnet --blockdrop.bound 0.9", "or give --method blockdrop"),
+        ("--method dfs --val-repeats 2", "val_repeats is 2, but this gate learns for one budget"),
+        ("--fixed-budget --val-repeats 2", "val_repeats is 2"),
     ],
     "train_static": [
         ("--budget 0.05", "budget 0.05 % is not enough"),
