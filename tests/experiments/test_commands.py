@@ -42,6 +42,7 @@ BAD = {
         ("--dataset no/such/folder", "no/such/folder"),
         ("--device abacus", "device is 'abacus'"),
         ("--budget 0.0001", "budget 0.0001 % is not enough"),
+        ("--budget 0.3 --passes 1", "give a higher one, or a narrower gate with --hidden."),
         ("--cotrain.batch-size 8", "cotrain.batch_size is 8, but backbone_mode is 'frozen'"),
         ("--latency.batch-size 8", "latency.batch_size is 8 and latency.other_machine false, but"),
         ("--budget 302", "budget is 302 %, but an image costs at most 301.777 %, so it bounds"),
