@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.costs import CostTable, Counting
 from dfs_rl.errors import ConfigError
@@ -88,6 +89,17 @@ class GateRecords:
         flat = options + n_options * torch.arange(layers)  # one bin per layer and option
         counts = torch.bincount(flat.flatten(), minlength=layers * n_options)
         return counts.view(layers, n_options).double() / n
+
+    def pass_histograms(self, n_options: int) -> Tensor:
+        """Return the share of images per pass, layer and option, ``[passes, layers, options]``.
+
+        It is float64. The shares of a layer sum to that of the images that run the pass.
+        """
+        options = self.options[:, None]  # [n, passes, layers]
+        if self.earlier is not None:
+            options = self.earlier.with_last(self.options)
+        shares = functional.one_hot(options + 1, n_options + 1).double().mean(dim=0)
+        return shares[..., 1:]  # without passes that have not run
 
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that take each exit, in [0, 1]."""

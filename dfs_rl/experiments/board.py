@@ -50,7 +50,6 @@ def validation_scalars(
 
 
 def validation_pictures(
-    record: Mapping[str, Any],
     records: GateRecords,
     images: Tensor,
     costs: CostTable,
@@ -61,11 +60,12 @@ def validation_pictures(
     The images are always the same ones, so that their bits can be followed. A gate for all budgets
     runs each of them at its own preference.
     """
+    passes = records.pass_histograms(costs.n_actions).numpy()
     first = range(min(EXAMPLES, len(images)))
     examples = image_examples(records, images, costs, class_names, first)
     samples = style.to_array(images_plot({"Samples of the val split": examples}, costs.options))
     return {
-        "val/options": Image(option_histogram_image(record["histogram"], costs.options), "HWC"),
+        "val/options": Image(option_histogram_image(passes, costs.options), "HWC"),
         "val/samples": Image(samples, "HWC"),
     }
 
