@@ -71,7 +71,7 @@ class TunedRules:
         budget: Bound on the mean computation in percent, at least that of the cheapest pass.
 
     Attributes:
-        gate: The rules for all budgets, or the best one within the budget.
+        gate: The tuned rules, or the best one within the budget.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ def keep_better(
             why = f"costs at least {rules.costs.cost_text(compared.least, 3)}, above the budget"
         print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")
         rules.set_cost_weight(task)
-        rules.gate.name = f"{name}, rules kept"
+        rules.gate.name = f"{name}, tuned rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
     return replace(record, best_on_val=best | {"rules": config_to_dict(compared)})

@@ -141,6 +141,7 @@ def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
     assert compared["least"] > 0.5
     model = dfs_rl.load(run)
     assert type(model.gate) is RuleGate
+    assert model.gate.name == "PPO, tuned rule"
     _, trace = model(load_dataset("digits").val.images)
     assert trace.computation.mean() <= 0.5
 
