@@ -53,7 +53,8 @@ def _sentence(complaint: str, flags: type) -> str:
     if found := re.match(r"Missing value for argument '(.+?)'", complaint):
         return f"{found[1]} needs a value after it"
     if found := re.match(r"invalid choice (.+) for argument '(.+?)'.*?\((.*?),?\)", complaint):
-        return f"{found[2]} is {found[1]}; allowed are {found[3]}"
+        choices = sorted(found[3].split(", "))  # in the complaint the order is random
+        return f"{found[2]} is {found[1]}; allowed are {', '.join(choices)}"
     if found := re.match(r"Unrecognized options: (\S+)", complaint):
         return f"{found[1]!r} is no argument of this command"
     if found := re.match(r"--(\S+): .*(?:\[(.*)\]|to float: (.*))$", complaint):
