@@ -46,7 +46,8 @@ class TrainAgentConfig(GateTrainingConfig):
             training too; the others pay a penalty for computation above it, and are bounded by it
             after deployment.
         budget: Budget on the mean computation, gate, stem and head included. The gate learns all
-            budgets and is set to this one; evaluate and load set it to others.
+            budgets and is set to this one; evaluate and load set it to others. Where only the
+            tuned rules can hold it, they ship.
         cost_weight: Cost weight that the gate is set to, instead of a budget: with 1, running
             everything in full precision costs 1. Default 10, or the geometric mean of
             --cost-weight-range if 10 is outside.
