@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test lint docs format clean same-python
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
-	@echo "  PYTHON=$(PYTHON) makes the environment (3.10 or newer); it lives in VENV=$(VENV)."
+	@echo "  PYTHON=$(PYTHON) makes the environment (3.10 or newer); it lives in VENV=$(VENV) and keeps its Python."
 
 demo: $(VENV)/.installed ## Set up, then train a network on MNIST digits, and a gate for it
 	$(BIN)/python -m dfs_rl.train_agent --dataset mnist5k --supernet-epochs 10 --hidden 8 --budget 0.4 \
@@ -46,11 +46,20 @@ $(BIN)/pip:
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); DFS-RL needs Python 3.10 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# An environment keeps the Python that made it, so another one that is asked for is refused.
+same-python: | $(BIN)/pip
+ifneq ($(origin PYTHON),file)
+	@about='import sys; print(sys.base_prefix, sys.version)'; \
+		[ "$$($(PYTHON) -c "$$about")" = "$$($(BIN)/python -c "$$about")" ] || { echo \
+		"PYTHON is $(PYTHON) ($$($(PYTHON) -V 2>&1)), but $(VENV) was made with another one ($$($(BIN)/python -V 2>&1)): remove $(VENV), or give another place: VENV=DIR" >&2; \
+		exit 1; }
+endif
+
 # A stamp is newer than the files it was installed from, so a second make installs nothing.
-$(VENV)/.installed: $(SOURCES) | $(BIN)/pip
+$(VENV)/.installed: $(SOURCES) | same-python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/pip
+$(VENV)/.installed-dev: $(SOURCES) | same-python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed

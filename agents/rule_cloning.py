@@ -1,4 +1,4 @@
-"""Initialization of a gate by behaviour cloning of threshold rules over several passes.
+"""Initialization of a gate by behaviour cloning of rules over several passes.
 
 The rules act in the environment, and the gate learns what they do from what it sees there itself.
 The imitated distribution keeps some probability on neighbouring options and on the other steps at

@@ -7,7 +7,7 @@ The backbone is measured once. For each seed PPO trains a gate for all cost weig
 latency`` and one with ``--cost computation``. Each is then run at several preferences, and the
 profile gives the milliseconds of its images, whatever it was trained for. At each budget in
 milliseconds the preference with the highest accuracy on val is taken, and its accuracy on test is
-reported; the same for confidence cascades and uniform options, which train nothing.
+reported; the same for cascades and uniform options, which train nothing.
 """
 
 import json

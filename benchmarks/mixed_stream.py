@@ -4,7 +4,7 @@
     python benchmarks/mixed_stream.py --budgets 0.6 0.9 --timesteps 100000 --seeds 1
 
 In the stream images are corrupted at several strengths, or clean, see ``dfs_rl.data.corruptions``;
-the backbone has seen clean images alone. A confidence cascade and PPO gates of one and of several
+the backbone has seen clean images alone. A cascade and PPO gates of one and of several
 passes, each for all budgets, are tuned once on the clean splits agent and val and once on those of
 the stream, and run on both test splits: which keeps its budget, which its accuracy?
 """

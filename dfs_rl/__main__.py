@@ -14,7 +14,7 @@ COMMANDS = {
     "train-agent": "train a gate by reinforcement learning",
     "train-gumbel": "train a gate by supervision: Gumbel-softmax, DFS, SkipNet or BlockDrop",
     "train-static": "search a static bit table",
-    "train-cascade": "choose a confidence cascade",
+    "train-cascade": "tune rules over several passes, such as a cascade",
     "evaluate": "evaluate a run on its test split, with every baseline",
     "compare": "compare gates with each other and with their baselines",
     "sweep": "search settings of a training",

@@ -1,4 +1,4 @@
-"""Command ``train_cascade``: choose a confidence cascade, a baseline of gates."""
+"""Command ``train_cascade``: tune rules over several passes, such as a cascade."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the package as it installs, and a page of the commands' help."""
+"""Hooks of mkdocs: the package as it installs, and the commands' help on their page."""
 
 import io
 import os
@@ -6,19 +6,13 @@ import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from dfs_rl.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS_PAGE = """\
-# Commands
-
-This page is the help of every command. `dfs-rl train-agent` and `python -m dfs_rl.train_agent` are
-the same. Every command takes `--config file.yaml` with any of its flags (flags win); commands that
-write a run folder take `--run-dir`.
-"""
+COMMANDS_PAGE = "reference/commands.md"
+"""Page that the help of every command is added to; the repository has its beginning."""
 WIDTH = 78
 """Columns of a help page that the site shows without scrolling."""
 
@@ -28,10 +22,9 @@ def on_startup(**_: object) -> None:
     copy_package(ROOT / "build" / "source" / "dfs_rl")
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page of the commands."""
-    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
-    return files
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Add the help of the commands to their page."""
+    return markdown + help_pages() if page.file.src_uri == COMMANDS_PAGE else markdown
 
 
 def copy_package(target: Path) -> None:
@@ -46,11 +39,10 @@ def copy_package(target: Path) -> None:
         )
 
 
-def commands_page() -> str:
-    """Return a page with the help of every command."""
+def help_pages() -> str:
+    """Return a section with the help of each command."""
     os.environ["COLUMNS"] = str(WIDTH)
     page = io.StringIO()
-    page.write(COMMANDS_PAGE)
     for name in COMMANDS:
         page.write(f"\n## {name}\n\n```text\n")
         with redirect_stdout(page):

@@ -125,11 +125,20 @@ def network_of(name: str, recipe: Recipe = "supernet") -> NamedBackbone:
 
 
 def listed_names(recipe: Recipe) -> str:
-    """Return the names of a recipe's backbones as a sentence lists them, series shortened."""
+    """Return the names of a recipe's backbones as a sentence lists them.
+
+    A series is shortened, with its step: ``resnet8, resnet14, ..., resnet1202 (6 n + 2)``.
+    """
     series: dict[str, list[str]] = {}
     for name in sorted(_NAMES[recipe], key=lambda name: (len(name), name)):
         series.setdefault(name.rstrip("0123456789"), []).append(name)
-    for names in series.values():
+    for prefix, names in series.items():
         if len(names) > _MOST_LISTED + 1:
+            numbers = [int(name.removeprefix(prefix)) for name in names]
+            step = numbers[1] - numbers[0]
+            rests = {number % step for number in numbers}
+            if step > 1 and len(rests) == 1:
+                (rest,) = rests
+                names[-1] += f" ({step} n + {rest})" if rest else f" ({step} n)"
             names[_MOST_LISTED:-1] = ["..."]
     return ", ".join(name for _, names in sorted(series.items()) for name in names)

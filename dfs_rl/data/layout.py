@@ -189,9 +189,11 @@ def class_files(folder: Path, tree: Tree, split: Place) -> dict[str, list[Path]]
         )
     for name, files in classes.items():
         if not files:
+            others = sorted(path.name for path in (origin / name).iterdir())
+            instead = f", but {few(others)}" if others else ""
             raise DataError(
-                f"class folder {origin / name} contains no image; names must end in one of "
-                f"{' '.join(IMAGE_SUFFIXES)}."
+                f"class folder {origin / name} contains no image{instead}; names must end in one "
+                f"of {' '.join(IMAGE_SUFFIXES)}."
             )
     return {name: [folder.joinpath(*f) for f in sorted(classes[name])] for name in sorted(classes)}
 

@@ -147,7 +147,7 @@ class Curve:
 
     label: str
     gate: str  # label of the gate that determines the costs
-    baseline: str | None  # for example "confidence cascades"; None for a gate
+    baseline: str | None  # for example "cascades"; None for a gate
     points: int  # number of budgets or cost weights
     seeds: int  # number of seeds that have every point
     n_incomplete_seeds: int  # number of the others, which are left out

@@ -11,7 +11,7 @@ from dfs_rl.evaluation.timing import CostName
 _MAX_NAMED = 3  # largest number of labels in a list
 _BASELINES = {
     "static_table": "static bit table",
-    "cascade": "confidence cascade",
+    "cascade": "cascade",
     "tuned_rule": "tuned rule",
     "exits": "confidence exits",
 }
@@ -62,7 +62,7 @@ def comparison_verdict(
         )
         yield f"Gates significantly better than their {better}."
     if gates and "cascade" not in keys:
-        yield "No confidence cascade is as cheap as a gate: a pass through the network costs more."
+        yield "No cascade is as cheap as a gate: a pass through the network costs more."
     curves = [curve for curve in comparison.curves if curve.baseline is None]
     if curves:
         best = max(curves, key=lambda curve: curve.hypervolume.mean)

@@ -103,7 +103,9 @@ def _grouped(runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> Groups:
 
 
 def _kind(run: EvaluatedRun) -> str:
-    return run.summary.methods[0].label
+    """Return the name of a gate, told apart from a baseline of the same name."""
+    gate, *others = (method.label for method in run.summary.methods)
+    return f"{gate} gate" if gate in others else gate
 
 
 def _label(run: EvaluatedRun, runs: Sequence[EvaluatedRun], ignored: Sequence[str]) -> str:

@@ -87,6 +87,17 @@ class GateRecords:
             options = torch.cat([options, self.earlier.options[self.earlier.ran]])
         return functional.one_hot(options, n_options).double().mean(dim=0)
 
+    def pass_histograms(self, n_options: int) -> Tensor:
+        """Return the share of images per pass, layer and option, ``[passes, layers, options]``.
+
+        It is float64. The shares of a layer sum to that of the images that run the pass.
+        """
+        options = self.options[:, None]  # [n, passes, layers]
+        if self.earlier is not None:
+            options = self.earlier.with_last(self.options)
+        shares = functional.one_hot(options + 1, n_options + 1).double().mean(dim=0)
+        return shares[..., 1:]  # without passes that have not run
+
     def exit_shares(self, costs: CostTable) -> tuple[float, ...]:
         """Return the share of images that take each exit, in [0, 1]."""
         n_layers_run = costs.n_layers_run(self.options)

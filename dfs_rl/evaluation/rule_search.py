@@ -1,4 +1,4 @@
-"""Search for threshold rules over several passes, on tabulated outputs.
+"""Search for rules over several passes, on tabulated outputs.
 
 A rule runs the passes of a sequence of settings one after the other, and stops after a pass whose
 answer is confident enough. All sequences are tried, with thresholds at quantiles of confidence. The

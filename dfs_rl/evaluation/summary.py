@@ -31,7 +31,7 @@ from dfs_rl.evaluation.verdict import (
 )
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,14 @@ class EvaluationSummary:
     verdict: tuple[str, ...]  # sentences
     shares: tuple[CostShare, ...]  # of the gate and the fixed parts
     histogram: tuple[tuple[float, ...], ...]
-    """Share of images, in [0, 1], that run each layer at each option; the pass that made the
-    prediction for a cascade; empty without a gate. With exits, a last column has the share of
-    images that exited before the layer."""
+    """Share of passes, in [0, 1], that run each layer at each option; empty without a gate. With
+    exits, a last column has the share of passes that exited before the layer."""
     search: SearchSummary | None  # None without a search for the best static bit table
     exits_after: tuple[int, ...] = ()  # number of layers before each exit
     cost_model: str = COMPUTATION  # that all figures of computation follow
     timing: Timing | None = None  # how milliseconds were measured, None without them
+    pass_histograms: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """Share of images that run each layer at each option, by pass; empty without further passes."""
 
     @property
     def by_key(self) -> dict[str, MethodSummary]:
@@ -130,6 +131,7 @@ def summarize(
     comparisons: list[Comparison] = []
     verdict: tuple[str, ...] = ()
     histogram: tuple[tuple[float, ...], ...] = ()
+    passes: tuple[tuple[tuple[float, ...], ...], ...] = ()
     if gate.role == "gate":
         pairs = zip(methods[1:], summaries[1:], strict=True)
         comparisons = [_compare(methods[0], gate, *pair) for pair in pairs]
@@ -145,6 +147,9 @@ def summarize(
             macs = float(torch.as_tensor(records.computed_gate_macs).max())
             verdict += gate_time_sentences(macs, measured)
         histogram = tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
+        if records.earlier is not None:
+            found = records.pass_histograms(costs.n_actions).tolist()
+            passes = tuple(tuple(map(tuple, each)) for each in found)
     return EvaluationSummary(
         identity=identity,
         dataset=dataset,
@@ -164,6 +169,7 @@ def summarize(
         exits_after=costs.exits_after,
         cost_model=costs.cost_model,
         timing=None if measured is None else timing_of(measured),
+        pass_histograms=passes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Gates of the best threshold rules: for one budget, or for all."""
+"""Gates of tuned rules: the best one for a budget, or one for each of several."""
 
 import math
 from collections.abc import Sequence

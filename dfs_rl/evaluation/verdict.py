@@ -66,7 +66,7 @@ def beyond_marginals(comparisons: Sequence[Comparison]) -> bool | None:
 def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """Return the comparisons with baselines at the gate's cost that the gate wins.
 
-    The static bit table, the threshold rules and the exits are chosen on other images from
+    The static bit table, the rules and the exits are chosen on other images from
     candidates that include the uniform settings. A win over them counts only if the gate is also
     significantly better than each uniform setting of no larger cost.
     """

@@ -1,9 +1,10 @@
 """Configuration of ``train_agent``: training of a gate by reinforcement learning."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 from typing_extensions import Self
@@ -45,7 +46,8 @@ class TrainAgentConfig(GateTrainingConfig):
             training too; the others pay a penalty for computation above it, and are bounded by it
             after deployment.
         budget: Budget on the mean computation, gate, stem and head included. The gate learns all
-            budgets and is set to this one; evaluate and load set it to others.
+            budgets and is set to this one; evaluate and load set it to others. Where only the
+            tuned rules can hold it, they ship.
         cost_weight: Cost weight that the gate is set to, instead of a budget: with 1, running
             everything in full precision costs 1. Default 10, or the geometric mean of
             --cost-weight-range if 10 is outside.
@@ -124,6 +126,7 @@ Examples:
         self._complete_blocks()
         self._check_cotrain(self.cotrain)
         self._check_accuracy_drop()
+        self._check_val_repeats()
         measured = self.cost == LATENCY
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
         if self.cost_weight_range is None:
@@ -166,6 +169,12 @@ Examples:
                 f"algo is {self.algo!r}, which requires a per-input budget, but per_input_budget "
                 "is None; give one, or take another algorithm."
             )
+
+    @classmethod
+    def applicable(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings without those that only gates for all budgets have."""
+        unused = {"val_repeats"} if settings.get("fixed_budget") else set()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @property
     def backbone_source(self) -> Path | None:

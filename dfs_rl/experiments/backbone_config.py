@@ -1,7 +1,7 @@
 """Configuration of ``train_backbone``; imports no torch, to keep its help page quick."""
 
 from dataclasses import field
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 from pydantic import Field
@@ -13,6 +13,11 @@ from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS, ELASTIC_PARTS, FirstBlock, Granularity, Recipe, Stem
 from dfs_rl.utils.trusted_import import is_constructor
+
+if TYPE_CHECKING:
+    _RecipeSetting = Recipe  # the constructor fills in the default
+else:
+    _RecipeSetting = Recipe | None
 
 
 @configuration
@@ -75,7 +80,7 @@ Examples:
 
     dataset: str = DIGITS
     backbone: str = "resnet20"
-    recipe: Recipe | None = None
+    recipe: _RecipeSetting = None  # type: ignore[assignment] # None: from backbone and bits
     granularity: Granularity = "path"
     stem: Stem | None = None
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
@@ -107,7 +112,7 @@ Examples:
             object.__setattr__(self, "flip", flips_by_default(self.dataset))
         # A named list of bits and its values count as one setting.
         object.__setattr__(self, "bits", parse_bit_options(self.bits))
-        object.__setattr__(self, "recipe", self.resolved_recipe)
+        object.__setattr__(self, "recipe", self._recipe_or_default(self.recipe))
         self._check_network()
         if self.is_set("training.alpha") and self.recipe != "adn":
             raise ConfigError(
@@ -137,7 +142,7 @@ Examples:
         from dfs_rl.backbones.registry import SETTINGS, network_of
 
         if self.recipe != "supernet" or not self.is_constructed:
-            network = network_of(self.backbone, self.resolved_recipe)
+            network = network_of(self.backbone, self.recipe)
         if self.recipe != "supernet":
             check_skippable(self.bit_options)
         for name in ("width", *SETTINGS):
@@ -163,16 +168,15 @@ Examples:
     def bit_options(self) -> tuple[int, ...]:
         """Bit options of every gated layer."""
         if self.plain:
-            return (FULL,) if self.resolved_recipe == "supernet" else (SKIP, FULL)
+            return (FULL,) if self.recipe == "supernet" else (SKIP, FULL)
         return parse_bit_options(self.bits)
 
-    @property
-    def resolved_recipe(self) -> Recipe:
-        """Recipe: the setting, or elastic for networks and bit options that it can train."""
+    def _recipe_or_default(self, recipe: Recipe | None) -> Recipe:
+        """Return the recipe, by default elastic for networks and bit options that it can train."""
         from dfs_rl.backbones.registry import has_recipe
 
-        if self.recipe is not None:
-            return self.recipe
+        if recipe is not None:
+            return recipe
         elastic = not self.plain and SKIP in self.bit_options
         return "elastic" if elastic and has_recipe(self.backbone, "elastic") else "supernet"
 

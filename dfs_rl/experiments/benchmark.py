@@ -63,7 +63,7 @@ def load_extra_settings(path: Path | None, config_type: type[GateRunConfig]) -> 
             "there."
         )
     try:
-        config_type(**extra_settings)
+        config_type(**config_type.applicable(extra_settings))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     blocks = chosen_blocks(config_type, data)
@@ -87,6 +87,7 @@ def plan_jobs(
                 continue
             extra = extra_settings.get(spec.config_type.KIND, {})
             shared: dict[str, Any] = {**copied, "seed": seed, **extra, **spec.settings}
+            shared = spec.config_type.applicable(shared)
             for block, kind in chosen_blocks(spec.config_type, shared).items():
                 if block in shared:
                     shared[block] = config_from_dict(shared[block], kind, f"{name}: {block}")

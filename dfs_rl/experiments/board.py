@@ -50,7 +50,6 @@ def validation_scalars(
 
 
 def validation_pictures(
-    record: Mapping[str, Any],
     records: GateRecords,
     images: Tensor,
     costs: CostTable,
@@ -61,9 +60,10 @@ def validation_pictures(
     The images are always the same ones, so that their bits can be followed. A gate for all budgets
     runs each of them at its own preference.
     """
+    passes = records.pass_histograms(costs.n_actions).numpy()
     rows = {"Samples of the val split": range(min(EXAMPLES, len(images)))}
     samples = style.to_array(images_plot(rows, records, images, costs, class_names))
-    chosen = style.to_array(options_plot(record["histogram"], costs.options))
+    chosen = style.to_array(options_plot(passes, costs.options))
     return {
         "val/options": Image(chosen, "HWC"),
         "val/samples": Image(samples, "HWC"),

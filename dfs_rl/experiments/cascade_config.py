@@ -14,12 +14,12 @@ class TrainCascadeConfig(GateRunConfig):
 
     Attributes:
         budget: Upper bound on the mean computation, all passes included; a single image may cost
-            the sum of all. By default the gate has rules for all budgets.
+            the sum of all. By default there are tuned rules for all budgets.
         max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
             the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
             such point.
-        passes: Largest number of passes of an image; 2 make a plain cascade, with --answer last
-            and --no-mirrored.
+        passes: Largest number of passes of an image; 2 make a cascade, with --answer last and
+            --no-mirrored.
         mirrored: Use of mirror images in further passes; by default if the training of the backbone
             mirrored images.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
@@ -28,7 +28,7 @@ class TrainCascadeConfig(GateRunConfig):
 
     KIND: ClassVar = "train_cascade"
     DESCRIPTION: ClassVar = """\
-Choose a confidence cascade: a cheap pass for every image, and more passes for unsure answers.
+Tune rules over several passes: a cheap one for every image, and others for unsure answers.
 
 Examples:
   python -m dfs_rl.train_cascade --budget 0.8

@@ -1,4 +1,4 @@
-"""Choice of confidence cascades, and of rules over more passes, on the agent and val splits."""
+"""Choice of rules over several passes, such as cascades, on the agent and val splits."""
 
 import torch
 
@@ -49,6 +49,7 @@ def train(
         answer=config.answer,
         budget=config.budget,
     )
+    rules.gate.name = f"tuned rule, {config.passes} pass{'es' * (config.passes > 1)}"
     save_gate(rules.gate, run.path / GATE_FOLDER)
     print_status(_rules_text(rules.gate, rules.costs))
     best = rules.figures_on_val() | {"answer": rules.gate.passes.answer}

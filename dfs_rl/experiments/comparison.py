@@ -1,17 +1,16 @@
 """``compare``: train kinds of gates or take finished runs, compare and recommend one."""
 
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dfs_rl.backbones import load_stored_backbone
-from dfs_rl.backbones.storage import weights_digest
+from dfs_rl.backbones.storage import load_info, weights_digest
 from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset
 from dfs_rl.data.corruptions import corrupted
@@ -167,6 +166,7 @@ def _compare_given(
                 "written there, so choose another folder."
             )
 
+    _check_one_dataset(opened)
     if config.budget_unit != "percent":  # the times of all runs must be the same, see _evaluate
         first = load_stored_backbone(opened[0].path / BACKBONE_FOLDER).backbone
         config = with_percent_budgets(config, first.costs)
@@ -187,6 +187,25 @@ def _compare_given(
         return own(), _write_report(own(), evaluated, failed)
     except KeyboardInterrupt:
         raise _interruption(folder) from None
+
+
+def _check_one_dataset(runs: Sequence[RunFolder]) -> None:
+    """Check that runs are of one data set, before any of them is evaluated."""
+    infos = {}
+    for run in runs:
+        with suppress(CheckpointError):  # the failure of one run must not lose the others
+            infos[run.path] = load_info(run.path / BACKBONE_FOLDER)
+    for path, info in infos.items():
+        first, expected = next(iter(infos.items()))
+        if info.fingerprint == expected.fingerprint:
+            continue
+        texts = [repr(one.dataset) for one in (info, expected)]
+        if info.dataset == expected.dataset:
+            texts = [f"{one.dataset!r} ({one.fingerprint})" for one in (info, expected)]
+        raise DataError(
+            f"{path} cannot be compared with {first}: its data set is {texts[0]}, not {texts[1]}; "
+            "name runs of one data set."
+        )
 
 
 def _evaluate(
@@ -244,14 +263,14 @@ def _budgets_of_run(
 ) -> list[tuple[float, float] | tuple[None, None]]:
     """Return the budgets to evaluate a run at, and what they come to for its gate.
 
-    A budget outside the gate's range is clipped to it. Bounds are rounded up to four decimals, so
-    that the printed budget reproduces the evaluation.
+    A budget outside the gate's range is clipped to it, rounded so that the printed budget
+    reproduces the evaluation.
     """
     conditioning = load_gate(run.path / GATE_FOLDER).budget_conditioning
     budgets = config.budgets if config.runs else budgets_of(config)
     if conditioning is None or not budgets:
         return [(None, None)]
-    least, most = (math.ceil(1e4 * bound) / 1e4 for bound in conditioning.budget_range)
+    least, most = conditioning.rounded_range
     return [(budget, min(max(budget, least), most)) for budget in budgets]
 
 

@@ -1,5 +1,6 @@
 """Settings that the commands share; imports no torch, to keep help pages quick."""
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -306,6 +307,11 @@ class GateRunConfig(StreamSettings, RunConfig):
         """Return the configuration with the defaults that depend on the backbone."""
         return self
 
+    @classmethod
+    def applicable(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that apply to the method among them; a file may serve several."""
+        return dict(settings)
+
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with the defaults that depend on other settings.
 
@@ -332,7 +338,7 @@ class GateTrainingConfig(GateRunConfig):
         backbone_mode: Frozen backbone, or co-training of the backbone under the gate's choices.
         eval_every: Timesteps between validations; default a twentieth of all.
         val_repeats: Episodes per val image and validation, each with another budget; higher values
-            compare gates for all budgets more precisely if val is small.
+            compare gates for all budgets more precisely if val is small. One for other gates.
         checkpoint_every: Timesteps between checkpoints; default as --eval-every.
     """
 
@@ -401,6 +407,14 @@ class GateTrainingConfig(GateRunConfig):
             raise ConfigError(
                 f"{given}, which selects a point of a gate for all budgets, but this gate learns "
                 "for one; leave it out, or train for all budgets."
+            )
+
+    def _check_val_repeats(self) -> None:
+        """Check that episodes of a val image differ in their budget."""
+        if self.val_repeats > 1 and not self.all_budgets:
+            raise ConfigError(
+                f"val_repeats is {self.val_repeats}, but this gate learns for one budget, so the "
+                "episodes of an image would all be the same; leave it out."
             )
 
     def _complete_blocks(self) -> None:

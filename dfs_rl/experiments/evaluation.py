@@ -348,9 +348,14 @@ def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> 
         backbone = stored.backbone.to_inference(dtype).to(device)
         return _Loaded(backbone)
     gate, before = folder.path / GATE_FOLDER, folder.path / BEFORE_FOLDER
-    model = add_gate(
-        stored, gate, device=device, dtype=dtype, budget=budget, max_accuracy_drop=drop
-    )
+    try:
+        model = add_gate(
+            stored, gate, device=device, dtype=dtype, budget=budget, max_accuracy_drop=drop
+        )
+        if budget is not None:
+            model.check_budget(budget)
+    except ConfigError as error:
+        raise ConfigError(f"{folder.path}: {error}") from error
     if not before.is_dir():
         return _Loaded(model.backbone, model)
     original = load_stored_backbone(before).backbone.to_inference(dtype).to(device)

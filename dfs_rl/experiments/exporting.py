@@ -18,6 +18,8 @@ def run(invocation: Invocation[ExportConfig]) -> None:
         budget_unit=config.budget_unit,
         max_accuracy_drop=config.max_accuracy_drop,
     )
+    if config.budget is not None:
+        model.check_budget(config.budget, config.budget_unit)
     out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
     path = export(model, out, format=config.format)
     files = [path] if path.is_file() else list(path.iterdir())

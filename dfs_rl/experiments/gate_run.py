@@ -184,6 +184,10 @@ class GateRun:
                 f"A budget of {in_words(budget)} is below its range; it is set to "
                 f"{in_words(least)}."
             )
+        if budget is not None and budget > measured.rounded_range[1]:
+            print_status(
+                f"A budget of {in_words(budget)} is above its range; it spends {in_words(most)}."
+            )
         if drop is not None and drop < measured.smallest_accuracy_drop:
             print_status(
                 f"It loses at least {measured.smallest_accuracy_drop:.3g} points of accuracy on "

@@ -178,7 +178,7 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     except ConfigError as error:
         if config.budget != DEFAULT_BUDGET or config.budgets is not None:
             raise
-        default = f"{DEFAULT_BUDGET:g} % is the default of --budget; give a higher one."
+        default = f"{DEFAULT_BUDGET:g} % is the default of --budget."
         raise ConfigError(f"{error} {default}") from error
     kind = "" if config.training.gate else f"-{config.gate}"
     return f"{config.method}{kind}-{dataset.name}"

@@ -1,5 +1,6 @@
 """Tuned rules as the start of a gate, and as what ships unless the gate is at least as good."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,9 @@ class RuleComparison:
         error: Standard error of the difference over images, in points.
         differences: The same at each compared cost.
         computations: The compared costs in percent.
-        kept: What ships: the gate if the difference is not negative, else the rules.
+        kept: What ships: the gate if the difference is not negative and it can hold the budget,
+            else the rules.
+        least: Smallest mean cost of the gate in percent.
     """
 
     difference: float
@@ -53,6 +56,7 @@ class RuleComparison:
     differences: tuple[float, ...]
     computations: tuple[float, ...]
     kept: str
+    least: float
 
 
 class TunedRules:
@@ -67,7 +71,7 @@ class TunedRules:
         budget: Bound on the mean computation in percent, at least that of the cheapest pass.
 
     Attributes:
-        gate: The rules for all budgets, or the best one within the budget.
+        gate: The tuned rules, or the best one within the budget.
     """
 
     def __init__(
@@ -148,11 +152,13 @@ class TunedRules:
         best: list[int] = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
         return best
 
-    def compare(self, gate: LearnedGate, backbone: GatedBackbone) -> RuleComparison:
+    def compare(
+        self, gate: LearnedGate, backbone: GatedBackbone, *, budget: float | None = None
+    ) -> RuleComparison:
         """Compare a gate with the rules on val, at the cost that the gate has at each preference.
 
         Between the costs of two rules, a share of the images runs each. Costs below that of the
-        cheapest rule are left out.
+        cheapest rule are left out. The rules are kept if only they can hold the budget, in percent.
         """
         rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
         rules.sort(key=self._cost)
@@ -160,26 +166,34 @@ class TunedRules:
         preferences: Sequence[float | None] = [None]
         if gate.budget_conditioning is not None:
             preferences = preference_grid(_N_COMPARED)
-        differences, compared = [], []
+        differences, compared, least = [], [], math.inf
         for preference in preferences:
             records = self._evaluate(gate, backbone, preference)
             cost = self._cost(records)
+            least = min(least, cost)
             if cost >= costs[0]:
                 differences.append(records.correct.double() - _between(rules, costs, cost))
                 compared.append(cost)
         if not differences:
             return RuleComparison(
-                difference=0.0, error=0.0, differences=(), computations=(), kept="rules"
+                difference=0.0,
+                error=0.0,
+                differences=(),
+                computations=(),
+                kept="rules",
+                least=least,
             )
         points = 100.0 * torch.stack(differences)  # [costs, n]
         mean = points.mean(dim=0)  # [n]
         difference = mean.mean().item()
+        only_rules = budget is not None and costs[0] <= budget < least
         return RuleComparison(
             difference=difference,
             error=mean.std().item() / len(mean) ** 0.5,
             differences=tuple(points.mean(dim=1).tolist()),
             computations=tuple(compared),
-            kept="gate" if difference >= 0 else "rules",
+            kept="gate" if difference >= 0 and not only_rules else "rules",
+            least=least,
         )
 
     def _cost(self, records: GateRecords) -> float:
@@ -198,25 +212,36 @@ class TunedRules:
 
 
 def keep_better(
-    record: TrainingRecord, rules: TunedRules, task: Task, run: RunFolder, *, name: str
+    record: TrainingRecord,
+    rules: TunedRules,
+    task: Task,
+    run: RunFolder,
+    *,
+    name: str,
+    budget: float | None,
 ) -> TrainingRecord:
     """Replace the run's gate by the tuned rules unless it is at least as good on val.
 
-    ``name`` is that of the learner in tables. The result is ``record`` with the comparison.
+    They also ship if only they can hold the budget. ``name`` is that of the learner in tables. The
+    result is ``record`` with the comparison.
     """
     learned = load_gate(run.path / GATE_FOLDER)
     assert isinstance(learned, LearnedGate), "the session keeps the best gate"
     save_gate(learned, run.path / LEARNED_FOLDER)
     print_status("Comparing the gate with the tuned rules on the val split ...")
-    compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
+    device = task.images.labels.device
+    compared = rules.compare(learned.to(device), task.backbone, budget=budget)
     verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
     best = record.best_on_val
     if compared.kept == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
-        print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
+        why = "is no better"
+        if compared.difference >= 0 and compared.computations:
+            why = f"costs at least {rules.costs.cost_text(compared.least, 3)}, above the budget"
+        print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")
         rules.set_cost_weight(task)
-        rules.gate.name = f"{name}, rules kept"
+        rules.gate.name = f"{name}, tuned rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
     return replace(record, best_on_val=best | {"rules": config_to_dict(compared)})

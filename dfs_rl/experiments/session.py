@@ -219,7 +219,7 @@ class RunSession(Generic[StateT]):
         assert records is not None, "validate sets it"
         images = self.validator.images.images
         scalars = validation_scalars(record, records, costs)
-        pictures = validation_pictures(record, records, images, costs, self._class_names)
+        pictures = validation_pictures(records, images, costs, self._class_names)
         self.writer.scalars(scalars | pictures, timesteps)
         if is_best:
             self.keep(gate)

@@ -85,7 +85,7 @@ def build(config: TrainBackboneConfig, dataset: Dataset) -> Backbone:
             )
         return backbone
     channels, height, width = dataset.image_shape
-    network = network_of(config.backbone, config.resolved_recipe)
+    network = network_of(config.backbone, config.recipe)
     shape: dict[str, Any] = {
         "in_channels": channels,
         "n_classes": dataset.n_classes,
@@ -114,7 +114,7 @@ def make_trainer(config: TrainBackboneConfig, dataset: Dataset) -> SupernetTrain
         epochs=config.epochs,
         seed=config.seed,
         device=device if config.workers == 1 else torch.device("cpu"),
-        recipe=config.resolved_recipe,
+        recipe=config.recipe,
     )
 
 

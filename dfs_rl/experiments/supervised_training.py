@@ -1,7 +1,8 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
+from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self
 
@@ -79,6 +80,8 @@ Examples:
         self._complete_blocks()
         self._check_cotrain(self.cotrain)
         self._check_accuracy_drop()
+        self._check_val_repeats()
+        self._check_blocks()
         if self.budget is None and self.max_accuracy_drop is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         method = self.training
@@ -105,6 +108,26 @@ Examples:
             )
         if self.budgets is not None:
             self._check_budgets(*self.budgets)
+
+    @classmethod
+    def applicable(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings without those that only other methods have."""
+        method = SUPERVISED_METHODS[settings.get("method", cls.method)]
+        unused = {name for name in _blocks() if name != method.block}
+        unused |= set() if method.all_budgets else {"val_repeats"}
+        return {name: value for name, value in settings.items() if name not in unused}
+
+    def _check_blocks(self) -> None:
+        """Check that only the method has settings in the block of its own."""
+        for block, owner in _blocks().items():
+            given = getattr(self, block)
+            usual = vars(type(given)())
+            for name, value in vars(given).items():
+                if block != self.training.block and value != usual[name]:
+                    raise ConfigError(
+                        f"{block}.{name} is {value}, but method is {self.method!r}; leave it out, "
+                        f"or give --method {owner}."
+                    )
 
     @property
     def kind(self) -> str:
@@ -144,3 +167,9 @@ Examples:
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start."""
         return replace(self, start=self.start or self.usual_start)
+
+
+def _blocks() -> dict[str, str]:
+    """Return the blocks that only one method has, with its name."""
+    methods = SUPERVISED_METHODS.items()
+    return {method.block: name for name, method in methods if method.block is not None}

@@ -189,7 +189,7 @@ def _train(settings: dict[str, Any]) -> BaseException | None:
         epochs=config.epochs,
         seed=config.seed,
         device=ray.train.torch.get_device(),
-        recipe=config.resolved_recipe,
+        recipe=config.recipe,
     )
     if ray.train.get_context().get_world_rank() != LEADER:
         trainer.follow()

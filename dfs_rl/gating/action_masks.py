@@ -32,15 +32,15 @@ def gated_budget(
     left = budget / 100.0 - fixed
     cheapest = float(costs.least_costs()[0])
     if not left >= cheapest - _TOLERANCE:
-        gate = (
-            f" and the gate ({costs.percent(costs.gate_cost(gate_macs)):.3g} %)"
-            if gate_macs
-            else ""
-        )
+        gate = narrower = ""
+        if gate_macs:
+            gate = f" and the gate ({costs.percent(costs.gate_cost(gate_macs)):.3g} %)"
+            if budget / 100.0 - costs.fixed_cost() >= cheapest:
+                narrower = ", or a narrower gate with --hidden"
         raise ConfigError(
             f"{name} {costs.cost_text(budget)} is not enough for the cheapest choice of every "
             f"layer, which with the fixed parts of the network{gate} costs "
-            f"{costs.cost_text(100.0 * (cheapest + fixed))}."
+            f"{costs.cost_text(100.0 * (cheapest + fixed))}; give a higher one{narrower}."
         )
     return left
 

@@ -78,6 +78,26 @@ class BudgetConditioning:
         return min(self.computations), max(self.computations)
 
     @property
+    def rounded_range(self) -> tuple[float, float]:
+        """``budget_range`` rounded up to four decimals: printed bounds are valid budgets."""
+        least, most = self.budget_range
+        return math.ceil(1e4 * least) / 1e4, math.ceil(1e4 * most) / 1e4
+
+    def check_not_above(
+        self, budget: float, in_words: Callable[[float], str] = "{:.6g} %".format
+    ) -> None:
+        """Raise ConfigError for a budget above the largest cost, which it would not spend.
+
+        ``in_words`` is as in ``preference_for_budget``.
+        """
+        least, most = self.rounded_range
+        if budget > most:
+            raise ConfigError(
+                f"budget is {in_words(budget)}, but the images of this gate cost "
+                f"{in_words(least)} to {in_words(most)} on average; give a budget in this range."
+            )
+
+    @property
     def smallest_accuracy_drop(self) -> float:
         """Smallest loss of accuracy against full precision, in points; negative for a gain.
 

@@ -123,6 +123,13 @@ class GatedModel(nn.Module):
         gate, measured = self._conditioned_gate(f"budget is {costs.cost_text(percent)}")
         gate.preference = measured.preference_for_budget(percent, costs.cost_text)
 
+    def check_budget(self, budget: float, unit: BudgetUnit = "percent") -> None:
+        """Raise ConfigError for a budget above all that the gate can spend, see ``set_budget``."""
+        costs = self.backbone.costs
+        percent = costs.percent_of_budget(budget, unit)
+        _, measured = self._conditioned_gate(f"budget is {costs.cost_text(percent)}")
+        measured.check_not_above(percent, costs.cost_text)
+
     def set_max_accuracy_drop(self, drop: float) -> None:
         """Set a budget-conditioned gate to the cheapest point of little loss in accuracy.
 
@@ -143,8 +150,8 @@ class GatedModel(nn.Module):
         gate = self.gate
         if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
             raise ConfigError(
-                f"{given}, but gate {gate.name!r} is not budget-conditioned and supports only "
-                "the budget that it was made for."
+                f"{given}, but gate {gate.name!r} is not budget-conditioned: it was made for one "
+                "budget and supports no other; leave it out."
             )
         return gate, gate.budget_conditioning
 

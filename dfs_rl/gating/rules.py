@@ -1,4 +1,4 @@
-"""Threshold rules: fixed settings for each pass, and a confidence below which one runs again."""
+"""Rules: fixed settings for each pass, and a confidence below which one runs again."""
 
 import math
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ class Rule:
 class RuleGate:
     """Gate of one rule, or of one for each of several budgets.
 
-    A confidence cascade is the rule with two passes of which the last one answers.
+    A cascade is the rule with two passes of which the last one answers.
 
     Args:
         rules: The rule, or rules for evenly spaced preferences from 0 to 1, the cheapest first.
@@ -200,7 +200,7 @@ class RuleGate:
 def cascade(
     first: Sequence[int], second: Sequence[int], *, threshold: float, options: BitOptions
 ) -> RuleGate:
-    """Return a confidence cascade: a static bit table, and a second one for unsure answers.
+    """Return a cascade: a static bit table, and a second one for unsure answers.
 
     Args:
         first: Option index for each layer in the first pass.

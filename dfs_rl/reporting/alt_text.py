@@ -68,11 +68,17 @@ def of_difficulty(comparison: ComparisonOfRuns) -> str:
 
 
 def of_options(run: EvaluatedRun, label: str) -> str:
-    """Return the mean share of each option at the first, middle and last layer of a gate."""
-    histogram = run.summary.histogram
+    """Return the share of each option at the first, middle and last layer of a gate."""
+    histogram, passes = run.summary.histogram, run.summary.pass_histograms
     layers = sorted({0, len(histogram) // 2, len(histogram) - 1})
     texts = (f"layer {i + 1}: {_shares(histogram[i], run.summary.options)}" for i in layers)
-    return f"Options that {label} chooses at each layer. {'; '.join(texts)}."
+    over = ", over all passes" if passes else ""
+    runs = [
+        f"pass {i + 1}: {100 * sum(layers[0]):.3g} % of the images"
+        for i, layers in enumerate(passes)
+    ]
+    parts = [*texts, *runs]
+    return f"Options that {label} chooses at each layer{over}. {'; '.join(parts)}."
 
 
 def of_images(run: EvaluatedRun, label: str) -> str:

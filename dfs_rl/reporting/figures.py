@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from dfs_rl.costs import BitOptions
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
@@ -41,6 +42,8 @@ _HEIGHT, _WIDTHS, _MARGINS = 4.2, (5.6, 3.1), 1.4
 _NUMBERED_LAYERS = 14
 _NUMBERED_PERCENT = 7
 _EVERY_LAYER_TICKED = 20
+_PASS_HEIGHT = 2.1
+"""Height in inches of the bars of one of several passes."""
 
 
 def write_figures(
@@ -58,7 +61,8 @@ def write_figures(
     if summary.timing is not None:
         figures["accuracy_ms"] = accuracy_plot(summary, "milliseconds")
     if summary.histogram:
-        figures["options"] = options_plot(summary.histogram, BitOptions(summary.options))
+        passes = summary.pass_histograms or (summary.histogram,)
+        figures["options"] = options_plot(passes, BitOptions(summary.options))
     if images is not None:
         figures["images"] = images
     for name, figure in figures.items():
@@ -172,34 +176,54 @@ def _label(method: MethodSummary, cost: CostName) -> Label:
 
 
 @style.common_style()
-def options_plot(histogram: Sequence[Sequence[float]], options: BitOptions) -> Figure:
-    """Draw one stacked bar per layer, cheap options at the bottom.
+def options_plot(
+    histograms: Sequence[Sequence[Sequence[float]]] | NDArray[np.float64], options: BitOptions
+) -> Figure:
+    """Draw a panel for each pass that ran, one stacked bar per layer, cheap options at the bottom.
 
-    The histogram has the share of images at each option, ``[layers, options]``; with exits, a last
-    column has the share that has left the network.
+    The histograms have the share of all images at each option, ``[passes, layers, options]``; with
+    exits, a last column has the share that has left the network. A panel has the shares of the
+    images that run its pass.
     """
-    shares = np.asarray(histogram, dtype=np.float64)
-    width = max(4.6, min(9.0, 1.9 + 0.52 * len(shares)))
-    figure = style.new_figure(width, 3.6)
-    axes = figure.add_axes((0.55 / width, 0.14, 1 - 1.45 / width, 0.74))
-    axes.set(title="Options chosen at each layer", xlabel="gated layer", ylabel="images, %")
-    axes.set(xlim=(0.4, len(shares) + 0.6), ylim=(0, 100))
-    layers = np.arange(1, len(shares) + 1)
-    if len(shares) <= _EVERY_LAYER_TICKED:
-        axes.set_xticks(layers)
-    bottom = np.zeros(len(shares))
-    for option, (name, colour) in enumerate(style.action_styles(options, shares.shape[1])):
-        percent = 100 * shares[:, option]
+    shares = np.asarray(histograms, dtype=np.float64)
+    running = shares.sum(axis=2).mean(axis=1)  # [passes]
+    n_passes, layers = int((running > 0).sum()), np.arange(1, shares.shape[1] + 1)
+    width = max(4.6, min(9.0, 1.9 + 0.52 * len(layers)))
+    height = n_passes * _PASS_HEIGHT + 0.6 if n_passes > 1 else 3.6
+    figure = style.new_figure(width, height)
+    panels = figure.subplots(n_passes, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(
+        0.55 / width, 0.5 / height, 1 - 0.9 / width, 1 - 0.43 / height, hspace=0.28
+    )
+    panels[-1].set(xlabel="gated layer", xlim=(0.4, len(layers) + 0.6))
+    if len(layers) <= _EVERY_LAYER_TICKED:
+        panels[-1].set_xticks(layers)
+    for number, axes in enumerate(panels):
+        title, share = "Options chosen at each layer", "images, %"
+        if n_passes > 1:
+            title = f"Pass {number + 1}, {100 * running[number]:.3g} % of the images"
+            share = "images of the pass, %"
+        axes.set(title=title, ylabel=share, ylim=(0, 100))
+        _stack_options(axes, layers, 100 * shares[number] / running[number], options)
+    style.option_legend(panels[0], panels[0], "upper left", (1.0, 1.02))
+    return figure
+
+
+def _stack_options(
+    axes: Axes, layers: NDArray[np.int64], percent: NDArray[np.float64], options: BitOptions
+) -> None:
+    """Draw the stacked bars of one pass, ``[layers, options]``, with readable numbers in them."""
+    bottom = np.zeros(len(layers))
+    styles = style.action_styles(options, percent.shape[1])
+    for (name, colour), part in zip(styles, percent.T, strict=True):
         look: dict[str, Any] = {"width": 0.82, "edgecolor": "white", "linewidth": 0.5}
-        bars = axes.bar(layers, percent, bottom=bottom, color=colour, label=name, **look)
-        if len(shares) <= _NUMBERED_LAYERS:
+        bars = axes.bar(layers, part, bottom=bottom, color=colour, label=name, **look)
+        if len(layers) <= _NUMBERED_LAYERS:
             axes.bar_label(
                 bars,
-                [f"{p:.0f}" if p >= _NUMBERED_PERCENT else "" for p in percent],
+                [f"{p:.0f}" if p >= _NUMBERED_PERCENT else "" for p in part],
                 label_type="center",
                 fontsize=style.SMALL_SIZE - 1,
                 color=style.text_colour(colour),
             )
-        bottom += percent
-    style.option_legend(axes, axes, "center left", (1.0, 0.5))
-    return figure
+        bottom += part

@@ -181,7 +181,7 @@ def _notes(summary: EvaluationSummary) -> list[str]:
     if summary.comparisons and "cascade" not in summary.by_key:
         least = min(m.computation for m in summary.methods if m.role == "fixed")
         notes.append(
-            "There is no confidence cascade at the gate's cost: a pass through the whole network "
+            "There is no cascade at the gate's cost: a pass through the whole network "
             f"costs at least {_significant(least)} %."
         )
     if (search := summary.search) is not None:

@@ -50,7 +50,7 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
     gate for all budgets a second one, ``preference``, float32 ``[1]`` in [0, 1]. Its outputs are
     ``logits``, ``options`` and ``computation``, see ``Trace``. Each gated layer is a choice between
     branches, which hold their own weights; exits and the further passes of a rule are branches too.
-    The passes of a learned gate are a loop. Of rules for all budgets the one at the present
+    The passes of a learned gate are a loop. Of several tuned rules the one at the present
     preference is written. Quantized layers have our scales. A static bit table needs no branches
     and takes any batch.
 

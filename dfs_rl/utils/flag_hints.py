@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -14,6 +14,7 @@ from dfs_rl.utils.config import chosen_blocks
 ADVANCED = "advanced"
 """Block of the flags that have no prefix, but come last on the help page."""
 _BOX_LINE = re.compile(r"[╭╰]|[\s│]*[─-]{3,}[\s│]*$")
+_WORDS = {int: "whole number", float: "number"}
 _SYNONYMS = {"lr": "learning-rate"}
 
 
@@ -37,9 +38,40 @@ def error_summary(
     what = what.removeprefix("Error parsing ").partition(". Got errors: ")[0].rstrip(".")
     unknown = re.match(r"Unrecognized options: --([^\s,=]+)", what)
     if unknown is None:
-        return what
+        return _sentence(what, flags)
     hint = _hint(unknown[1], flags, config_type, commands)
     return f"--{unknown[1]} is no flag of this command{hint}"
+
+
+def _sentence(complaint: str, flags: type) -> str:
+    """Return tyro's complaint as a sentence with the flag, its value and the allowed ones."""
+    if found := re.match(r"Missing from .*?: (--)?\S+ (?:\[.*\]\] )?(.*?)(?:\. .*)?\(", complaint):
+        name = next(f.name for f in dataclasses.fields(flags) if f.default is tyro.MISSING)
+        text = found[2].strip(" .")
+        text = text[:1].lower() + text[1:] if text[1:2].islower() else text
+        return f"no {found[1] or ''}{name} is given; needed: {text}"
+    if found := re.match(r"Missing value for argument '(.+?)'", complaint):
+        return f"{found[1]} needs a value after it"
+    if found := re.match(r"invalid choice (.+) for argument '(.+?)'.*?\((.*?),?\)", complaint):
+        choices = sorted(found[3].split(", "))  # in the complaint the order is random
+        return f"{found[2]} is {found[1]}; allowed are {', '.join(choices)}"
+    if found := re.match(r"Unrecognized options: (\S+)", complaint):
+        return f"{found[1]!r} is no argument of this command"
+    if found := re.match(r"--(\S+): .*(?:\[(.*)\]|to float: (.*))$", complaint):
+        name, value = found[1], found[2] or found[3] or "empty"
+        return f"--{name} is {value}; allowed: {_in_words(_flag_types(flags)[name])}"
+    return complaint
+
+
+def _in_words(hint: Any) -> str:  # noqa: ANN401 - any type hint
+    """Return a short description of the values of a type."""
+    parts = [part for part in get_args(hint) if part not in (type(None), ...)]
+    if get_origin(hint) is tuple:
+        number = "one or more" if ... in get_args(hint) else str(len(parts))
+        return f"{number} {_in_words(parts[0]).removeprefix('a ')}s"
+    if parts:  # of Annotated the type comes first, of an optional type the other one is None
+        return _in_words(parts[0])
+    return f"a {_WORDS.get(hint, 'value')}"
 
 
 def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]) -> str:
@@ -69,17 +101,22 @@ def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]
 
 def flag_names(cls: type) -> list[str]:
     """Return the names of the flags of a dataclass, without dashes before them."""
-    names = []
+    return list(_flag_types(cls))
+
+
+def _flag_types(cls: type) -> dict[str, Any]:
+    """Return the types of the flags of a dataclass by ``flag_names``."""
+    types: dict[str, Any] = {}
     hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, {})
     for field in dataclasses.fields(cls):
         hint, name = hints[field.name], field.name.replace("_", "-")
         kind = next(iter(get_args(hint)), hint)  # Annotated has the type first
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             prefix = "" if field.name == ADVANCED else f"{name}."
-            names += [f"{prefix}{inner}" for inner in flag_names(kind)]
+            types |= {f"{prefix}{inner}": each for inner, each in _flag_types(kind).items()}
         elif field.init and tyro.conf.Positional not in get_args(hint):
-            names.append(name)
-    return names
+            types[name] = hint
+    return types
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -59,13 +59,18 @@ def test_settings_replace_defaults_not_fixed_values():
     [
         ("resnet50", "supernet", "add --recipe adn, or take cifar_resnet50"),
         ("resnet9", "supernet", "cifar_resnet8, cifar_resnet14, cifar_resnet20, ..., cifar_"),
+        ("resnet21", "supernet", " resnet8, resnet14, resnet20, ..., resnet1202 (6 n + 2), vit1"),
         ("bottleneck50", "adn", "mobilenetv2, resnet14, resnet20, resnet26, ..., resnet1202, sw"),
         ("mobilenetv2", "supernet", "which the recipe adn trains; add --recipe adn."),
         ("resnet8", "adn", "cifar_resnet14, cifar_resnet20, cifar_resnet26, ..., cifar_resnet1202"),
         ("resnet021", "adn", "allowed are"),
         ("vit49", "supernet", "vit1, vit2, vit3, ..., vit48, or module:function"),
-        ("vit2", "elastic", "cifar_resnet26, ..., cifar_resnet1202, resnet14, resnet20, resnet3"),
-        ("vit0", "adn", "vit3, vit6, vit9, ..., vit48"),
+        (
+            "vit2",
+            "elastic",
+            "resnet26, ..., cifar_resnet1202 (6 n + 2), resnet14, resnet20, ",
+        ),
+        ("vit0", "adn", "vit3, vit6, vit9, ..., vit48 (3 n)."),
     ],
 )
 def test_unknown_name_lists_what_is_allowed(name, recipe, told):

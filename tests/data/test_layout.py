@@ -148,7 +148,9 @@ def test_folders_without_images_are_refused(image_folder, numbered, tmp_path, re
     assert "nor class folders" in refusal(tmp_path)
     folder = image_folder({"cat": 10, "dog": 0})
     (folder / "dog" / "list.txt").write_text("hello")
-    assert f"{folder / 'dog'} contains no image" in refusal(folder)
+    assert f"{folder / 'dog'} contains no image, but list.txt; names" in refusal(folder)
+    (folder / "dog" / "list.txt").unlink()
+    assert f"{folder / 'dog'} contains no image; names" in refusal(folder)
 
 
 def test_damaged_files_are_named(image_folder, tmp_path, refusal):

@@ -1,8 +1,13 @@
 """Files of the project name what is there."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from importlib.metadata import metadata
 
+import pytest
 import yaml
 
 from tests.helpers.pages import DOCS, names, table
@@ -30,6 +35,36 @@ def test_make_has_the_targets():
     targets = re.findall(r"^make (\w+)", CONTRIBUTING, re.MULTILINE)
     assert len(targets) == 4
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_refuses_another_python_than_that_of_the_environment(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    fakes = {"mine": "print('3.10 of mine')", "other": "print('3.12 of another')"}
+    for name, answer in fakes.items():
+        python = tmp_path / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{answer}"\n')
+        python.chmod(0o755)
+    (tmp_path / "mine" / "bin" / "pip").touch()
+    (tmp_path / "mine" / ".installed").touch()  # newer than the files it was installed from
+
+    def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"]}
+        command = ["make", "-C", str(tmp_path), "demo", "VENV=mine", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    for same in ([], ["PYTHON=mine/bin/python"]):
+        made = make(*same)
+        assert made.returncode == 0
+        assert "dfs_rl.train_agent" in made.stdout
+    refused = make("PYTHON=other/bin/python")
+    assert refused.returncode == 2
+    assert "dfs_rl" not in refused.stdout
+    said = refused.stderr.splitlines()[0]
+    for part in ("other/bin/python (3.12 of another)", "mine was made with", "VENV=DIR"):
+        assert part in said
 
 
 def test_citation_is_of_this_version():

@@ -37,9 +37,9 @@ def test_val_chooses_at_each_budget():
     # A is trained for this budget; B and C are within it.
     assert high.methods["A"] == "A, budget 1.2"
     assert (high.methods["B"], high.methods["C"]) == ("B", "C")
-    assert high.methods["confidence cascade"] == "confidence cascade at 1.19 %"
+    assert high.methods["cascade"] == "cascade at 1.19 %"
     # Five images of 200 do not separate A from the cascade, which is simpler.
-    assert (high.recommended, high.tied) == ("confidence cascade at 1.19 %", ("A, budget 1.2",))
+    assert (high.recommended, high.tied) == ("cascade at 1.19 %", ("A, budget 1.2",))
 
 
 def test_per_input_budgets_count_as_budgets():
@@ -117,7 +117,7 @@ def test_reported_split_chooses_nothing():
     (at,) = compare_runs(runs).budgets
     assert at.recommended == "Steady"
     assert at.methods[TABLE] == f"{TABLE} at 0.57 %"
-    assert at.methods["confidence cascade"] == "confidence cascade at 0.56 %"
+    assert at.methods["cascade"] == "cascade at 0.56 %"
 
 
 def test_luckiest_of_many_tables_is_not_recommended():
@@ -175,7 +175,7 @@ def test_tied_table_with_fewer_bits_is_recommended():
     comparison = compare_runs(runs)
     (at,) = comparison.budgets
     assert at.recommended == f"{TABLE} at 0.79 %"
-    assert set(at.tied) == {f"{TABLE} at 0.8 %", "confidence cascade at 0.8 %", "B"}
+    assert set(at.tied) == {f"{TABLE} at 0.8 %", "cascade at 0.8 %", "B"}
     complexity = {point.label: point.complexity for point in comparison.points}
     assert complexity[f"{TABLE} at 0.8 %"] == 3
     assert complexity[f"{TABLE} at 0.79 %"] == 2

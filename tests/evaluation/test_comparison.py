@@ -51,9 +51,9 @@ def test_curve_of_a_baseline_missing_at_some_costs():
     assert points == {
         "PPO": 3,
         "best static tables at the costs of PPO": 3,
-        "confidence cascades at the costs of PPO": 2,
+        "cascades at the costs of PPO": 2,
     }
-    assert any("No confidence cascade" in sentence for sentence in compare_runs([lacking]).verdict)
+    assert any("No cascade" in sentence for sentence in compare_runs([lacking]).verdict)
 
 
 def test_labels_have_the_settings_that_differ():
@@ -79,7 +79,7 @@ def test_recommended_points_are_chosen_on_val():
     comparison = compare_runs([lucky, steady])
     assert comparison.pareto_front == (
         "uniform 2 bit",
-        "confidence cascade at 0.8 %",
+        "cascade at 0.8 %",
         "Steady",
         "full precision",
     )
@@ -286,9 +286,9 @@ def test_baselines_of_one_cost_have_unique_labels():
     labels = [p.label for p in compare_runs(runs).points]
     assert len(set(labels)) == len(labels)
     assert "best static table at 0.8 %, for A" in labels
-    cascades = [label for label in labels if label.startswith("confidence cascade")]
+    cascades = [label for label in labels if label.startswith("cascade")]
     # The same for A and B, and one with another cost.
-    assert cascades == ["confidence cascade at 0.8 %", "confidence cascade at 0.8001 %"]
+    assert cascades == ["cascade at 0.8 %", "cascade at 0.8001 %"]
 
 
 def test_a_seed_that_lacks_a_budget_has_no_curve():
@@ -342,10 +342,17 @@ def test_curves_are_compared_over_the_same_draws():
         comparison.curves[0].interval.high - comparison.curves[0].interval.low
     )
     # The cascade does as the gate does, image by image, so nothing can tell them apart.
-    same = by_name["A", "confidence cascades at the costs of A"]
+    same = by_name["A", "cascades at the costs of A"]
     assert (same.difference, same.interval.low, same.interval.high) == (0.0, 0.0, 0.0)
     assert "B with" in comparison.verdict[-1]
-    assert comparison.verdict[-1].endswith("tied with confidence cascades at the costs of B.")
+    assert comparison.verdict[-1].endswith("tied with cascades at the costs of B.")
+
+
+def test_a_gate_named_like_a_baseline_is_told_apart():
+    comparison = compare_runs([fake_run("a", (170, 0.8), label="cascade", budget=0.8)])
+    (gate,) = (point.label for point in comparison.points if point.kind == "gate")
+    assert gate == "cascade gate"
+    assert "cascade at 0.8 %" in [point.label for point in comparison.points]
 
 
 def test_interval_is_the_normal_approximation():

@@ -49,6 +49,17 @@ def test_patterns_and_histogram_match_loops(rows):
     assert made.histogram(4).numpy() == pytest.approx(torch.tensor(expected).numpy())
 
 
+def test_histograms_of_passes_by_hand():
+    made = records([[2, 2], [1, 1]], earlier=first_passes([True, False]))
+    options = made.earlier.options[0, 0].tolist()  # of the only image that runs twice
+    first, second = made.pass_histograms(3).tolist()
+    for layer, option in enumerate(options):
+        assert first[layer] == [0.5 * (i == option) + 0.5 * (i == 1) for i in range(3)]
+        assert second[layer] == [0.0, 0.0, 0.5]
+    (alone,) = records([[2, 2], [1, 1]]).pass_histograms(3).tolist()
+    assert alone == records([[2, 2], [1, 1]]).histogram(3).tolist()
+
+
 def test_computation_and_bitops_by_hand():
     made = records([[1, 2], [0, 0]], gate_macs=10.0)
     # 300 MACs at 8 bit are 300 / 16, the stem 100 / 16, the gate 10; of 1,000.

@@ -124,6 +124,9 @@ def test_shares_count_the_parts_of_every_pass():
     summary = summarize([gate], costs, **NAMES)
     macs = {share.name: share.macs for share in summary.shares}
     assert macs == {"stem": 75.0, "mandatory": 10.0, "head": 15.0, "exits": 40.0}
+    passes = records.pass_histograms(costs.n_actions).tolist()
+    assert [[list(row) for row in each] for each in summary.pass_histograms] == passes
+    assert [sum(each[0]) for each in passes] == [1.0, 0.5]
     layers = 100 * (200 + 200 + 400) / 2 / 400  # of three passes of two images, in percent
     outside = sum(share.percent for share in summary.shares)
     assert outside == pytest.approx(summary.methods[0].computation - layers)

@@ -121,6 +121,30 @@ def test_a_block_serves_several_methods(tmp_path):
     assert {job.training.batch_size for job in found} == {32}
 
 
+def test_settings_of_one_method_reach_only_that_method(tmp_path):
+    file = tmp_path / "gumbel.yaml"
+    file.write_text("val_repeats: 2\nskipnet: {ent_coef: 0.1}\nblockdrop: {bound: 0.9}\n")
+    given = {"train_gumbel": load_extra_settings(file, TrainGumbelConfig)}
+    names = ("gumbel_ff", "dfs_ff", "skipnet_ff", "blockdrop")
+    made = jobs(tmp_path, *names, seeds=1, budgets=(1.0,), extra=given)
+    found = {name.partition("-")[0]: job for name, job in made.items()}
+    assert {name: job.skipnet.ent_coef for name, job in found.items()} == {
+        **dict.fromkeys(names, 0.3),
+        "skipnet_ff": 0.1,
+    }
+    assert {name: job.blockdrop.bound for name, job in found.items()} == {
+        **dict.fromkeys(names, 0.8),
+        "blockdrop": 0.9,
+    }
+    assert {name: job.val_repeats for name, job in found.items()} == {
+        **dict.fromkeys(names, 1),
+        "gumbel_ff": 2,
+    }
+    agent = {"train_agent": {"val_repeats": 3}}
+    made = jobs(tmp_path, "ppo", "maskable_ppo", seeds=1, budgets=(1.0,), extra=agent)
+    assert [job.val_repeats for job in made.values()] == [3, 1]
+
+
 def test_extra_settings_reach_only_their_gates(tmp_path):
     file = tmp_path / "agent.yaml"
     file.write_text("algorithm: {n_epochs: 2}\n")

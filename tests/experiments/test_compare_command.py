@@ -10,7 +10,7 @@ import pytest
 from dfs_rl import train_gumbel
 from dfs_rl.compare import main as compare_main
 from dfs_rl.experiments import comparison
-from dfs_rl.utils.io import read_json
+from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.shown import read_comparison, sentence
 
@@ -109,6 +109,27 @@ def test_a_comparison_inside_a_run_is_refused(runs, capsys):
     assert compare_main([str(runs[0]), "--run-dir", str(inside)]) == 2
     assert str(inside) in sentence(capsys)
     assert not inside.exists()
+
+
+def test_runs_of_two_data_sets_are_refused_before_any_evaluation(tmp_path, runs, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    for run in ("summary.json", "outcomes.safetensors"):
+        (other / run).unlink()
+    structure = read_json(other / "backbone" / "backbone.json")
+    structure["info"] |= {"dataset": "mnist5k", "fingerprint": 16 * "0"}
+    write_json(other / "backbone" / "backbone.json", structure)
+    report = tmp_path / "report"
+    assert compare_main([str(runs[1]), str(other), "--run-dir", str(report)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1  # nothing has run
+    assert f"{other} cannot be compared with {runs[1]}" in said
+    assert "'mnist5k', not 'digits'" in said
+    structure["info"]["dataset"] = "digits"
+    write_json(other / "backbone" / "backbone.json", structure)
+    assert compare_main([str(other), str(runs[1]), "--run-dir", str(report)]) == 2
+    assert f"'digits' ({16 * '0'})" in sentence(capsys)
+    assert not report.exists()
 
 
 def test_unreadable_gate_does_not_lose_the_others(tmp_path, runs, capsys):

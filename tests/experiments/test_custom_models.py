@@ -238,7 +238,7 @@ def test_a_budget_that_nobody_gave_is_told_apart(refusal):
     write("ownnets")
     said = refusal(train_gumbel.main, ["--backbone", "ownnets:make"])
     assert said.startswith("error: budget 1 % is not enough for the cheapest choice of every layer")
-    assert said.endswith("1 % is the default of --budget; give a higher one.")
+    assert said.endswith("; give a higher one. 1 % is the default of --budget.")
 
 
 def test_a_network_for_other_classes_is_refused(capsys):

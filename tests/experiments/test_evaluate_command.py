@@ -167,6 +167,19 @@ def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
     with pytest.raises(ConfigError, match=r"budget 0\.2 %"):
         evaluate(folder, digits, budget=0.2)
+    assert evaluate(folder, digits, search=SHORT, budget=60.0).path.name == "summary-at-60.json"
+    files = sorted(folder.path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"budget is 500 %.* 0\.5 % to 60 %"):
+        evaluate(folder, digits, budget=500.0)
+    assert sorted(folder.path.rglob("*")) == files
+
+
+def test_budget_that_a_gate_does_not_have_names_the_run(evaluated, capsys):
+    run = evaluated[0].path
+    assert main([str(run), "--budget", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run}: budget is 2 %, but gate 'tiny gate' is not budget-cond")
+    assert said.endswith("; leave it out.\n")
 
 
 def test_only_the_named_baselines_run(evaluated, copied, digits, monkeypatch):

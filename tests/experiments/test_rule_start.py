@@ -111,6 +111,41 @@ def test_comparison_of_a_bad_gate(tuned):
     assert (compared.kept == "gate") == (own.accuracy >= best)
 
 
+def test_rules_are_kept_if_only_they_hold_the_budget(tuned):
+    rules, backbone, _ = tuned
+    least, _ = rules.gate.budget_conditioning.budget_range
+    torch.manual_seed(0)
+    gate = MLPGate((0,) * 6, BitOptions((0, 2, 3, 4, 8, 32)), passes=rules.settings)
+    for parameter in gate.parameters():
+        torch.nn.init.zeros_(parameter)
+    for network in gate.networks[:-1]:
+        network[2].bias.data[5] = 9.0
+    free = rules.compare(gate, backbone)
+    cost = evaluate_gate(backbone, gate, tuned[2].val).computation(backbone.costs).mean().item()
+    assert free.least == pytest.approx(cost)
+    assert free.kept == ("gate" if free.difference >= 0 else "rules")
+    for budget, decided in [(least / 2, False), (least, True), (cost - 1, True), (cost, False)]:
+        bound = rules.compare(gate, backbone, budget=budget)
+        assert bound.kept == ("rules" if decided else free.kept)
+        assert bound.difference == free.difference
+
+
+def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
+    run, flags = tmp_path / "run", ["--timesteps", "2000", "--num-envs", "64", "--budget", "0.5"]
+    assert main([*flags, "--run-dir", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert "costs at least 0.592 % with a learned gate, so the tuned rules will ship" in said
+    assert "--hidden below 8" in said
+    compared = json.loads((run / "training.json").read_text())["best_on_val"]["rules"]
+    assert compared["kept"] == "rules"
+    assert compared["least"] > 0.5
+    model = dfs_rl.load(run)
+    assert type(model.gate) is RuleGate
+    assert model.gate.name == "PPO, tuned rule"
+    _, trace = model(load_dataset("digits").val.images)
+    assert trace.computation.mean() <= 0.5
+
+
 def test_what_ships_is_never_worse(tmp_path):
     run = tmp_path / "run"
     flags = ["--passes", "2", "--timesteps", "3000", "--num-envs", "64", "--budget", "0.9"]

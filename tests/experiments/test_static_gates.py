@@ -130,7 +130,7 @@ def test_finished_runs_are_compared(static_run, cascade_run, tmp_path, capsys):
     gates = {point.label: point for point in comparison.points if point.kind == "gate"}
     assert len(gates) == 2
     assert any("static" in label for label in gates)
-    gate = gates["cascade"]
+    gate = gates["tuned rule, 2 passes"]
     assert set(gate.gains) == {"static_table", "cascade", "random", "patterns"}
     cascades = [point for point in comparison.points if point.kind == "cascade"]
     gains = [gate.accuracy.mean - cascade.accuracy.mean for cascade in cascades]

@@ -277,3 +277,4 @@ def test_run_resumes_on_moved_but_not_on_other_data(tmp_path, capsys):
 )
 def test_networks_that_can_skip_are_elastic_by_default(settings, recipe):
     assert TrainBackboneConfig(**settings).recipe == recipe
+    assert TrainBackboneConfig(**settings | {"recipe": recipe}).recipe == recipe

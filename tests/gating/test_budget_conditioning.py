@@ -105,6 +105,15 @@ def test_preference_for_budget(computations, budget, preference):
     assert conditioning(*computations).preference_for_budget(budget) == pytest.approx(preference)
 
 
+def test_budgets_above_the_range_are_refused():
+    conditioned = conditioning(0.50001, 6.37401)
+    assert conditioned.rounded_range == (0.5001, 6.3741)
+    for budget in (0.3, 0.5001, 6.3741):
+        conditioned.check_not_above(budget)
+    with pytest.raises(ConfigError, match=r"budget is 6\.3742 %.* 0\.5001 % to 6\.3741 %"):
+        conditioned.check_not_above(6.3742)
+
+
 def test_no_preference_inside_a_jump_of_the_cost():
     preferences = (0.0, 0.5, 0.5 + 2.0**-13, 1.0)
     conditioned = conditioning(1.0, 2.0, 4.0, 8.0, preferences=preferences)

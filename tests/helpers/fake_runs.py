@@ -12,7 +12,7 @@ from dfs_rl.evaluation.timing import Timing
 N = 200
 LABELS = {
     "static_table": "best static table",
-    "cascade": "confidence cascade",
+    "cascade": "cascade",
     "exits": "confidence exits",
     "uniform_0": "skip all",
     "uniform_2": "uniform 2 bit",

@@ -96,7 +96,7 @@ def matched_methods() -> list[MethodResult]:
         ),
         one(
             "cascade",
-            "confidence cascade",
+            "cascade",
             "matched",
             records("cascade", 85.3, table(*[2] * LAYERS), 32, earlier=first),
             chosen_on="val",

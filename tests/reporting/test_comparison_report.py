@@ -154,7 +154,7 @@ def contest_figures(contest):
     return comparison_figures(contest)
 
 
-COLOURED = ["confidence cascade", "Gate 8", "Gate 7", "Gate 6"]
+COLOURED = ["cascade", "Gate 8", "Gate 7", "Gate 6"]
 GREY = [*(f"Gate {i}" for i in range(5, 0, -1)), "best static table"]
 
 
@@ -283,6 +283,11 @@ def test_texts_of_a_gate_have_the_numbers():
         "Options that PPO chooses at each layer. layer 1: skip 50 %, 2 bit 50 %; layer 2: skip "
         "50 %, 2 bit 50 %; layer 3: skip 50 %, 2 bit 50 %."
     )
+    passes = (((0.0, 1.0, 0.0),) * 3, ((0.0, 0.0, 0.25),) * 3)
+    several = replace(run, summary=replace(run.summary, pass_histograms=passes))
+    text = alt_text.of_options(several, "PPO")
+    assert "at each layer, over all passes. layer 1: skip 50 %" in text
+    assert text.endswith("; pass 1: 100 % of the images; pass 2: 25 % of the images.")
     same = alt_text.of_images(run, "PPO")
     assert same == "Images and the bits of PPO at each layer. All cost 0.8 % computation."
     reported = dict(run.reported)

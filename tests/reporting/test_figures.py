@@ -116,7 +116,7 @@ def test_options_plot_for_few_and_many_layers(layers):
     generator = torch.Generator().manual_seed(layers)
     histogram = torch.rand(layers, 6, generator=generator)
     histogram = (histogram / histogram.sum(dim=1, keepdim=True)).tolist()
-    figure = options_plot(histogram, BIT_OPTIONS)
+    figure = options_plot([histogram], BIT_OPTIONS)
     opened(figure)
     bars = figure.axes[0].containers
     assert len(bars) == 6
@@ -125,9 +125,24 @@ def test_options_plot_for_few_and_many_layers(layers):
     np.testing.assert_allclose(heights.T / 100, histogram, rtol=1e-5)
 
 
+def test_options_plot_has_a_panel_for_each_pass_that_ran():
+    first = [[0.0, 0.75, 0.25, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0]]
+    second = [[0.0, 0, 0, 0.2, 0.05, 0], [0.0, 0, 0.25, 0, 0, 0]]
+    figure = options_plot([first, second, np.zeros((2, 6))], BIT_OPTIONS)
+    opened(figure)
+    titles = [axes.get_title(loc) for axes in figure.axes for loc in ("left", "center")]
+    assert [title for title in titles if title] == [
+        "Pass 1, 100 % of the images",
+        "Pass 2, 25 % of the images",
+    ]
+    for axes, shares, running in zip(figure.axes, (first, second), (1.0, 0.25), strict=True):
+        heights = np.array([[bar.get_height() for bar in stack] for stack in axes.containers])
+        np.testing.assert_allclose(heights.T, 100 * np.array(shares) / running)
+
+
 def test_histogram_image_has_colours_of_options():
     certain = [[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
-    image = style.to_array(options_plot(certain, BIT_OPTIONS))
+    image = style.to_array(options_plot([certain], BIT_OPTIONS))
     assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
     seen = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist()}
     colours = [tuple(round(255 * v) for v in c) for c in style.option_colours(BIT_OPTIONS)]

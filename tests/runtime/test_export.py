@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -480,6 +481,14 @@ def test_command(tmp_path, capsys):
     save_gate(TableGate([0, 1, 0], options=net.options), tmp_path / "run" / "gate")
     flags = [str(tmp_path / "run"), "--out", str(out), "--format", "onnx-static"]
     assert main([*flags, "--budget", "0.5"]) == 2
+    assert not out.exists()
+    measured = BudgetConditioning(computations=(0.5, 60.0))
+    gate = MLPGate(net.feature_sizes, net.options, budget_conditioning=measured)
+    save_gate(gate, tmp_path / "other" / "gate")
+    shutil.copytree(tmp_path / "run" / "backbone", tmp_path / "other" / "backbone")
+    capsys.readouterr()
+    assert main([str(tmp_path / "other"), "--out", str(out), "--budget", "70"]) == 2
+    assert "budget is 70 %, but the images of this gate cost 0.5 %" in capsys.readouterr().err
     assert not out.exists()
     assert main(flags) == 0
     assert OnnxModel(out).metadata["classes"] == ["a", "b", "c"]

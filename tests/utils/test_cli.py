@@ -47,6 +47,7 @@ class Train:
         bits: Bit options.
         ppo: Settings of PPO.
         budget: Upper bound in percent.
+        span: Lowest and highest budget.
         verbose: Say more.
         seed: The seed.
         dataset: The images.
@@ -58,6 +59,7 @@ class Train:
     bits: tuple[int, ...] = (0, 2, 32)
     ppo: TrainPpo = field(default_factory=TrainPpo)
     budget: float | None = None
+    span: tuple[float, float] | None = None
     verbose: bool = False
     seed: int = 0
     dataset: str = "digits"
@@ -156,21 +158,23 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("--algo x", "invalid choice 'x' for argument '--algo'. Expected one of ('ppo', 'a2c'); "),
+        ("--algo x", "--algo is 'x'; allowed are 'a2c', 'ppo'; see "),
         ("--sed=1", "--sed is no flag of this command; the closest one is --seed; see "),
         ("--ppo.clip-rang 1", "--ppo.clip-rang is no flag of this command; the closest one is --p"),
         ("--n_epochs 1", "--n_epochs is no flag of this command; the closest one is --ppo.n-epoc"),
         ("--split val", "--split is no flag of this command; it belongs to evaluate; see "),
         ("--run x", "--run is no flag of this command; the closest one is --run-dir; see "),
         ("--zzz 1", "--zzz is no flag of this command; see "),
-        ("zzz", "Unrecognized options: zzz; see "),
+        ("zzz", "'zzz' is no argument of this command; see "),
         ("--seed x", "--seed: 'x' is no whole number; "),
         ("--seed 1e-1", "--seed: '1e-1' is no whole number; "),
         ("--seed 1.0", "--seed: '1.0' is no whole number; "),
         ("--weights x/net.pt", "weights: x/net.pt does not exist."),
         ("--dataset ./no", "data set './no' does not exist; allowed are "),
-        ("--seed", "Missing value for argument '--seed'"),
-        ("--bits 0 x", "--bits: "),
+        ("--seed", "--seed needs a value after it; see "),
+        ("--bits 0 x", "--bits is '0', 'x'; allowed: one or more whole numbers; see "),
+        ("--ppo.clip-range x", "--ppo.clip-range is 'x'; allowed: a number; see "),
+        ("--span 1", "--span is '1'; allowed: 2 numbers; see "),
         ("--ppo.clip-range -1", "ppo: clip_range is -1.0; it must not be negative."),
         ("--budget 0", "budget is 0.0; it must be positive."),
         ("--config", "--config needs a value after it."),
@@ -180,7 +184,7 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
         ("--verbose --no-verbose", "--verbose is given 2 times; once is allowed."),
         ("--ppo.n-epochs 1 --ppo.n-epochs=2", "--ppo.n-epochs is given 2 times; once is"),
         ("--run-dir=", "an argument is empty"),
-        ("--budget x", "--budget: no type matching {None}|FLOAT could be instantiated from ['x'"),
+        ("--budget x", "--budget is 'x'; allowed: a number; see "),
         ("--config nope.yaml", "nope.yaml does not exist."),
         ("--resume nope", "nope is not a folder, so it holds no run."),
         ("--resume nope --seed 1", "--resume nope continues with the settings of that run; "),
@@ -254,7 +258,8 @@ def test_positional_and_repeated_arguments(tmp_path, monkeypatch, argv, expected
 
 def test_missing_arguments_and_commands_without_runs(capsys):
     assert command(lambda _: None, Evaluate, []) == 2
-    assert "Missing from python -m train: PATH A run folder." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "error: no run is given; needed: A run folder; see python -m train --help.\n"
     assert command(lambda _: None, Evaluate, ["--help"]) == 0
     assert "--resume" not in capsys.readouterr().out
 

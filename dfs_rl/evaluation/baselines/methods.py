@@ -35,7 +35,7 @@ from dfs_rl.utils.seeding import torch_generator
 
 RANDOM_DRAWS = 5
 _CASCADE = PassSettings(limit=2, answer="last")
-"""Passes of a confidence cascade: a cheap one for all images, a dear one for unsure answers."""
+"""Passes of a cascade: a cheap one for all images, a dear one for unsure answers."""
 
 
 @register_baseline("uniform")
@@ -77,8 +77,8 @@ def _table_result(
 
 @register_baseline("cascade")
 def _cascade(setup: EvaluationSetup) -> Iterator[MethodResult]:
-    """Choose the best confidence cascade within the cost of the gate."""
-    return _threshold_rule(setup, _CASCADE, key="cascade", label="confidence cascade")
+    """Choose the best cascade within the cost of the gate."""
+    return _threshold_rule(setup, _CASCADE, key="cascade", label="cascade")
 
 
 def _has_own_passes(setup: EvaluationSetup) -> bool:
@@ -88,7 +88,7 @@ def _has_own_passes(setup: EvaluationSetup) -> bool:
 @register_baseline("tuned_rule", applies=_has_own_passes)
 def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule over the passes that the gate has, within its cost."""
-    return _threshold_rule(setup, setup.passes, key="tuned_rule", label="tuned rule, same actions")
+    return _threshold_rule(setup, setup.passes, key="tuned_rule", label="tuned rule")
 
 
 def _threshold_rule(

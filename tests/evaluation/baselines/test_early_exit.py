@@ -171,7 +171,7 @@ def test_budget_below_one_pass_has_no_cascade():
         assert float(method.selection.computation(network.costs).mean()) <= 1.05 * budget
     result = MethodResult(key="gate", label="brief", role="gate", records=(gate,))
     text = summary_text(summarize([result, *methods], network.costs, **NAMES))
-    assert "no confidence cascade at the gate's cost" in " ".join(text.split())
+    assert "no cascade at the gate's cost" in " ".join(text.split())
 
 
 def test_summary_has_the_share_of_each_exit(network, images):
@@ -188,5 +188,5 @@ def test_summary_has_the_share_of_each_exit(network, images):
     assert {part.name: part.macs for part in summary.shares}["exits"] == pytest.approx(21 * share)
     text = " ".join(summary_text(summary).split())
     assert f"Exits, sure: {100 * share:.1f} % after layer 1." in text
-    figure = options_plot(summary.histogram, network.options)
+    figure = options_plot([summary.histogram], network.options)
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 4  # three options and the exit
