@@ -16,7 +16,6 @@ from dfs_rl.agents.buffers import RecurrentGroupRolloutBuffer
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     OnPolicyConfig,
-    RolloutSize,
     Start,
     resolved_group_size,
 )
@@ -62,8 +61,8 @@ def build_algorithm(
     assert isinstance(env.observation_space, spaces.Dict)
     assert isinstance(env.action_space, spaces.Discrete)
     n_steps = len(feature_sizes)
-    update = RolloutSize(env.num_envs, n_steps, observation_bytes(env.observation_space))
-    arguments = asdict(config.resolve(update, timesteps=timesteps, start=start))
+    decisions, seen = env.num_envs * n_steps, observation_bytes(env.observation_space)
+    arguments = asdict(config.resolve(decisions, seen, timesteps=timesteps, start=start))
     first, last = arguments.pop("learning_rate"), arguments.pop("final_learning_rate")
     policy: dict[str, Any] = {}
     if "n_quantiles" in arguments:
@@ -93,7 +92,7 @@ def build_algorithm(
             "learning_starts": 0,
             "train_freq": n_steps,
             # Once per update, so that the target is fixed during an update.
-            "target_update_interval": update.decisions,
+            "target_update_interval": decisions,
             "tau": 1.0,
             "exploration_initial_eps": 1.0,
         }

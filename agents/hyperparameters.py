@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from typing_extensions import Self
 
@@ -38,19 +38,6 @@ _POLICIES = "dfs_rl.agents.policies:"
 _BUFFERS = "dfs_rl.agents.buffers:"
 
 
-class RolloutSize(NamedTuple):
-    """Size of the data of one update: parallel episodes, decisions of each, bytes of each."""
-
-    n_envs: int
-    n_steps: int
-    observation_bytes: int
-
-    @property
-    def decisions(self) -> int:
-        """Decisions of all episodes."""
-        return self.n_envs * self.n_steps
-
-
 @configuration
 class AlgorithmConfig(Method):
     """Hyperparameters of all algorithms.
@@ -83,9 +70,14 @@ class AlgorithmConfig(Method):
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Return a copy with the defaults that depend on the training; no value is ``None``."""
-        del update  # sets further defaults in subclasses
+    def resolve(
+        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
+        """Return a copy with the defaults that depend on the training; no value is ``None``.
+
+        An update has ``decisions`` decisions, of all environments together.
+        """
+        del decisions, observation_bytes  # set further defaults in subclasses
         rate = self.learning_rate
         if rate is None:
             rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
@@ -134,9 +126,11 @@ class PolicyGradientConfig(OnPolicyConfig):
     vf_coef: NonNegativeFloat = 0.5
     max_grad_norm: PositiveFloat = 0.5
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+    def resolve(
+        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
         """Fill in the entropy bonus as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
         default = _DEFAULT_ENT_COEF if start == "indifferent" else 0.0
         return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
@@ -160,14 +154,15 @@ class PPOConfig(PolicyGradientConfig):
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+    def resolve(
+        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
         """Fill in the minibatch size as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
+        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, decisions))
 
 
 @register_method("a2c")
-@configuration
 class A2CConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
 
@@ -176,7 +171,6 @@ class A2CConfig(PolicyGradientConfig):
 
 
 @register_method("maskable_ppo")
-@configuration
 class MaskablePPOConfig(PPOConfig):
     """Hyperparameters of ``--algo maskable_ppo``: those of PPO."""
 
@@ -188,7 +182,6 @@ class MaskablePPOConfig(PPOConfig):
 
 
 @register_method("recurrent_ppo")
-@configuration
 class RecurrentPPOConfig(PPOConfig):
     """Hyperparameters of ``--algo recurrent_ppo``, which trains one LSTM for all layers."""
 
@@ -221,10 +214,12 @@ class TRPOConfig(OnPolicyConfig):
     n_critic_updates: PositiveInt = 4
     batch_size: PositiveInt | None = None
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+    def resolve(
+        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
         """Fill in the minibatch size as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
+        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, decisions))
 
 
 @configuration
@@ -254,26 +249,27 @@ class QLearningConfig(AlgorithmConfig):
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
+    def resolve(
+        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
         """Fill in the size of the replay buffer as well."""
-        each = transition_bytes(update.observation_bytes)
+        each = transition_bytes(observation_bytes)
         size = self.buffer_size or int(_BUFFER_BYTES / each)
-        if size < update.decisions:
+        if size < decisions:
             raise ConfigError(
-                f"buffer_size is {size}; it must be at least {update.decisions}, the decisions of "
-                f"one update of {update.n_envs} episodes of {update.n_steps} steps."
+                f"buffer_size is {size}; it must be at least {decisions}, the decisions of one "
+                "update (num_envs x layers)."
             )
         if size * each > _MAX_BUFFER_BYTES:
             raise ConfigError(
                 f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
                 f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
             )
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
+        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
         return replace(resolved, buffer_size=size)
 
 
 @register_method("dqn")
-@configuration
 class DQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo dqn``."""
 
@@ -322,13 +318,13 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
     return asked
 
 
-def _minibatch_size(asked: int | None, update: RolloutSize) -> int:
+def _minibatch_size(asked: int | None, decisions: int) -> int:
     """Return the decisions per minibatch, at most a whole update; by default a quarter of it."""
-    size = min(update.decisions, update.decisions // 4 if asked is None else asked)
-    if size <= 1 or update.decisions % size != 0:
+    size = min(decisions, decisions // 4 if asked is None else asked)
+    if size <= 1 or decisions % size != 0:
         given = "by default a quarter of an update" if asked is None else str(asked)
         raise ConfigError(
-            f"batch_size is {given}; it must divide the {update.decisions} decisions of an update "
+            f"batch_size is {given}; it must divide the {decisions} decisions of an update "
             "(num_envs x layers) and be at least 2."
         )
     return size

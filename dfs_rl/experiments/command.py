@@ -1,11 +1,11 @@
 """Entry point of the commands, without the code that does their work: help pages load quickly."""
 
-from collections.abc import Callable, Sequence
-from pkgutil import resolve_name
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dfs_rl.experiments.config import program
-from dfs_rl.utils.cli import Invocation, run_command
+from dfs_rl.utils.cli import run_command
 
 COMMANDS = {
     "train_backbone": "dfs_rl.experiments.backbone_config:TrainBackboneConfig",
@@ -24,24 +24,17 @@ COMMANDS = {
 
 
 def main_of(config_type: Any) -> Callable[..., int]:  # noqa: ANN401
-    """Return the ``main`` of a command: it parses arguments, runs and returns the exit code.
+    """Return the ``main`` of a command: it takes arguments, runs and returns the exit code.
 
     The configuration describes the command as in ``DataSettings``. A command with a setting
     ``run_dir`` has a run folder of its own, which it can resume.
     """
-
-    def run(invocation: Invocation[Any]) -> None:
-        resolve_name(config_type.RUN)(invocation)
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        return run_command(
-            run,
-            config_type,
-            prog=program(config_type.KIND),
-            description=config_type.DESCRIPTION,
-            kind=config_type.KIND if hasattr(config_type, "run_dir") else None,
-            argv=argv,
-            commands=COMMANDS,
-        )
-
-    return main
+    return partial(
+        run_command,
+        config_type.RUN,
+        config_type,
+        prog=program(config_type.KIND),
+        description=config_type.DESCRIPTION,
+        kind=config_type.KIND if hasattr(config_type, "run_dir") else None,
+        commands=COMMANDS,
+    )

@@ -21,7 +21,7 @@ from dfs_rl.agents.gate_export import (
     load_gate_into_policy,
     untrained_gate,
 )
-from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutSize
+from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig
 from dfs_rl.agents.logging import MetricsFile, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
@@ -84,9 +84,9 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         )
     passes = _pass_settings(config, dataset)
     space = observation_space(backbone, budget_conditioning=config.all_budgets, passes=passes)
-    n_steps = backbone.costs.n_layers + (passes.limit > 1)
-    update = RolloutSize(config.num_envs, n_steps, observation_bytes(space))
-    config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
+    decisions = config.num_envs * (backbone.costs.n_layers + (passes.limit > 1))
+    start, seen = config.resolved_start, observation_bytes(space)
+    config.algorithm.resolve(decisions, seen, timesteps=config.timesteps, start=start)
     _check_memory(config, backbone, dataset, initial)
     gate = make_gate(config, backbone, passes, initial=initial)
     if config.init_gate is not None and initial is not None:
