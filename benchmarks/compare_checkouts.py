@@ -58,7 +58,7 @@ RUNS = {
     "ppo_grouped": f"train_agent {AGENT} --start indifferent --group-size 8",
     "ppo_exits": f"train_agent {AGENT} --backbone {{out}}/exits",
     "ppo_cotrained": f"train_agent {AGENT} --backbone-mode co-train",
-    "ppo_continued": f"train_agent {AGENT} --init-gate {{out}}/ppo",
+    "ppo_continued": f"train_agent {AGENT} --init-gate {{out}}/ppo_grouped",
     "maskable_ppo": f"train_agent {AGENT} --algo maskable_ppo --per-input-budget 6",
     "a2c": f"train_agent {AGENT} --algo a2c --fixed-budget",
     "trpo": f"train_agent {AGENT} --algo trpo",
