@@ -11,14 +11,8 @@ from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_ste
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
-
-class Choice(NamedTuple):
-    """Options to run, int64 ``[batch]``, and their relaxation, float32 ``[batch, options]``."""
-
-    options: Tensor
-    probabilities: Tensor
-
-
+Choice = tuple[Tensor, Tensor]
+"""Options to run, int64 ``[batch]``, and their relaxation, float32 ``[batch, options]``."""
 Estimator = Callable[[Tensor], Choice]
 """Maps logits, ``[batch, options]``, to choices."""
 
@@ -30,17 +24,17 @@ def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Genera
     the samples, with noisier gradients.
     """
     noisy = _perturbed(logits, generator)
-    return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
+    return noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1)
 
 
 def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
     """Sample choices from the softmax, with gradients through the softmax without noise."""
-    return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
+    return _perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1)
 
 
 def argmax_choice(logits: Tensor) -> Choice:
     """Choose the largest logit, with gradients through the softmax, as in DFS."""
-    return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
+    return logits.argmax(dim=1), logits.softmax(dim=1)
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,20 +82,24 @@ def straight_through_rollout(
         preferences: One per image, float32 ``[batch]``; ``None`` for gates for one budget.
     """
     gate.reset(len(images))
-    state, probabilities = run_stem(backbone, images), []
+    state, relaxed = run_stem(backbone, images), []
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
             seen = observe(frozen, state, budget=None, preferences=preferences)
-        choice = choose(gate(seen.features, seen.layer, seen.context))
-        state = _straight_through_step(backbone, frozen, state, choice)
-        probabilities.append(choice.probabilities)
+        options, probabilities = choose(gate(seen.features, seen.layer, seen.context))
+        state = _straight_through_step(backbone, frozen, state, options, probabilities)
+        relaxed.append(probabilities)
     return StraightThroughRollout(
-        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
+        run_head(backbone, state), state.spent, state.options, torch.stack(relaxed, dim=1)
     )
 
 
 def _straight_through_step(
-    backbone: GatedBackbone, frozen: GatedBackbone, state: ExecutionState, choice: Choice
+    backbone: GatedBackbone,
+    frozen: GatedBackbone,
+    state: ExecutionState,
+    options: Tensor,
+    probabilities: Tensor,
 ) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all options.
 
@@ -110,12 +108,12 @@ def _straight_through_step(
     Options of probability 0 do not run.
     """
     layer = state.layer
-    costs = backbone.costs.option_costs(choice.options.device)[layer]
-    after = run_layer(backbone, state, choice.options)
-    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but with a gradient
+    costs = backbone.costs.option_costs(options.device)[layer]
+    after = run_layer(backbone, state, options)
+    ghost = probabilities - probabilities.detach()  # zero, but with a gradient
     shape = (-1, *[1] * (after.hidden.dim() - 1))
     hidden = after.hidden
-    for option in choice.probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
+    for option in probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
         with torch.no_grad():
             output = frozen.layers[layer](state.hidden.detach(), backbone.options[option])
         hidden = hidden + ghost[:, option].reshape(shape) * output

@@ -25,7 +25,7 @@ from dfs_rl.agents.supervised.estimators import (
     sampled_choice,
     straight_through_rollout,
 )
-from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, Metrics, step_metrics
 from dfs_rl.data import ImageSet
 
 
@@ -74,7 +74,7 @@ class SkipNetTrainer(GateTrainer):
         super().__init__(config, task)
         self._skipnet = skipnet
 
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         task = self._task
         pretraining = self.progress < self._skipnet.pretraining
         sampled = partial(sampled_choice, generator=self._generator("skipnet"))
@@ -95,10 +95,5 @@ class SkipNetTrainer(GateTrainer):
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:
             self._multipliers.update(where.expand(len(relative)), relative.cpu())
-        return StepLosses(
-            labels=float(labels.detach()),
-            divergence=None,
-            accuracy=accuracy_of(rollout.logits, batch.labels),
-            spent=float(relative.mean()),
-            multiplier=multiplier,
-        )
+        spent = float(relative.mean())
+        return step_metrics(rollout.logits, batch.labels, spent=spent, multiplier=multiplier)

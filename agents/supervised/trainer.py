@@ -4,10 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SupervisedConfig
 from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
@@ -30,24 +30,8 @@ _N_MULTIPLIERS = 9
 """Number of Lagrange multipliers of a budget-conditioned gate."""
 
 
-class StepLosses(NamedTuple):
-    """Metrics of one step.
-
-    Attributes:
-        labels: Cross-entropy with the labels.
-        divergence: Divergence from the full-precision backbone; ``None`` without distillation.
-        accuracy: Accuracy of the batch under the hard choices, in percent.
-        spent: Mean cost of the gated layers over their budget.
-        multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
-        backbone: Cross-entropy of a backbone that learned, on its own images under the gate.
-    """
-
-    labels: float
-    divergence: float | None
-    accuracy: float
-    spent: float
-    multiplier: float
-    backbone: float | None = None
+Metrics = dict[str, float | None]
+"""Metrics of one step, see ``step_metrics``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +109,16 @@ class GateTrainer(ABC):
         self._order: tuple[int, list[Tensor]] = (-1, [])
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
-    def step(self) -> StepLosses:
+    def step(self) -> Metrics:
         """Train the gate on one batch."""
         batch = self._task.images.subset(self._rows())
         self.gate.train()
-        losses = self._learn(batch)
+        metrics = self._learn(batch)
         self.steps += 1
-        return losses
+        return metrics
 
     @abstractmethod
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         """Train the gate on ``batch`` with one call of ``_descend``."""
 
     @property
@@ -191,6 +175,30 @@ class GateTrainer(ABC):
         return self._order[1][place]
 
 
-def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Return the accuracy of ``logits``, ``[batch, classes]``, in percent."""
-    return 100.0 * float((logits.argmax(dim=1) == labels).double().mean())
+def step_metrics(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    spent: float,
+    multiplier: float,
+    divergence: float | None = None,
+    backbone: float | None = None,
+) -> Metrics:
+    """Return the metrics of a step, from the logits ``[batch, classes]`` under the hard choices.
+
+    Args:
+        logits: Logits of the classes.
+        labels: Labels of the images, int64 ``[batch]``.
+        spent: Mean cost of the gated layers over their budget.
+        multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
+        divergence: Divergence from the full-precision backbone.
+        backbone: Cross-entropy of a backbone that learned, on its own images under the gate.
+    """
+    return {
+        "labels": float(functional.cross_entropy(logits.detach(), labels)),
+        "divergence": divergence,
+        "accuracy": 100.0 * float((logits.argmax(dim=1) == labels).double().mean()),
+        "spent": spent,
+        "multiplier": multiplier,
+        "backbone": backbone,
+    }

@@ -152,7 +152,7 @@ class GateRun:
     def evaluate(self, progress: Callable[[str], None]) -> Evaluation:
         """Evaluate the trained gate on the test split, see ``evaluate_run``."""
         config = EvaluateConfig(run=self.folder.path, device=self.config.device)
-        return evaluate_run(config, self.dataset, progress=progress, backbone=self._trained)
+        return evaluate_run(config, self.dataset, progress=progress, stored=self._trained)
 
     def _calibrate_budgets(self, stored: StoredBackbone) -> tuple[tuple[float, float], ...]:
         """Measure a gate for all budgets, and set it to the configuration's budget or accuracy.

@@ -271,14 +271,13 @@ def train(
     try:
         with session.running() as stop:
             while trainer.steps < total:
-                losses = trainer.step()
-                timesteps, figures = trainer.steps * size, losses._asdict()
-                session.log({"kind": "update", "timesteps": timesteps, **figures})
+                metrics = trainer.step()
+                timesteps = trainer.steps * size
+                session.log({"kind": "update", "timesteps": timesteps, **metrics})
                 rate = (trainer.steps - first) * size / (time.perf_counter() - began)
-                figures["steps_per_second"] = rate
-                shown = {f"train/{k}": v for k, v in figures.items() if v is not None}
-                board.scalars(shown, timesteps)
-                bar.update(timesteps, loss=f"{losses.labels:.3f}")
+                shown = {f"train/{k}": v for k, v in metrics.items() if v is not None}
+                board.scalars(shown | {"train/steps_per_second": rate}, timesteps)
+                bar.update(timesteps, loss=f"{metrics['labels']:.3f}")
                 if validator.is_due(timesteps):
                     session.validate(gate.eval(), timesteps)
                 ended = trainer.steps == total
