@@ -2,8 +2,8 @@
 
 import sys
 
+from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.config import TrainExitsConfig
 
 main = main_of(TrainExitsConfig)
 

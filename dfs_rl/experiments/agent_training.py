@@ -121,9 +121,6 @@ Examples:
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._complete_blocks()
-        self._check_cotrain(self.cotrain)
-        self._check_accuracy_drop()
         measured = self.cost == LATENCY
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
         if self.cost_weight_range is None:
@@ -171,11 +168,6 @@ Examples:
     def backbone_source(self) -> Path | None:
         """Place of the backbone, by default that of the initial gate."""
         return self.backbone or self.init_gate
-
-    @property
-    def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits."""
-        return self.exits
 
     @property
     def can_start_uniform(self) -> bool:

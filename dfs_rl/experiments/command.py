@@ -9,7 +9,7 @@ from dfs_rl.utils.cli import run_command
 
 COMMANDS = {
     "train_backbone": "dfs_rl.experiments.backbone_config:TrainBackboneConfig",
-    "train_exits": "dfs_rl.experiments.config:TrainExitsConfig",
+    "train_exits": "dfs_rl.experiments.backbone_config:TrainExitsConfig",
     "train_agent": "dfs_rl.experiments.agent_training:TrainAgentConfig",
     "train_gumbel": "dfs_rl.experiments.supervised_training:TrainGumbelConfig",
     "train_static": "dfs_rl.experiments.static_config:TrainStaticConfig",

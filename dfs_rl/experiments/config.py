@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import BackboneMode
-from dfs_rl.agents.hyperparameters import Start, UsualStart
+from dfs_rl.agents.cotraining_config import BackboneMode, CoTrainConfig
+from dfs_rl.agents.hyperparameters import Start
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
@@ -235,35 +235,6 @@ Examples:
 
 
 @configuration
-class TrainExitsConfig(RunConfig):
-    """Settings of ``train_exits``.
-
-    Attributes:
-        after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
-            second and the fourth layer. Leave it out with --resume.
-        seed: Seed of the augmentation and of the bits that the exits are fitted under.
-    """
-
-    KIND: ClassVar = "train_exits"
-    DESCRIPTION: ClassVar = """\
-Fit exits to a trained backbone: classifiers behind gated layers, where an image may leave the
-network. The result is a backbone of its own.
-
-Examples:
-  python -m dfs_rl.train_exits --after 2 4
-  python -m dfs_rl.train_exits --after 3 6 --dataset uoft-cs/cifar10 --backbone runs/net
-  python -m dfs_rl.train_exits --after 1 3 --run-dir runs/exits"""
-    RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
-
-    after: tuple[int, ...]
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if not self.after:
-            raise ConfigError("after is empty; allowed are one or more numbers of gated layers.")
-
-
-@configuration
 class GateRunConfig(StreamSettings, RunConfig):
     """Settings of every command that makes a gate.
 
@@ -294,8 +265,8 @@ class GateRunConfig(StreamSettings, RunConfig):
 
     @property
     def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits."""
-        return False
+        """True if the gate may take a backbone's exits: the setting ``exits``, where there is one."""
+        return getattr(self, "exits", False)
 
     @property
     def cotrains(self) -> bool:
@@ -347,13 +318,20 @@ class GateTrainingConfig(GateRunConfig):
     val_repeats: PositiveInt = 1
     checkpoint_every: PositiveInt | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._complete_blocks()
+        self._check_cotrain()
+        self._check_accuracy_drop()
+
     @property
     def cotrains(self) -> bool:
         """True if the backbone is trained with the gate."""
         return self.backbone_mode == "co-train"
 
-    def _check_cotrain(self, block: object) -> None:
-        """Check that only co-training has settings in its ``block``."""
+    def _check_cotrain(self) -> None:
+        """Check that only co-training has settings in its block."""
+        block: CoTrainConfig = self.cotrain  # type: ignore[attr-defined] # of the subclasses
         usual = vars(type(block)())
         given = {name: value for name, value in vars(block).items() if value != usual[name]}
         if given and not self.cotrains:
@@ -374,14 +352,9 @@ class GateTrainingConfig(GateRunConfig):
         return not self.cotrains
 
     @property
-    def usual_start(self) -> UsualStart:
-        """Default start of a gate of one pass: uniform where that is possible."""
-        return "uniform" if self.can_start_uniform else "indifferent"
-
-    @property
     def resolved_start(self) -> Start:
-        """Start of the gate: the setting, or its default."""
-        return self.start or self.usual_start
+        """Start of the gate: the setting, or uniform where that is possible."""
+        return self.start or ("uniform" if self.can_start_uniform else "indifferent")
 
     @property
     def validation_interval(self) -> int:

@@ -12,8 +12,9 @@ from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exits
+from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import TrainExitsConfig, resume_command
+from dfs_rl.experiments.config import resume_command
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits

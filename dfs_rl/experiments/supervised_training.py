@@ -1,7 +1,7 @@
 """Configuration of ``train_gumbel``: supervised training of a gate."""
 
 from dataclasses import field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 from typing_extensions import Self
 
@@ -76,9 +76,6 @@ Examples:
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._complete_blocks()
-        self._check_cotrain(self.cotrain)
-        self._check_accuracy_drop()
         if self.budget is None and self.max_accuracy_drop is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         method = self.training
@@ -143,4 +140,4 @@ Examples:
 
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start."""
-        return replace(self, start=self.start or self.usual_start)
+        return replace(self, start=cast("UsualStart", self.resolved_start))
