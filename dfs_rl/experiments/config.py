@@ -265,7 +265,7 @@ class GateRunConfig(StreamSettings, RunConfig):
 
     @property
     def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits: the setting ``exits``, where there is one."""
+        """True if the gate may take a backbone's exits, by default as the setting ``exits``."""
         return getattr(self, "exits", False)
 
     @property

@@ -166,10 +166,10 @@ def train(
         gate_macs=gate.macs,
         passes=passes,
     )
-    group_size = config.resolved_group_size
+    group_size, seed = config.resolved_group_size, config.seed
     sync_episodes = passes.limit == 1  # several passes take their own number of steps
     env = SB3GatingVecEnv(
-        task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=config.seed
+        task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=seed
     )
     waits = sync_episodes and gate.exits is not None
     model = build_algorithm(
@@ -187,10 +187,8 @@ def train(
     export = partial(deploy, template=gate)
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
-    else:
-        start = initial or _start_gate(config, export(model), task, rules)
-        if start is not None:
-            load_gate_into_policy(model, start)
+    elif start := initial or _start_gate(config, export(model), task, rules):
+        load_gate_into_policy(model, start)
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
@@ -260,19 +258,29 @@ def _tune_rules(
     if config.resolved_start != "rule":
         return None
     print_status(f"Tuning rules over {passes.limit} passes on the agent and val splits ...")
-    return TunedRules(
-        backbone, dataset, limit=passes.limit, mirrored=passes.mirrored, answer=config.answer
-    )
+    limit, mirrored = passes.limit, passes.mirrored
+    return TunedRules(backbone, dataset, limit=limit, mirrored=mirrored, answer=config.answer)
 
 
 def _start_gate(
     config: TrainAgentConfig, gate: LearnedGate, task: Task, rules: TunedRules | None
 ) -> LearnedGate | None:
-    """Return ``gate`` as the training starts; ``None`` if it starts indifferent."""
+    """Return ``gate``, pretrained as the start of the training; ``None`` for an indifferent one."""
+
+    def choose(uniform: UniformOptionRewards, preferences: Tensor) -> Tensor:
+        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
+        if task.cost_weight_range is not None:
+            weights = task.cost_weight_range.at(preferences)
+        return uniform.best_at(weights)
+
     if rules is not None:
         clone_rules(gate, rules.for_task(task), task, seed=config.seed)
-        return gate
-    return _uniform_gate(gate, task, config.seed) if config.resolved_start == "uniform" else None
+    elif config.resolved_start == "uniform":
+        frozen, images, reward, budget = task.backbone, task.images, task.reward, task.budget
+        behavior_cloning(gate, frozen, images, reward, choose, budget=budget, seed=config.seed)
+    else:
+        return None
+    return gate
 
 
 def _images_before(config: TrainAgentConfig, costs: CostTable, rules: TunedRules | None) -> int:
@@ -321,19 +329,6 @@ def _make_cotrainer(
     if session.checkpoint is not None and session.state is not None:
         cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
     return cotrainer
-
-
-def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
-    """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
-
-    def choose(uniform: UniformOptionRewards, preferences: Tensor) -> Tensor:
-        if task.cost_weight_range is None:
-            return uniform.best_at(torch.tensor([task.reward.cost], dtype=torch.float64))
-        return uniform.best_at(task.cost_weight_range.at(preferences))
-
-    images, reward = task.images, task.reward
-    behavior_cloning(gate, task.backbone, images, reward, choose, budget=task.budget, seed=seed)
-    return gate
 
 
 def cost_weight_range_of(config: TrainAgentConfig) -> CostWeightRange | None:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -23,7 +23,6 @@ from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate, save_gate
-from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import AnswerRule
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
@@ -34,25 +33,6 @@ _N_PREFERENCES = 33
 """Number of preferences that a rule is chosen for."""
 _N_COMPARED = 9
 """Number of preferences at which gate and rules are compared."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleComparison:
-    """Comparison of a gate with the tuned rules at its own costs, on the val split.
-
-    Attributes:
-        difference: Mean of accuracy of the gate minus that of the rules, in points.
-        error: Standard error of the difference over images, in points.
-        differences: The same at each compared cost.
-        computations: The compared costs in percent.
-        kept: What ships: the gate if the difference is not negative, else the rules.
-    """
-
-    difference: float
-    error: float
-    differences: tuple[float, ...]
-    computations: tuple[float, ...]
-    kept: str
 
 
 class TunedRules:
@@ -148,11 +128,16 @@ class TunedRules:
         best: list[int] = (rewards - weights[:, None] * spent).argmax(dim=1).tolist()
         return best
 
-    def compare(self, gate: LearnedGate, backbone: GatedBackbone) -> RuleComparison:
+    def compare(self, gate: LearnedGate, backbone: GatedBackbone) -> dict[str, Any]:
         """Compare a gate with the rules on val, at the cost that the gate has at each preference.
 
         Between the costs of two rules, a share of the images runs each. Costs below that of the
         cheapest rule are left out.
+
+        Returns:
+            ``differences`` of accuracy, gate minus rules, in points, at the ``computations`` in
+            percent; their mean ``difference`` and its standard ``error`` over images; and what is
+            ``kept``: the gate if the difference is not negative, else the rules.
         """
         rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
         rules.sort(key=self._cost)
@@ -162,39 +147,33 @@ class TunedRules:
             preferences = preference_grid(_N_COMPARED)
         differences, compared = [], []
         for preference in preferences:
-            records = self._evaluate(gate, backbone, preference)
+            images, preferred = self._val_images, None
+            if preference is not None:
+                preferred = torch.full((len(images),), preference, device=images.labels.device)
+            records = evaluate_gate(backbone, gate, images, preferences=preferred)
             cost = self._cost(records)
             if cost >= costs[0]:
                 differences.append(records.correct.double() - _between(rules, costs, cost))
                 compared.append(cost)
         if not differences:
-            return RuleComparison(
-                difference=0.0, error=0.0, differences=(), computations=(), kept="rules"
-            )
+            found = {"difference": 0.0, "error": 0.0, "differences": [], "computations": []}
+            return found | {"kept": "rules"}
         points = 100.0 * torch.stack(differences)  # [costs, n]
         mean = points.mean(dim=0)  # [n]
         difference = mean.mean().item()
-        return RuleComparison(
-            difference=difference,
-            error=mean.std().item() / len(mean) ** 0.5,
-            differences=tuple(points.mean(dim=1).tolist()),
-            computations=tuple(compared),
-            kept="gate" if difference >= 0 else "rules",
-        )
+        return {
+            "difference": difference,
+            "error": mean.std().item() / len(mean) ** 0.5,
+            "differences": points.mean(dim=1).tolist(),
+            "computations": compared,
+            "kept": "gate" if difference >= 0 else "rules",
+        }
 
     def _cost(self, records: GateRecords) -> float:
         return records.computation(self.costs).mean().item()
 
     def _records(self, outputs: PassOutputs, index: int) -> GateRecords:
         return outputs.records(self.gate.rules[index], self.gate.passes.answer, name="rule")
-
-    def _evaluate(
-        self, gate: LearnedGate, backbone: GatedBackbone, preference: float | None
-    ) -> GateRecords:
-        images, preferences = self._val_images, None
-        if preference is not None:
-            preferences = torch.full((len(images),), preference, device=images.labels.device)
-        return evaluate_gate(backbone, gate, images, preferences=preferences)
 
 
 def keep_better(
@@ -209,9 +188,9 @@ def keep_better(
     save_gate(learned, run.path / LEARNED_FOLDER)
     print_status("Comparing the gate with the tuned rules on the val split ...")
     compared = rules.compare(learned.to(task.images.labels.device), task.backbone)
-    verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
+    verdict = f"{compared['difference']:+.2f} ± {compared['error']:.2f} points at equal cost"
     best = record.best_on_val
-    if compared.kept == "gate":
+    if compared["kept"] == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
         print_status(f"The tuned rules ship, because the gate is no better: {verdict}.")
@@ -219,7 +198,7 @@ def keep_better(
         rules.gate.name = f"{name}, rules kept"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
-    return replace(record, best_on_val=best | {"rules": config_to_dict(compared)})
+    return replace(record, best_on_val=best | {"rules": compared})
 
 
 def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:
