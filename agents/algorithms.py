@@ -47,11 +47,11 @@ def build_algorithm(
         feature_sizes: Number of features of each decision's input: one for each gated layer and,
             with several passes, 0 for the end of a pass.
         hidden: Width of each layer's hidden layer, in all networks.
-        timesteps: Length of the whole training, which, like ``start``, sets defaults.
-        start: Initial policy of the gate.
+        timesteps: Length of the whole training, which sets defaults.
+        start: Initial policy of the gate, which sets defaults too.
         group_size: Rollouts of one image that share a baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.
-        seed: Seed of the weights, of the sampled actions and of the minibatches.
+        seed: Seed of weights, actions and minibatches.
         device: Where the policy computes.
 
     Raises:

@@ -109,15 +109,10 @@ def behavior_cloning(
 ) -> None:
     """Train a gate in place to imitate the best uniform option at every layer.
 
-    Args:
-        gate: Gate on the device of ``images``, which must choose from all options; with budget
-            conditioning it learns the option of each preference.
-        backbone: The backbone, in inference form.
-        images: The agent split.
-        weights: Reward weights of the evaluation of the options; their cost weight is ignored.
-        choose: Called with preference 1 for a gate for one budget.
-        budget: Per-input budget that the gate observes, in percent.
-        seed: Seed of the images and of the random draws.
+    The gate, on the device of ``images``, must choose from all options; with budget conditioning it
+    learns the option of each preference, else ``choose`` is called with preference 1. Of the
+    ``weights`` of the reward the cost weight is ignored. The gate observes the per-input ``budget``
+    in percent.
     """
     device = images.labels.device
     generator = torch_generator(seed, "uniform start", device=device)

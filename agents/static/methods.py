@@ -13,22 +13,13 @@ _HAQ = "dfs_rl.agents.static.haq:"
 
 
 class EvaluatedTable(NamedTuple):
-    """Static bit table that a method evaluated.
+    """Static bit table that a method evaluated; percentages are those on its batch."""
 
-    Attributes:
-        timesteps: Steps taken so far, including those of this table.
-        table: One option per layer; within the budget, except for intermediate tables of a greedy
-            search.
-        accuracy: Accuracy on the batch in percent.
-        computation: Computation in percent.
-        reward: Reward of the episode; ``None`` for methods without episodes.
-    """
-
-    timesteps: int
-    table: tuple[int, ...]
+    timesteps: int  # so far, including those of this table
+    table: tuple[int, ...]  # within the budget, but for intermediate tables of a greedy search
     accuracy: float
     computation: float
-    reward: float | None
+    reward: float | None  # None for methods without episodes
 
 
 OnTable = Callable[[EvaluatedTable], bool]

@@ -72,14 +72,8 @@ def straight_through_rollout(
     """Run a batch of images under a gate in training.
 
     Gradients reach earlier choices through activations and costs, not through the gate's features.
-
-    Args:
-        backbone: The backbone, in training form, with gradients.
-        frozen: The same backbone with the same weights in inference form.
-        gate: Gate that returns logits.
-        images: uint8 ``[batch, c, h, w]``.
-        choose: Function that maps logits to choices.
-        preferences: One per image, float32 ``[batch]``; ``None`` for gates for one budget.
+    ``frozen`` is the backbone in inference form. Images are uint8 ``[batch, c, h, w]``, preferences
+    float32 ``[batch]``.
     """
     gate.reset(len(images))
     state, relaxed = run_stem(backbone, images), []

@@ -17,12 +17,8 @@ class LagrangeMultipliers:
     """Lagrange multipliers at evenly spaced preferences, interpolated geometrically.
 
     The updates are dual ascent on the Lagrangian of a bound on the mean cost, in the multipliers'
-    logarithms.
-
-    Args:
-        n: Number of multipliers; 1 for a single budget.
-        initial: Initial value of all multipliers, above 0.
-        rate: Change of a multiplier's logarithm per update at twice the budget.
+    logarithms: ``rate`` is the change of a logarithm per update at twice the budget. All ``n``
+    multipliers, 1 for a single budget, start at ``initial``.
     """
 
     def __init__(self, n: int, initial: float, rate: float) -> None:

@@ -38,21 +38,14 @@ Metrics = dict[str, float | None]
 class GateTask:
     """Task of a gate, independent of the method, for a training of ``steps`` steps.
 
-    Attributes:
-        backbone: The backbone in training form, in evaluation mode.
-        frozen: The same backbone in inference form.
-        gate: The gate, trained in place.
-        images: The split to learn from.
-        target: Function from preferences to mean budgets of the gated layers as fractions, float64
-            ``[n]`` in and out; called with preference 1 for a gate for one budget.
-
-    Raises:
-        ConfigError: If ``target`` is not positive.
+    ``target`` maps preferences to mean budgets of the gated layers as fractions, float64 ``[n]`` in
+    and out; it is called with preference 1 for a gate for one budget. A target that is not positive
+    raises ConfigError.
     """
 
-    backbone: GatedBackbone
-    frozen: GatedBackbone
-    gate: LearnedGate
+    backbone: GatedBackbone  # in training form, in evaluation mode
+    frozen: GatedBackbone  # the same in inference form
+    gate: LearnedGate  # trained in place
     images: ImageSet
     target: Callable[[Tensor], Tensor]
     steps: int

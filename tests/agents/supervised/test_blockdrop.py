@@ -115,7 +115,7 @@ def test_closed_layers_run_at_their_largest_option():
     trainer = make_trainer(gate, steps=8, curriculum=1.0)
     losses = [trainer.step() for _ in range(8)]
     # At first a third of the images, which need nothing of the second layer, are right.
-    assert [round(loss.accuracy, 1) for loss in losses] == [33.3] * 4 + [11.1] * 4
+    assert [round(loss["accuracy"], 1) for loss in losses] == [33.3] * 4 + [11.1] * 4
     assert [loss["spent"] for loss in losses] == [0.0] * 8
 
 
