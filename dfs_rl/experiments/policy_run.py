@@ -82,12 +82,12 @@ def make_policy_run(
             gate.budget_conditioning = calibrate_budget_conditioning(backbone, gate, val)
         save_gate(gate, run.path / GATE_FOLDER)
         records = evaluate_gate(backbone, gate, val, budget=gate.budget)
-        costs = backbone.costs
+        costs, measured = backbone.costs, gate.budget_conditioning
         record = training_record(
             {"accuracy": records.accuracy, "computation": records.computation(costs).mean().item()},
             gate_images=timesteps // costs.n_layers,
         )
-        if (measured := gate.budget_conditioning) is not None:
+        if measured is not None:
             points = tuple(zip(measured.computations, measured.accuracies, strict=True))
             record = replace(record, points_on_val=points)
         write_json(run.path / TRAINING_FILE, config_to_dict(record))

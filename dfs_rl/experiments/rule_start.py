@@ -38,16 +38,10 @@ _N_COMPARED = 9
 class TunedRules:
     """Rules over the passes that a gate may run, tuned on the agent and val splits.
 
-    Args:
-        backbone: Backbone in inference form.
-        dataset: Data set with both splits.
-        limit: Largest number of passes.
-        mirrored: True if further passes may see the mirror image.
-        answer: Answer after several passes; ``None`` chooses the best one.
-        budget: Bound on the mean computation in percent, at least that of the cheapest pass.
-
-    Attributes:
-        gate: The rules for all budgets, or the best one within the budget.
+    The backbone is in inference form. The rules run at most ``limit`` passes, also on the mirror
+    image if ``mirrored``; an ``answer`` of ``None`` chooses the best one. ``gate`` has the rules
+    for all budgets, or the best one within a ``budget`` on the mean computation in percent, which
+    must suffice for the cheapest pass.
     """
 
     def __init__(

@@ -107,25 +107,22 @@ def shipped_point(
 class RunSession(Generic[StateT]):
     """One training in a run folder, from its start or from its last checkpoint.
 
-    The metrics are truncated to the records that the checkpoint counts. A session counts the
-    records that it logs, so that saving a checkpoint does not read them again.
+    The caller locks the run folder. The metrics are truncated to the records that the checkpoint
+    counts.
 
     Args:
-        run: Run folder, locked by the caller.
-        state_type: Type of the state that the training stores, with the field ``metrics``;
-            ``None`` for a training that starts over each time and stores its own results.
+        run: Run folder.
+        state_type: Type of the state in a checkpoint, with the field ``metrics``; ``None`` for a
+            training that starts over each time and stores its own results.
         report: Receives steps and record of each validation.
 
     Attributes:
         checkpoint: Checkpoint that the training resumes from, ``None`` at its start.
         state: State in the checkpoint.
-        writer: TensorBoard writer, set by ``open_board``.
-        validator: Validator, set by ``validate_on``.
-        keep: Keeps the best gate; ``keep_best`` replaces it.
     """
 
-    writer: TensorBoard
-    validator: Validator | None = None
+    writer: TensorBoard  # set by open_board
+    validator: Validator | None = None  # set by validate_on
     _config: GateTrainingConfig | None = None
 
     def __init__(
@@ -202,8 +199,7 @@ class RunSession(Generic[StateT]):
 
         With the configuration, a gate for all budgets is reported at the point that would ship.
         """
-        self.validator, self._class_names = validator, class_names
-        self._config = config
+        self.validator, self._class_names, self._config = validator, class_names, config
         # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
             state = cast("dict[str, Any]", self.checkpoint.state["validation"])
@@ -217,10 +213,10 @@ class RunSession(Generic[StateT]):
         self.log(record)
         records, costs = self.validator.records, self.validator.backbone().costs
         assert records is not None, "validate sets it"
-        images = self.validator.images.images
-        scalars = validation_scalars(record, records, costs)
-        pictures = validation_pictures(record, records, images, costs, self._class_names)
-        self.writer.scalars(scalars | pictures, timesteps)
+        images, names = self.validator.images.images, self._class_names
+        shown = validation_scalars(record, records, costs)
+        shown |= validation_pictures(record, records, images, costs, names)
+        self.writer.scalars(shown, timesteps)
         if is_best:
             self.keep(gate)
         if self._config is not None and isinstance(gate, LearnedGate) and len(record["points"]) > 1:
