@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.hyperparameters import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import Dataset, augment

@@ -2,8 +2,8 @@
 
 import sys
 
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.command import main_of
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 
 main = main_of(TrainCascadeConfig)
 

@@ -3,7 +3,7 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.static_config import TrainStaticConfig
+from dfs_rl.experiments.search_config import TrainStaticConfig
 
 main = main_of(TrainStaticConfig)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import tyro
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     AlgorithmConfig,
     AlgorithmName,
+    CoTrainConfig,
     FeatureChoice,
     OnPolicyConfig,
     Start,

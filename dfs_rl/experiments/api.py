@@ -30,13 +30,12 @@ from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
-from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
 from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.gating.model import GatedModel, load
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.training.supernet import uniform_accuracies

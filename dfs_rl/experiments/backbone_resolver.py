@@ -26,7 +26,6 @@ from dfs_rl.experiments.config import (
     BackboneSettings,
     GateRunConfig,
     RunConfig,
-    StreamSettings,
     program,
 )
 from dfs_rl.gating.base import TableGate
@@ -36,7 +35,7 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.custom_model import build_pretrained_backbone, calibrate_custom_backbone
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import config_to_dict
-from dfs_rl.utils.constants import DIGITS, MNIST5K
+from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
@@ -69,7 +68,7 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset
                 "another backbone."
             )
         image_size, flip = info.image_size, info.flip if flip is None else flip
-    stream = (isinstance(config, StreamSettings) and config.corruptions) or "none"
+    stream: Corruptions = getattr(config, "corruptions", None) or "none"
     return load_dataset(config.dataset, image_size=image_size, flip=flip, corruptions=stream)
 
 

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.evaluation.curves import COMPUTATIONS
-from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.comparison_config import CompareConfig, GateSpec, gate_specs
 from dfs_rl.experiments.config import DataSettings, GateRunConfig, GateTrainingConfig, program
-from dfs_rl.experiments.gate_kinds import GateSpec, gate_specs
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.utils.config import (

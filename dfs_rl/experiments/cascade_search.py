@@ -6,9 +6,9 @@ from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import check_highest_budget
 from dfs_rl.experiments.rule_start import TunedRules
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.rules import RuleGate

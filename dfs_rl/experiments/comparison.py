@@ -28,10 +28,9 @@ from dfs_rl.experiments.benchmark import (
     plan_jobs,
     run_jobs,
 )
-from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
 from dfs_rl.experiments.config import EvaluateConfig, program, resume_command, with_percent_budgets
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import BackboneMode, CoTrainConfig
-from dfs_rl.agents.hyperparameters import Start
+from dfs_rl.agents.hyperparameters import BackboneMode, CoTrainConfig, Start
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
@@ -165,19 +164,6 @@ class RunConfig(BackboneSettings):
 
 
 @configuration
-class StreamSettings:
-    """Settings of every command that runs gates on images.
-
-    Attributes:
-        corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
-            kind of corruption at five strengths, or mixed for clean images and every kind alike; by
-            default none, and for a finished run the one that it was tuned on.
-    """
-
-    corruptions: Corruptions | None = None
-
-
-@configuration
 class GateSettings:
     """Settings of every command that takes a trained gate.
 
@@ -195,10 +181,12 @@ class GateSettings:
 
 
 @configuration
-class EvaluateConfig(StreamSettings, GateSettings):
+class EvaluateConfig(GateSettings):
     """Settings of ``evaluate``.
 
     Attributes:
+        corruptions: Stream of images that the gate is reported on, see train_agent; by default the
+            one that it was tuned on.
         run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
             uniform options alone.
         split: Split to report on; test is for one final evaluation.
@@ -223,6 +211,7 @@ Examples:
   python -m dfs_rl.evaluate runs/gate --split val --profile profile.json"""
     RUN: ClassVar = "dfs_rl.experiments.evaluation:run"
 
+    corruptions: Corruptions | None = None
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
     dataset: str | None = None
@@ -235,12 +224,14 @@ Examples:
 
 
 @configuration
-class GateRunConfig(StreamSettings, RunConfig):
+class GateRunConfig(RunConfig):
     """Settings of every command that makes a gate.
 
     ``MODULE`` names the module with the command's functions ``validate`` and ``train``.
 
     Attributes:
+        corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
+            kind of corruption at five strengths, or mixed for clean images and every kind alike.
         budget: Bound on the mean computation, gate, stem and head included.
         budget_unit: Unit of every budget: percent of the gated layers in full precision, or ms per
             image with the cost latency. A run stores percent.

@@ -15,8 +15,8 @@ from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments.board import validation_pictures, validation_scalars
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import GateTrainingConfig
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate

@@ -5,8 +5,7 @@ from typing import ClassVar, Literal, cast
 
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import FeatureChoice, UsualStart
+from dfs_rl.agents.hyperparameters import FeatureChoice, LabelCoTrainConfig, UsualStart
 from dfs_rl.agents.supervised.config import (
     SUPERVISED_METHODS,
     BlockDropConfig,

@@ -8,8 +8,8 @@ from dfs_rl.experiments import gate_run, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import preview_backbone
 from dfs_rl.experiments.benchmark import command_line
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS
 from dfs_rl.experiments.config import with_percent_budgets
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     A2CConfig,
+    CoTrainConfig,
     DQNConfig,
     PPOConfig,
     QRDQNConfig,

@@ -15,11 +15,11 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
+    CoTrainConfig,
     DQNConfig,
     MaskablePPOConfig,
     PPOConfig,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
+from dfs_rl.agents.hyperparameters import LabelCoTrainConfig
 from dfs_rl.backbones import default_digits, save_backbone
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions

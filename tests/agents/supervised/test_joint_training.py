@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
-from dfs_rl.agents.cotraining_config import CoTrainConfig, LabelCoTrainConfig
+from dfs_rl.agents.hyperparameters import CoTrainConfig, LabelCoTrainConfig
 from dfs_rl.agents.supervised.config import SUPERVISED_METHODS, GumbelConfig
 from dfs_rl.agents.supervised.trainer import GateTask
 from dfs_rl.backbones import load_backbone

@@ -1,4 +1,4 @@
-"""Latency profiles of backbones and gates."""
+"""Work of the commands ``export`` and ``profile``."""
 
 import sys
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_p
 from dfs_rl.errors import ConfigError, DfsRlError
 from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
-from dfs_rl.experiments.deployment_config import ProfileConfig
+from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.tables import latency_text
-from dfs_rl.runtime.export import check_extra
+from dfs_rl.runtime.export import check_extra, export
 from dfs_rl.runtime.latency import measure_latency
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
@@ -26,7 +26,23 @@ from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.trusted_import import trusting
 
 
-def run(invocation: Invocation[ProfileConfig]) -> None:
+def run_export(invocation: Invocation[ExportConfig]) -> None:
+    """Export a gate and its network."""
+    config = invocation.config
+    model = load(
+        config.run,
+        budget=config.budget,
+        budget_unit=config.budget_unit,
+        max_accuracy_drop=config.max_accuracy_drop,
+    )
+    out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
+    path = export(model, out, format=config.format)
+    files = [path] if path.is_file() else list(path.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print_status(f"Written to {path}, {size / 2**20:.1f} MiB.")
+
+
+def run_profile(invocation: Invocation[ProfileConfig]) -> None:
     """Measure a network, write its profile and print it."""
     config = invocation.config
     result = _profile(config.source, config)
