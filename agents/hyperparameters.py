@@ -26,7 +26,7 @@ FeatureChoice = Literal["none", "confidence", "all"]
 UsualStart = Literal["uniform", "indifferent"]
 """Initial policy of a gate of one pass."""
 Start = Literal["rule", "uniform", "indifferent"]
-"""Initial policy of any gate, see ``dfs_rl.agents.pretraining`` and ``rule_cloning``."""
+"""Initial policy of any gate, see ``dfs_rl.agents.pretraining``."""
 
 BackboneMode = Literal["frozen", "co-train"]
 """Backbone mode: fixed weights, or weights trained under the gate's choices."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.command import main_of
 
 main = main_of(TrainAgentConfig)

@@ -3,7 +3,7 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 
 main = main_of(TrainGumbelConfig)
 

@@ -11,7 +11,7 @@ from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.experiments.comparison_config import CompareConfig, GateSpec, gate_specs
 from dfs_rl.experiments.config import DataSettings, GateRunConfig, GateTrainingConfig, program
 from dfs_rl.experiments.gate_run import GateRun
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.utils.config import (
     chosen_blocks,
     config_from_dict,

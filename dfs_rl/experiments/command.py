@@ -10,8 +10,8 @@ from dfs_rl.utils.cli import run_command
 COMMANDS = {
     "train_backbone": "dfs_rl.experiments.backbone_config:TrainBackboneConfig",
     "train_exits": "dfs_rl.experiments.backbone_config:TrainExitsConfig",
-    "train_agent": "dfs_rl.experiments.agent_training:TrainAgentConfig",
-    "train_gumbel": "dfs_rl.experiments.supervised_training:TrainGumbelConfig",
+    "train_agent": "dfs_rl.experiments.agent_config:TrainAgentConfig",
+    "train_gumbel": "dfs_rl.experiments.gumbel_config:TrainGumbelConfig",
     "train_static": "dfs_rl.experiments.search_config:TrainStaticConfig",
     "train_cascade": "dfs_rl.experiments.search_config:TrainCascadeConfig",
     "evaluate": "dfs_rl.experiments.config:EvaluateConfig",

@@ -15,10 +15,10 @@ from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, check_budget_unit
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.registry import layerwise_kinds
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
 from dfs_rl.utils.constants import Corruptions

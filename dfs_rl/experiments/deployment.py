@@ -9,7 +9,7 @@ import torch
 from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, load_backbone
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_profile
 from dfs_rl.errors import ConfigError, DfsRlError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
 from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate

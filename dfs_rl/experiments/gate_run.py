@@ -10,7 +10,6 @@ from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
-from dfs_rl.experiments.board import write_hyperparameters
 from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
@@ -20,7 +19,12 @@ from dfs_rl.experiments.config import (
 )
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
-from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, shipped_preference
+from dfs_rl.experiments.session import (
+    TRAINING_FILE,
+    TrainingRecord,
+    shipped_preference,
+    write_hyperparameters,
+)
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate

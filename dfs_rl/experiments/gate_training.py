@@ -24,8 +24,13 @@ from dfs_rl.agents.gate_export import (
 from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig
 from dfs_rl.agents.logging import MetricsFile, ProgressBar
 from dfs_rl.agents.memory import replay_needs, training_needs
-from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
-from dfs_rl.agents.rule_cloning import EPISODES, clone_rules
+from dfs_rl.agents.pretraining import (
+    EPISODES,
+    UniformOptionRewards,
+    behavior_cloning,
+    clone_rules,
+    pretraining_images,
+)
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
@@ -35,10 +40,10 @@ from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
 from dfs_rl.experiments.config import check_highest_budget
-from dfs_rl.experiments.rule_start import TunedRules, keep_better
+from dfs_rl.experiments.rule_gates import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange

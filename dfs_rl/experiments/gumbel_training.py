@@ -24,8 +24,8 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.config import DEFAULT_BUDGET, check_highest_budget
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.session import RunSession, TrainingRecord
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import (
     BudgetConditioning,

@@ -35,7 +35,7 @@ Examples:
   python -m dfs_rl.train_cascade --budget 0.8
   python -m dfs_rl.train_cascade --max-accuracy-drop 1
   python -m dfs_rl.train_cascade --passes 2 --dataset uoft-cs/cifar10 --backbone runs/net"""
-    MODULE: ClassVar = "dfs_rl.experiments.cascade_search"
+    MODULE: ClassVar = "dfs_rl.experiments.rule_gates"
     FIRST: ClassVar = (
         *("dataset", "backbone", "budget", "budget_unit", "max_accuracy_drop"),
         *("passes", "mirrored", "answer", "run_dir"),

@@ -14,8 +14,7 @@ from dfs_rl.agents.validation import Validator
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments import board, session
-from dfs_rl.experiments.board import validation_scalars, write_hyperparameters
-from dfs_rl.experiments.session import RunSession
+from dfs_rl.experiments.session import RunSession, validation_scalars, write_hyperparameters
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
 from dfs_rl.gating.model import GATE_FOLDER

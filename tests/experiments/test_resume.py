@@ -31,7 +31,7 @@ from dfs_rl.backbones import StoredBackbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.errors import CheckpointError
 from dfs_rl.experiments import gate_training
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate

@@ -21,7 +21,7 @@ from dfs_rl.backbones import default_digits, save_backbone, storage
 from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import (
     load_or_train_backbone,
     preview_backbone,

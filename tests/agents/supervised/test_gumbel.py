@@ -14,8 +14,8 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments import gumbel_training
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.gumbel_training import budgeted_rewards
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, untrained
 from tests.helpers.interrupts import SignalAt

@@ -14,7 +14,7 @@ from dfs_rl.data import load_dataset
 from dfs_rl.envs import make_task
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.rule_start import TunedRules, _between
+from dfs_rl.experiments.rule_gates import TunedRules, _between
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, MLPGate
 from dfs_rl.gating.rules import RuleGate
