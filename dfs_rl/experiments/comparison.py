@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -42,7 +41,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, flat_settings
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import OnWait, file_lock, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.yaml_core import dump_yaml, read_yaml
@@ -66,8 +65,7 @@ def run(invocation: Invocation[CompareConfig]) -> None:
     folder, comparison = compare(
         invocation.config, resume=invocation.resume, command=invocation.command
     )
-    sys.stdout.write(comparison_text(comparison))
-    sys.stdout.flush()
+    print_result(comparison_text(comparison))
     print_status(f"The report is {folder.path / 'report.html'}.")
 
 

@@ -1,6 +1,5 @@
 """Work of the commands ``export`` and ``profile``."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import check_writable, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.trusted_import import trusting
 
 
@@ -46,8 +45,7 @@ def run_profile(invocation: Invocation[ProfileConfig]) -> None:
     """Measure a network, write its profile and print it."""
     config = invocation.config
     result = _profile(config.source, config)
-    sys.stdout.write(latency_text(result))
-    sys.stdout.flush()
+    print_result(latency_text(result))
     print_status(f"Written to {config.out}.")
 
 
@@ -113,7 +111,13 @@ def _profile(
 ) -> LatencyProfile:
     """Measure a network and write its profile."""
     if writes:
-        _check_replaceable(config.out)
+        try:
+            if config.out.exists():
+                read_latency_profile(config.out)
+        except DfsRlError as error:
+            raise ConfigError(
+                f"out is {config.out}, which is there and is no latency profile; give another file."
+            ) from error
         check_writable(config.out)
     if config.runtime == "onnx":
         check_extra()
@@ -130,29 +134,18 @@ def _profile(
     return result
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise a ConfigError if a path is there and no profile."""
-    if not path.exists():
-        return
-    try:
-        read_latency_profile(path)
-    except DfsRlError as error:
-        raise ConfigError(
-            f"out is {path}, which is there and is no latency profile; give another file."
-        ) from error
-
-
 def _model(network: Backbone | GatedModel | str | Path | None, device: torch.device) -> GatedModel:
     """Return a network in its inference form with a learned gate."""
     if isinstance(network, str | Path) and (Path(network) / GATE_FOLDER).is_dir():
         network = load(network)
     elif network is None or isinstance(network, str | Path):
         network = load_backbone(PRETRAINED_DIGITS if network is None else network)
-    model = network if isinstance(network, GatedModel) else None
+    gated = network if isinstance(network, GatedModel) else None
     backbone = network.backbone if isinstance(network, GatedModel) else network
     if isinstance(backbone, Backbone):
         backbone = backbone.to_inference()
-    if model is None or not isinstance(model.gate, LearnedGate):
-        gate = make_gate(TrainAgentConfig(), backbone)
-        return GatedModel(backbone, gate).to(device).eval()
-    return GatedModel(backbone, model.gate, budget=model.budget).to(device).eval()
+    if gated is not None and isinstance(gated.gate, LearnedGate):
+        model = GatedModel(backbone, gated.gate, budget=gated.budget)
+    else:
+        model = GatedModel(backbone, make_gate(TrainAgentConfig(), backbone))
+    return model.to(device).eval()

@@ -4,7 +4,6 @@ The test split is evaluated once: for an unchanged run the stored summary is ret
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -54,7 +53,7 @@ from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.precision import resolve_frozen
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
@@ -111,8 +110,7 @@ def run(invocation: Invocation[EvaluateConfig]) -> None:
     config = invocation.config
     set_threads(config.threads)
     result = evaluate_run(config, progress=lambda text: print_status(f"{text} ..."))
-    sys.stdout.write(summary_text(result.summary))
-    sys.stdout.flush()
+    print_result(summary_text(result.summary))
     if result.stored:
         print_status(f"Stored in {result.path}: neither the run nor the settings have changed.")
     else:

@@ -1,7 +1,6 @@
 """Fitting of exits to a trained backbone, whose network stays unchanged."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.seeding import torch_generator
@@ -78,8 +77,7 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command(folder)}") from None
     stored = load_stored_backbone(folder.path)
-    sys.stdout.write(_table(folder, stored) + "\n")
-    sys.stdout.flush()
+    print_result(_table(folder, stored) + "\n")
     constructor = getattr(stored.backbone.config, "constructor", None)
     trust = "" if constructor is None else " --trust-code"
     print_status(

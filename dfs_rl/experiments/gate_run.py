@@ -1,7 +1,6 @@
 """Runs that train gates: validation, creation, training, budget calibration and evaluation."""
 
 import importlib
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -34,7 +33,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
@@ -58,8 +57,7 @@ def run(invocation: Invocation[GateRunConfig]) -> None:
             progress=lambda text: print_status(f"Evaluating: {text} ..."),
             stored=gate_run.trained,
         )
-    sys.stdout.write(summary_text(evaluation.summary))
-    sys.stdout.flush()
+    print_result(summary_text(evaluation.summary))
     print_status(f"Everything is in {folder.path}; pictures:")
     for picture in sorted(folder.plots_dir.glob("*.png")):
         print_status(f"  {picture}")
