@@ -45,19 +45,12 @@ def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class StraightThroughRollout(NamedTuple):
-    """Result of a batch of episodes.
+    """Result of a batch of episodes."""
 
-    Attributes:
-        logits: Logits of the classes, float32 ``[batch, classes]``.
-        spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
-        options: Options that ran, int64 ``[batch, layers]``.
-        probabilities: Their relaxation, float32 ``[batch, layers, options]``.
-    """
-
-    logits: Tensor
-    spent: Tensor
-    options: Tensor
-    probabilities: Tensor
+    logits: Tensor  # float32 [batch, classes]
+    spent: Tensor  # cost of the gated layers, a fraction, float64 [batch], with gradients
+    options: Tensor  # that ran, int64 [batch, layers]
+    probabilities: Tensor  # their relaxation, float32 [batch, layers, options]
 
 
 def straight_through_rollout(

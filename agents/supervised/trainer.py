@@ -182,13 +182,10 @@ def step_metrics(
 ) -> Metrics:
     """Return the metrics of a step, from the logits ``[batch, classes]`` under the hard choices.
 
-    Args:
-        logits: Logits of the classes.
-        labels: Labels of the images, int64 ``[batch]``.
-        spent: Mean cost of the gated layers over their budget.
-        multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
-        divergence: Divergence from the full-precision backbone.
-        backbone: Cross-entropy of a backbone that learned, on its own images under the gate.
+    ``spent`` is the mean cost of the gated layers over their budget, and ``multiplier`` its weight
+    in the loss or reward, negative if cost is rewarded; ``divergence`` is that from the
+    full-precision backbone, and ``backbone`` the cross-entropy of a backbone that learned, on its
+    own images under the gate.
     """
     return {
         "labels": float(functional.cross_entropy(logits.detach(), labels)),

@@ -33,20 +33,16 @@ GATE_COMMANDS: Mapping[str, type[GateRunConfig]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GateSpec:
-    """Kind of gate in a comparison.
+    """Kind of gate in a comparison, by the configuration that trains it and its own settings there.
 
-    Attributes:
-        config_type: Configuration of the command that trains it.
-        settings: Settings that select this kind.
-        budget: Name of the setting that receives the budget; ``None`` for a gate of which one
-            training serves all budgets.
-        is_seeded: True if the gate depends on the seed.
+    ``budget`` names the setting that receives the budget; it is ``None`` for a gate of which one
+    training serves all budgets.
     """
 
     config_type: type[GateRunConfig]
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object]
     budget: Literal["budget", "per_input_budget"] | None = None
-    is_seeded: bool = True
+    is_seeded: bool = True  # if the gate depends on the seed
 
 
 def gate_specs() -> dict[str, GateSpec]:

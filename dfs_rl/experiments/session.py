@@ -53,18 +53,14 @@ _ROUNDING = 1e-6
 class TrainingRecord:
     """Result of a training, the content of ``training.json``.
 
-    Attributes:
-        best_on_val: Figures of the selected gate.
-        points_on_val: Computation and accuracy in percent, at each measured preference of a gate
-            for all budgets.
-        images_seen: Images that trained the gate and the backbone, repeats counted.
-        seconds: Duration, all resumptions together.
+    The points are computation and accuracy in percent, at each measured preference of a gate for
+    all budgets.
     """
 
-    best_on_val: dict[str, Any]
+    best_on_val: dict[str, Any]  # figures of the selected gate
     points_on_val: tuple[tuple[float, float], ...]
-    images_seen: dict[str, NonNegativeInt]
-    seconds: float | None = None
+    images_seen: dict[str, NonNegativeInt]  # by the gate and the backbone, repeats counted
+    seconds: float | None = None  # all resumptions together
 
 
 def training_record(

@@ -54,13 +54,9 @@ def trusted_code() -> frozenset[str]:
 
 @contextmanager
 def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
-    """Trust constructors within the block.
+    """Trust every constructor within the block, no further one, or those of another process.
 
     The end of the block also ends trust that starts inside it.
-
-    Args:
-        code: True for every constructor, False for no further one, or the names that
-            ``trusted_code`` returned in another process.
     """
     more = frozenset({_ALL} if code is True else code or ())
     token = _trusted.set(_trusted.get() | more)
