@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.search_config import TrainCascadeConfig
 
-main = main_of(TrainCascadeConfig)
+main = main_of("train_cascade")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,10 +2,9 @@
 
 import sys
 
-from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.command import main_of
 
-main = main_of(TrainExitsConfig)
+main = main_of("train_exits")
 
 if __name__ == "__main__":
     sys.exit(main())

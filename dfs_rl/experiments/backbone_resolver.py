@@ -26,6 +26,7 @@ from dfs_rl.experiments.config import (
     BackboneSettings,
     GateRunConfig,
     RunConfig,
+    create_run,
     program,
 )
 from dfs_rl.gating.base import TableGate
@@ -272,14 +273,8 @@ def _default_supernet(config: RunConfig, dataset: Dataset) -> StoredBackbone:
                 f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into "
                 f"{path}; the next run finds it there."
             )
-            folder = RunFolder.create(
-                path,
-                kind=wanted.KIND,
-                name="supernet",
-                config=wanted,
-                command=(program(wanted.KIND),),
-                fingerprint=dataset.fingerprint,
-            )
+            command, data = (program(wanted.KIND),), dataset.fingerprint
+            folder = create_run(wanted, "supernet", command=command, fingerprint=data, path=path)
         return supernet_training.train_supernet(wanted, trainer, dataset, folder)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 from dfs_rl.experiments.config import program
@@ -20,15 +21,16 @@ COMMANDS = {
     "export": "dfs_rl.experiments.deployment_config:ExportConfig",
     "profile": "dfs_rl.experiments.deployment_config:ProfileConfig",
 }
-"""Configurations of all commands."""
+"""Configurations of all commands, by name."""
 
 
-def main_of(config_type: Any) -> Callable[..., int]:  # noqa: ANN401
+def main_of(name: str) -> Callable[..., int]:
     """Return the ``main`` of a command: it takes arguments, runs and returns the exit code.
 
     The configuration describes the command as in ``DataSettings``. A command with a setting
     ``run_dir`` has a run folder of its own, which it can resume.
     """
+    config_type: Any = resolve_name(COMMANDS[name])
     return partial(
         run_command,
         config_type.RUN,

@@ -23,10 +23,10 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.constants import DIGITS, Corruptions
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
-    from dfs_rl.utils.run_folder import RunFolder
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
@@ -44,9 +44,24 @@ def program(kind: str) -> str:
     return f"python -m dfs_rl.{kind}"
 
 
-def resume_command(run: "RunFolder") -> str:
+def resume_command(run: RunFolder) -> str:
     """Return the command line that resumes a run."""
     return f"{program(run.kind)} --resume {run.path}"
+
+
+def create_run(
+    config: "DataSettings",
+    name: str,
+    *,
+    command: tuple[str, ...],
+    fingerprint: str,
+    path: Path | None = None,
+) -> RunFolder:
+    """Create the run folder of a configuration at ``path``, else at its ``run_dir``."""
+    path = path or config.run_dir
+    return RunFolder.create(
+        path, kind=config.KIND, name=name, config=config, command=command, fingerprint=fingerprint
+    )
 
 
 def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:

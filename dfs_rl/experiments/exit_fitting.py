@@ -13,7 +13,7 @@ from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exits
 from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import resume_command
+from dfs_rl.experiments.config import create_run, resume_command
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
@@ -54,14 +54,8 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
     dataset = load_data(config, folder)
     if folder is None:
         stored = _load_backbone(config, dataset)
-        folder = RunFolder.create(
-            config.run_dir,
-            kind=config.KIND,
-            name=f"exits-{dataset.name}",
-            config=config,
-            command=invocation.command,
-            fingerprint=dataset.fingerprint,
-        )
+        name, command = f"exits-{dataset.name}", invocation.command
+        folder = create_run(config, name, command=command, fingerprint=dataset.fingerprint)
     try:
         with folder.lock():
             folder.check_data(dataset.fingerprint, dataset.name)

@@ -13,6 +13,7 @@ from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
     GateTrainingConfig,
+    create_run,
     resume_command,
     with_percent_budgets,
 )
@@ -105,14 +106,8 @@ class GateRun:
         if given.budget_unit != config.budget_unit and config.budget is not None:
             budget = backbone.backbone.costs.cost_text(config.budget)
             print_status(f"The budget is {budget} of the gated layers in full precision.")
-        folder = RunFolder.create(
-            config.run_dir,
-            kind=config.KIND,
-            name=name,
-            config=config.with_resolved_defaults(),
-            command=command,
-            fingerprint=dataset.fingerprint,
-        )
+        resolved = config.with_resolved_defaults()
+        folder = create_run(resolved, name, command=command, fingerprint=dataset.fingerprint)
         return cls(config, dataset, folder, backbone)
 
     def train(self) -> TrainingRecord:

@@ -20,7 +20,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.config import GateRunConfig
+from dfs_rl.experiments.config import GateRunConfig, create_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, training_record
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.model import GATE_FOLDER
@@ -65,14 +65,8 @@ def make_policy_run(
     # An error leaves no folder behind.
     _gate(config, loaded, normalization, preview.backbone)
     check_environment(policy, preview.backbone, passes=config.passes, budget=config.budget)
-    run = RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name=f"sb3-{dataset.name}",
-        config=config,
-        command=(f"dfs_rl.{config.KIND}",),
-        fingerprint=dataset.fingerprint,
-    )
+    command, fingerprint = (f"dfs_rl.{config.KIND}",), dataset.fingerprint
+    run = create_run(config, f"sb3-{dataset.name}", command=command, fingerprint=fingerprint)
     with run.lock():
         trained = backbone_of_run(run, config, dataset, preview).backbone
         gate, device = _gate(config, loaded, normalization, trained), resolve_device(config.device)
