@@ -1,8 +1,7 @@
 """Algorithms of ``train_agent`` and their hyperparameters, with reasons; imports no torch."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from typing_extensions import Self
 
@@ -33,6 +32,12 @@ BackboneMode = Literal["frozen", "co-train"]
 
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""
+_PATH, _SHORT_PATH = 12_000.0, 1_500.0
+"""Default learning rate times timesteps, and that of a gate that has little to learn.
+
+Adam changes a weight by about the learning rate per step at any gradient, so weights can move the
+same distance in trainings of any length.
+"""
 _MAX_LEARNING_RATE = 0.03
 _DEFAULT_ENT_COEF = 0.03
 _BUFFER_BYTES = 64e6
@@ -63,12 +68,6 @@ class AlgorithmConfig(Method):
     """Kind of gate that the algorithm trains."""
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
-    path_length: ClassVar[Mapping[Start, float]] = dict.fromkeys(get_args(Start), 12_000.0)
-    """Default learning rate times timesteps.
-
-    Adam changes a weight by about the learning rate per step at any gradient, so weights can move
-    the same distance in trainings of any length.
-    """
 
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
@@ -80,12 +79,19 @@ class AlgorithmConfig(Method):
 
         An update has ``decisions`` decisions, of all environments together.
         """
-        del decisions, observation_bytes  # set further defaults in subclasses
-        rate = self.learning_rate
+        indifferent, rate = start == "indifferent", self.learning_rate
         if rate is None:
-            rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
+            little = isinstance(self, PolicyGradientConfig) and not indifferent
+            rate = min(_MAX_LEARNING_RATE, (_SHORT_PATH if little else _PATH) / timesteps)
         final = rate / 20 if self.final_learning_rate is None else self.final_learning_rate
-        return replace(self, learning_rate=rate, final_learning_rate=final)
+        resolved: dict[str, float] = {"learning_rate": rate, "final_learning_rate": final}
+        if isinstance(self, PolicyGradientConfig) and self.ent_coef is None:
+            resolved["ent_coef"] = _DEFAULT_ENT_COEF if indifferent else 0.0
+        if isinstance(self, PPOConfig | TRPOConfig):
+            resolved["batch_size"] = _minibatch_size(self.batch_size, decisions)
+        if isinstance(self, QLearningConfig):
+            resolved["buffer_size"] = _buffer_size(self.buffer_size, decisions, observation_bytes)
+        return replace(self, **resolved)
 
 
 @configuration
@@ -119,23 +125,9 @@ class PolicyGradientConfig(OnPolicyConfig):
         max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
-    path_length: ClassVar[Mapping[Start, float]] = {
-        "rule": 1_500.0,
-        "uniform": 1_500.0,
-        "indifferent": 12_000.0,
-    }
-
     ent_coef: NonNegativeFloat | None = None
     vf_coef: NonNegativeFloat = 0.5
     max_grad_norm: PositiveFloat = 0.5
-
-    def resolve(
-        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
-    ) -> Self:
-        """Fill in the entropy bonus as well."""
-        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
-        default = _DEFAULT_ENT_COEF if start == "indifferent" else 0.0
-        return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
 
 @register_method("ppo")
@@ -156,13 +148,6 @@ class PPOConfig(PolicyGradientConfig):
     n_epochs: PositiveInt = 4
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
-
-    def resolve(
-        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
-    ) -> Self:
-        """Fill in the minibatch size as well."""
-        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, decisions))
 
 
 @register_method("a2c")
@@ -217,13 +202,6 @@ class TRPOConfig(OnPolicyConfig):
     n_critic_updates: PositiveInt = 4
     batch_size: PositiveInt | None = None
 
-    def resolve(
-        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
-    ) -> Self:
-        """Fill in the minibatch size as well."""
-        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, decisions))
-
 
 @configuration
 class QLearningConfig(AlgorithmConfig):
@@ -251,25 +229,6 @@ class QLearningConfig(AlgorithmConfig):
     batch_size: PositiveInt = 512
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0
-
-    def resolve(
-        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
-    ) -> Self:
-        """Fill in the size of the replay buffer as well."""
-        each = transition_bytes(observation_bytes)
-        size = self.buffer_size or int(_BUFFER_BYTES / each)
-        if size < decisions:
-            raise ConfigError(
-                f"buffer_size is {size}; it must be at least {decisions}, the decisions of one "
-                "update (num_envs x layers)."
-            )
-        if size * each > _MAX_BUFFER_BYTES:
-            raise ConfigError(
-                f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
-                f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
-            )
-        resolved = super().resolve(decisions, observation_bytes, timesteps=timesteps, start=start)
-        return replace(resolved, buffer_size=size)
 
 
 @register_method("dqn")
@@ -363,5 +322,22 @@ def _minibatch_size(asked: int | None, decisions: int) -> int:
         raise ConfigError(
             f"batch_size is {given}; it must divide the {decisions} decisions of an update "
             "(num_envs x layers) and be at least 2."
+        )
+    return size
+
+
+def _buffer_size(asked: int | None, decisions: int, observation_bytes: int) -> int:
+    """Return the size of a replay buffer in decisions."""
+    each = transition_bytes(observation_bytes)
+    size = asked or int(_BUFFER_BYTES / each)
+    if size < decisions:
+        raise ConfigError(
+            f"buffer_size is {size}; it must be at least {decisions}, the decisions of one update "
+            "(num_envs x layers)."
+        )
+    if size * each > _MAX_BUFFER_BYTES:
+        raise ConfigError(
+            f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
+            f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
         )
     return size
