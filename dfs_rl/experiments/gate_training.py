@@ -23,7 +23,6 @@ from dfs_rl.agents.gate_export import (
 )
 from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig
 from dfs_rl.agents.logging import MetricsFile, ProgressBar
-from dfs_rl.agents.memory import replay_needs, training_needs
 from dfs_rl.agents.pretraining import (
     EPISODES,
     UniformOptionRewards,
@@ -43,6 +42,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
 from dfs_rl.experiments.config import check_highest_budget
+from dfs_rl.experiments.memory import replay_needs, training_needs
 from dfs_rl.experiments.rule_gates import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
@@ -114,18 +114,15 @@ def _check_memory(
     algorithm = config.algorithm
     decisions = config.num_envs * backbone.costs.n_layers
     needs = training_needs(
+        config,
         backbone,
         kind=algorithm.gate,
-        features=config.resolved_features,
         hidden=_hidden(config, initial),
-        budget_conditioning=config.all_budgets,
         passes=_pass_settings(config, dataset),
         decisions=algorithm.batch_size if isinstance(algorithm, QLearningConfig) else decisions,
         val_images=len(dataset.val),
-        val_repeats=config.val_repeats,
         num_envs=config.num_envs,
         outputs=algorithm.n_quantiles if isinstance(algorithm, QRDQNConfig) else 1,
-        cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     needs |= replay_needs(algorithm, backbone, budget_conditioning=config.all_budgets)
     check_memory(needs, resolve_device(config.device))

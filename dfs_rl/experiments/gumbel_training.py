@@ -12,7 +12,6 @@ from torch import Tensor
 from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.memory import training_needs
 from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
 from dfs_rl.agents.validation import Validator, rewards_of
@@ -25,6 +24,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.config import DEFAULT_BUDGET, check_highest_budget
 from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.memory import training_needs
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import (
@@ -158,15 +158,12 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     """Validate the configuration against the data and the backbone, and return the run's name."""
     batch = min(config.training.batch_size, len(dataset.agent))
     needs = training_needs(
+        config,
         backbone,
         kind=config.kind,
-        features=config.resolved_features,
         hidden=config.hidden,
-        budget_conditioning=config.all_budgets,
         decisions=batch * backbone.costs.n_layers,
         val_images=len(dataset.val),
-        val_repeats=config.val_repeats,
-        cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions

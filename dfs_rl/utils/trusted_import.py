@@ -80,7 +80,9 @@ def call_constructor(name: str) -> object:
             "give --trust-code, or trust_code=True in Python."
         )
     module, _, function = name.partition(":")
-    with _current_folder_importable():
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as ``python -m`` does
+    try:
         with _as_config_error(
             f"constructor {name} cannot be imported",
             f"module {module} must be in {Path.cwd()} or be installed, and have {function}",
@@ -93,6 +95,8 @@ def call_constructor(name: str) -> object:
         ):
             made: object = found()
         return made
+    finally:
+        sys.path.remove(here)
 
 
 @contextmanager
@@ -119,14 +123,3 @@ def _error_location(error: BaseException) -> str:
         if path.is_file() and not library:
             return f" ({path}, line {frame.lineno})"
     return ""
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Put the current folder on the import path for the block, as ``python -m`` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
