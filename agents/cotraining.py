@@ -1,9 +1,8 @@
 """Co-training: training of the backbone under the gate's choices, in alternation or jointly.
 
 A supernet supports every mix of options, of which a gate uses few. Co-training specializes the
-weights to these, as the second step of DFS (AAAI 2020) does, optionally with the full-precision
-pass as teacher. The weights learn from the train split and the gate from the agent split, whose
-labels the weights never use.
+weights to these, as the second step of DFS does. The weights learn from the train split and the
+gate from the agent split, whose labels the weights never use.
 """
 
 from collections.abc import Iterator, Mapping

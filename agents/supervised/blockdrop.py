@@ -1,14 +1,6 @@
 """BlockDrop (Wu et al., CVPR 2018): one decision on all layers, by reinforcement learning alone.
 
-The reward is 1 minus the weighted cost for a right answer, and minus gamma for a wrong one. The
-reward of the image's most likely options is the baseline, and sampling probabilities are bounded
-away from 0 and 1. A curriculum opens one layer after the other, starting with the last; a layer
-that is not open runs at its largest option.
-
-Differences from the paper, which drops blocks: Any bit options are supported. The cost is a
-fraction of the budget instead of the squared share of blocks, because costs are already quadratic
-in bits, and a Lagrange multiplier is its weight. Layers that are not open count neither in the
-cost nor in the budget. The backbone stays fixed; the paper trains it afterwards.
+``docs/methods/blockdrop.md`` has the reward, the curriculum and the differences from the paper.
 """
 
 import torch

@@ -1,14 +1,10 @@
 """Gumbel gate: straight-through Gumbel-softmax with Lagrange multipliers for the budget.
 
-Options are sampled by the straight-through Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al.,
-ICLR 2017) at a temperature that falls exponentially. The multiplier rises while the cost is above
-the budget and falls while it is below. A budget-conditioned gate interpolates multipliers between
-preferences.
-
-A trainer with a ``CoTrainer`` trains gate and backbone jointly, as the second phase of DFS does.
-The backbone gets no gradients from the gate's images, whose labels it must not use, and the gate
-gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only the
-gate's loss has a cost term, because an option's cost does not depend on the weights.
+``docs/methods/gumbel.md`` has papers, loss and multipliers. A trainer with a ``CoTrainer`` trains
+gate and backbone jointly, as the second phase of DFS does. The backbone gets no gradients from the
+gate's images, whose labels it must not use, and the gate gets none from the backbone's images, on
+which hardly any choice leads to a wrong answer. Only the gate's loss has a cost term, because an
+option's cost does not depend on the weights.
 """
 
 from collections.abc import Mapping

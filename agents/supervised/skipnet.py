@@ -1,13 +1,7 @@
 """SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision.
 
-The first phase is supervised by cross-entropy alone, with hard choices forward and gradients
-through the softmax. In the second phase choices are sampled and REINFORCE is added to these
-gradients: the reward at the end of an episode is minus its cross-entropy, and each skipped layer
-earns alpha / N times its cost ``C``. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the
-layer's share of all costs, and alpha is the Lagrange multiplier of the budget.
-
-Other differences from the paper: the backbone is fixed, the mean return of the batch's other images
-is the baseline, and an entropy bonus preserves exploration.
+The first phase is supervised; in the second one REINFORCE is added to its gradients.
+``docs/methods/skipnet.md`` has both losses and the differences from the paper.
 """
 
 from collections.abc import Sequence
