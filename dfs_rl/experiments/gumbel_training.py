@@ -201,15 +201,10 @@ def train(
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
-    cotrainer = None
+    cotrainer, seed, greedy = None, config.seed, config.training.is_greedy
     if config.cotrains:
         cotrainer = CoTrainer(
-            config.cotrain,
-            backbone,
-            dataset,
-            seed=config.seed,
-            budget=None,
-            greedy=config.training.is_greedy,
+            config.cotrain, backbone, dataset, seed=seed, budget=None, greedy=greedy
         )
     else:
         backbone.requires_grad_(requires_grad=False)
@@ -223,7 +218,7 @@ def train(
         images=agent,
         target=target,
         steps=total,
-        seed=config.seed,
+        seed=seed,
     )
     trainer = build_trainer(config, task, cotrainer)
     if session.checkpoint is not None and session.state is not None:
@@ -258,7 +253,7 @@ def train(
                 agent,
                 likelihood,
                 lambda uniform, preferences: uniform.best_within(target(preferences)),
-                seed=config.seed,
+                seed=seed,
             )
         session.validate(gate.eval(), 0)
         save()
