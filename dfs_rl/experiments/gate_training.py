@@ -144,7 +144,7 @@ def train(
     device = resolve_device(config.device)
     backbone = stored.backbone.to(device)
     gate_steps, total = _length(config, backbone.costs)
-    bar = ProgressBar(total, print_status=print_status)
+    bar = ProgressBar(total)
     session = RunSession(run, LearningState, report=bar.report)
     resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)

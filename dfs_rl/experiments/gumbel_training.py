@@ -35,7 +35,6 @@ from dfs_rl.gating.budget_conditioning import (
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.device import check_memory, resolve_device
-from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 
@@ -197,7 +196,7 @@ def train(
     """
     device = resolve_device(config.device)
     total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
-    bar = bar or ProgressBar(total * size, print_status=print_status)
+    bar = bar or ProgressBar(total * size)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
