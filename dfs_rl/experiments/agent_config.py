@@ -210,11 +210,6 @@ Examples:
 
     def _check_budget(self) -> None:
         """Check that a budget has an effect, and that nothing else has the same one."""
-        if self.budget is not None and self.cost_weight is not None:
-            raise ConfigError(
-                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; give one of "
-                "them."
-            )
         bound = self.per_input_budget
         if self.budget is not None and bound is not None and self.budget > bound:
             raise ConfigError(

@@ -28,7 +28,13 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
-from dfs_rl.experiments.config import EvaluateConfig, program, resume_command, with_percent_budgets
+from dfs_rl.experiments.config import (
+    EvaluateConfig,
+    create_run,
+    program,
+    resume_command,
+    with_percent_budgets,
+)
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
@@ -123,27 +129,20 @@ def _create_run(
     extra_settings = {
         kind: load_extra_settings(path, GATE_COMMANDS[kind]) for kind, path in files.items()
     }
-    trainings = config.seeds * len(config.gates) * len(budgets_of(config))
-    check_memory(
-        {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
+    settings_bytes = float(
+        config.seeds * len(config.gates) * len(budgets_of(config)) * _TRAINING_BYTES
     )
+    check_memory({f"seeds is {config.seeds}": settings_bytes}, torch.device("cpu"))
     (job, *_) = plan_jobs(config, extra_settings, Path(GATES_FOLDER))
     costs = preview_backbone(job, dataset).backbone.costs
     measured_costs(costs, config.profile)  # refuses a profile that does not apply
     config = with_percent_budgets(config, costs)
-    folder = RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name="compare",
-        config=config,
-        command=command,
-        files={
-            _EXTRA_SETTINGS_FILE.format(kind): dump_yaml(read_yaml(path)).encode()
-            for kind, path in files.items()
-            if path is not None
-        },
-    )
-    return folder, config
+    contents = {
+        _EXTRA_SETTINGS_FILE.format(kind): dump_yaml(read_yaml(path)).encode()
+        for kind, path in files.items()
+        if path is not None
+    }
+    return create_run(config, "compare", command=command, files=contents), config
 
 
 def _compare_given(
@@ -171,9 +170,7 @@ def _compare_given(
     def own() -> RunFolder:
         nonlocal folder
         # Created late, so that invalid input leaves no folder behind.
-        folder = folder or RunFolder.create(
-            config.run_dir, kind=config.KIND, name="compare", config=config, command=command
-        )
+        folder = folder or create_run(config, "compare", command=command)
         return folder
 
     def output_folder(run: RunFolder) -> Path:

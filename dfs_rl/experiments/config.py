@@ -53,15 +53,12 @@ def create_run(
     config: "DataSettings",
     name: str,
     *,
-    command: tuple[str, ...],
-    fingerprint: str,
     path: Path | None = None,
+    **record: Any,  # noqa: ANN401 - arguments of ``RunFolder.create``
 ) -> RunFolder:
     """Create the run folder of a configuration at ``path``, else at its ``run_dir``."""
     path = path or config.run_dir
-    return RunFolder.create(
-        path, kind=config.KIND, name=name, config=config, command=command, fingerprint=fingerprint
-    )
+    return RunFolder.create(path, kind=config.KIND, name=name, config=config, **record)
 
 
 def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
@@ -102,6 +99,18 @@ def check_highest_budget(
     if costs.profile is None:
         raise ConfigError(f"{text}; give a lower one.")
     print_status(f"Warning: {text}.")
+
+
+def check_one_aim(config: object) -> None:
+    """Check that a configuration has at most one of budget, cost weight and accuracy drop."""
+    names = ("budget", "cost_weight", "max_accuracy_drop")
+    given = [
+        f"{name} is {value:g}"
+        for name in names
+        if (value := getattr(config, name, None)) is not None
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]}; give one of them.")
 
 
 def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
@@ -328,6 +337,7 @@ class GateTrainingConfig(GateRunConfig):
         super().__post_init__()
         self._complete_blocks()
         self._check_cotrain()
+        check_one_aim(self)
         self._check_accuracy_drop()
 
     @property
@@ -368,18 +378,12 @@ class GateTrainingConfig(GateRunConfig):
         return self.eval_every or max(1, self.timesteps // N_VALIDATIONS)
 
     def _check_accuracy_drop(self) -> None:
-        """Check that a gate with a bound on the loss of accuracy has no other aim."""
-        if self.max_accuracy_drop is None:
-            return
-        given = f"max_accuracy_drop is {self.max_accuracy_drop:g}"
-        for name in ("budget", "cost_weight"):
-            value = getattr(self, name, None)
-            if value is not None:
-                raise ConfigError(f"{name} is {value:g} and {given}; give one of them.")
-        if not self.all_budgets:
+        """Check that a gate with a bound on the loss of accuracy learns all budgets."""
+        if self.max_accuracy_drop is not None and not self.all_budgets:
             raise ConfigError(
-                f"{given}, which selects a point of a gate for all budgets, but this gate learns "
-                "for one; leave it out, or train for all budgets."
+                f"max_accuracy_drop is {self.max_accuracy_drop:g}, which selects a point of a gate "
+                "for all budgets, but this gate learns for one; leave it out, or train for all "
+                "budgets."
             )
 
     def _complete_blocks(self) -> None:

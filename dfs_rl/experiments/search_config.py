@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig
+from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, check_one_aim
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import AnswerRule
 
@@ -54,11 +54,7 @@ Examples:
                     raise ConfigError(
                         f"{name} is {str(value).lower()}, but passes is 1; it needs 2 or more."
                     )
-        if self.budget is not None and self.max_accuracy_drop is not None:
-            raise ConfigError(
-                f"budget is {self.budget:g} and max_accuracy_drop is {self.max_accuracy_drop:g}; "
-                "give one of them."
-            )
+        check_one_aim(self)
 
     @property
     def uses_exits(self) -> bool:
