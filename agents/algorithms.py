@@ -61,8 +61,8 @@ def build_algorithm(
     assert isinstance(env.observation_space, spaces.Dict)
     assert isinstance(env.action_space, spaces.Discrete)
     n_steps = len(feature_sizes)
-    decisions, seen = env.num_envs * n_steps, observation_bytes(env.observation_space)
-    arguments = asdict(config.resolve(decisions, seen, timesteps=timesteps, start=start))
+    n_envs, seen = env.num_envs, observation_bytes(env.observation_space)
+    arguments = asdict(config.resolve(n_envs, n_steps, seen, timesteps=timesteps, start=start))
     first, last = arguments.pop("learning_rate"), arguments.pop("final_learning_rate")
     policy: dict[str, Any] = {}
     if "n_quantiles" in arguments:
@@ -92,7 +92,7 @@ def build_algorithm(
             "learning_starts": 0,
             "train_freq": n_steps,
             # Once per update, so that the target is fixed during an update.
-            "target_update_interval": decisions,
+            "target_update_interval": n_envs * n_steps,
             "tau": 1.0,
             "exploration_initial_eps": 1.0,
         }

@@ -73,11 +73,11 @@ class AlgorithmConfig(Method):
     final_learning_rate: UnitInterval | None = None
 
     def resolve(
-        self, decisions: int, observation_bytes: int, *, timesteps: int, start: Start
+        self, n_envs: int, n_steps: int, observation_bytes: int, *, timesteps: int, start: Start
     ) -> Self:
         """Return a copy with the defaults that depend on the training; no value is ``None``.
 
-        An update has ``decisions`` decisions, of all environments together.
+        An update has an episode of ``n_steps`` decisions in each of ``n_envs`` environments.
         """
         indifferent, rate = start == "indifferent", self.learning_rate
         if rate is None:
@@ -88,9 +88,10 @@ class AlgorithmConfig(Method):
         if isinstance(self, PolicyGradientConfig) and self.ent_coef is None:
             resolved["ent_coef"] = _DEFAULT_ENT_COEF if indifferent else 0.0
         if isinstance(self, PPOConfig | TRPOConfig):
-            resolved["batch_size"] = _minibatch_size(self.batch_size, decisions)
+            resolved["batch_size"] = _minibatch_size(self.batch_size, n_envs * n_steps)
         if isinstance(self, QLearningConfig):
-            resolved["buffer_size"] = _buffer_size(self.buffer_size, decisions, observation_bytes)
+            each = transition_bytes(observation_bytes)
+            resolved["buffer_size"] = _buffer_size(self.buffer_size, n_envs, n_steps, each)
         return replace(self, **resolved)
 
 
@@ -326,14 +327,13 @@ def _minibatch_size(asked: int | None, decisions: int) -> int:
     return size
 
 
-def _buffer_size(asked: int | None, decisions: int, observation_bytes: int) -> int:
-    """Return the size of a replay buffer in decisions."""
-    each = transition_bytes(observation_bytes)
+def _buffer_size(asked: int | None, n_envs: int, n_steps: int, each: int) -> int:
+    """Return the size of a replay buffer in decisions, which take ``each`` bytes."""
     size = asked or int(_BUFFER_BYTES / each)
-    if size < decisions:
+    if size < n_envs * n_steps:
         raise ConfigError(
-            f"buffer_size is {size}; it must be at least {decisions}, the decisions of one update "
-            "(num_envs x layers)."
+            f"buffer_size is {size}; it must be at least {n_envs * n_steps}, the decisions of one "
+            f"update of {n_envs} episodes of {n_steps} steps."
         )
     if size * each > _MAX_BUFFER_BYTES:
         raise ConfigError(

@@ -89,9 +89,8 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         )
     passes = _pass_settings(config, dataset)
     space = observation_space(backbone, budget_conditioning=config.all_budgets, passes=passes)
-    decisions = config.num_envs * (backbone.costs.n_layers + (passes.limit > 1))
-    start, seen = config.resolved_start, observation_bytes(space)
-    config.algorithm.resolve(decisions, seen, timesteps=config.timesteps, start=start)
+    size = config.num_envs, backbone.costs.n_layers + (passes.limit > 1), observation_bytes(space)
+    config.algorithm.resolve(*size, timesteps=config.timesteps, start=config.resolved_start)
     _check_memory(config, backbone, dataset, initial)
     gate = make_gate(config, backbone, passes, initial=initial)
     if config.init_gate is not None and initial is not None:

@@ -19,8 +19,8 @@ from dfs_rl.agents.supervised.config import BlockDropConfig, SkipNetConfig, Supe
 from dfs_rl.errors import ConfigError
 from tests.helpers.planted_task import make_agent
 
-UPDATE = 128, 100
-"""Decisions of an update, and bytes of an observation."""
+UPDATE = 64, 2, 100
+"""Episodes of an update, their steps, and bytes of an observation."""
 
 
 @pytest.mark.parametrize(

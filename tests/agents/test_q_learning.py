@@ -46,7 +46,7 @@ def test_size_of_the_replay_buffer():
     seen = observation_bytes(SPACE)
 
     def size(config, n_envs):
-        return config.resolve(3 * n_envs, seen, timesteps=1000, start="indifferent").buffer_size
+        return config.resolve(n_envs, 3, seen, timesteps=1000, start="indifferent").buffer_size
 
     assert size(DQNConfig(buffer_size=100), 10) == 100
     assert size(DQNConfig(), 10) == int(64e6 / BYTES)

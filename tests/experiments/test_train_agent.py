@@ -47,7 +47,7 @@ ONE_PASS = ["--passes", "1"]
 
 def algorithm_of(config: TrainAgentConfig):
     timesteps, start = config.timesteps, config.resolved_start
-    return config.algorithm.resolve(512 * 6, 100, timesteps=timesteps, start=start)
+    return config.algorithm.resolve(512, 6, 100, timesteps=timesteps, start=start)
 
 
 @pytest.fixture(scope="module")
