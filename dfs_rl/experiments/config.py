@@ -103,10 +103,9 @@ def check_highest_budget(
 
 def check_one_aim(config: object) -> None:
     """Check that a configuration has at most one of budget, cost weight and accuracy drop."""
-    names = ("budget", "cost_weight", "max_accuracy_drop")
     given = [
         f"{name} is {value:g}"
-        for name in names
+        for name in ("budget", "cost_weight", "max_accuracy_drop")
         if (value := getattr(config, name, None)) is not None
     ]
     if len(given) > 1:
@@ -126,9 +125,8 @@ def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
 class DataSettings:
     """Settings of every command that reads images.
 
-    The class of a command's configuration describes the command: ``KIND`` is its name and the kind
-    of its run folders, ``DESCRIPTION`` the head of its help page and ``RUN`` the function that does
-    its work, imported at its first use to keep help pages quick.
+    A command's configuration describes it: ``KIND`` is its name and the kind of its run folders,
+    ``DESCRIPTION`` the head of its help page and ``RUN`` its work, imported at its first use.
 
     Attributes:
         dataset: "digits", "mnist5k", a folder with train/test parquet files or with class/name.jpg,
