@@ -16,7 +16,6 @@ from dfs_rl.agents.buffers import RecurrentGroupRolloutBuffer
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
     OnPolicyConfig,
-    RolloutSize,
     Start,
     resolved_group_size,
 )
@@ -48,11 +47,11 @@ def build_algorithm(
         feature_sizes: Number of features of each decision's input: one for each gated layer and,
             with several passes, 0 for the end of a pass.
         hidden: Width of each layer's hidden layer, in all networks.
-        timesteps: Length of the whole training, which, like ``start``, sets defaults.
-        start: Initial policy of the gate.
+        timesteps: Length of the whole training, which sets defaults.
+        start: Initial policy of the gate, which sets defaults too.
         group_size: Rollouts of one image that share a baseline.
         sync_episodes: True if environments that exit early wait for the end of all episodes.
-        seed: Seed of the weights, of the sampled actions and of the minibatches.
+        seed: Seed of weights, actions and minibatches.
         device: Where the policy computes.
 
     Raises:
@@ -62,8 +61,8 @@ def build_algorithm(
     assert isinstance(env.observation_space, spaces.Dict)
     assert isinstance(env.action_space, spaces.Discrete)
     n_steps = len(feature_sizes)
-    update = RolloutSize(env.num_envs, n_steps, observation_bytes(env.observation_space))
-    arguments = asdict(config.resolve(update, timesteps=timesteps, start=start))
+    n_envs, seen = env.num_envs, observation_bytes(env.observation_space)
+    arguments = asdict(config.resolve(n_envs, n_steps, seen, timesteps=timesteps, start=start))
     first, last = arguments.pop("learning_rate"), arguments.pop("final_learning_rate")
     policy: dict[str, Any] = {}
     if "n_quantiles" in arguments:
@@ -93,7 +92,7 @@ def build_algorithm(
             "learning_starts": 0,
             "train_freq": n_steps,
             # Once per update, so that the target is fixed during an update.
-            "target_update_interval": update.decisions,
+            "target_update_interval": n_envs * n_steps,
             "tau": 1.0,
             "exploration_initial_eps": 1.0,
         }

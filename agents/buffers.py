@@ -78,12 +78,8 @@ class GroupRolloutBuffer(DictRolloutBuffer):
     With ``sync_episodes`` a rollout is one episode of each environment. Padding steps after the end
     of an episode, see ``SB3GatingVecEnv``, are excluded from updates.
 
-    Args:
-        args: Arguments of Stable-Baselines3's buffers.
-        group_size: Rollouts per input, in consecutive environments; it divides ``n_envs``. With 1
-            advantages are Stable-Baselines3's, else ``gae_lambda`` is unused.
-        sync_episodes: True if episodes may end before the rollout does.
-        kwargs: Keyword arguments of Stable-Baselines3's buffers.
+    ``group_size`` consecutive environments have one input; it divides ``n_envs``. With 1 advantages
+    are Stable-Baselines3's, else ``gae_lambda`` is unused.
     """
 
     def __init__(

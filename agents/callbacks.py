@@ -78,14 +78,10 @@ class UpdateCallback(BaseCallback):
     the first update and after the last one too, but not at the step at which a resumed run was
     saved.
 
-    Args:
-        before_log: Function of the number of steps, called before an update is logged.
-        after_log: The same, called after it.
-        save: Function that saves the state, at the start, at intervals and at the end.
-        every: Steps between two checkpoints.
-        stop: Request of the user to stop, granted after the current update.
-        resumed_at: Step at which a resumed run was saved; ``None`` for a new run.
-        bar: Progress bar.
+    ``before_log`` and ``after_log`` receive the number of steps before and after an update is
+    logged. ``save`` saves the state at the start, after ``every`` steps and at the end. A ``stop``
+    is granted after the current update. ``resumed_at`` is the step at which a resumed run was
+    saved.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Co-training: training of the backbone under the gate's choices, in alternation or jointly.
 
 A supernet supports every mix of options, of which a gate uses few. Co-training specializes the
-weights to these, as the second step of DFS (AAAI 2020) does, optionally with the full-precision
-pass as teacher. The weights learn from the train split and the gate from the agent split, whose
-labels the weights never use.
+weights to these, as the second step of DFS does. The weights learn from the train split and the
+gate from the agent split, whose labels the weights never use.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.hyperparameters import CoTrainConfig
 from dfs_rl.backbones.base import Backbone, InferenceBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import Dataset, augment

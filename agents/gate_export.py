@@ -182,22 +182,15 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     """
     extractor = _extractor(model)
     for layer, linear in enumerate(_first_maps(gate)):
-        _set_inner(extractor, layer, linear, gate)
-    for ours, theirs in _later_weights(gate, model):
-        theirs.copy_(ours)
-
-
-def _set_inner(
-    extractor: PerLayerEmbedding, layer: int, linear: nn.Linear, gate: LearnedGate
-) -> None:
-    """Copy a linear map of features and context into one layer of an extractor."""
-    inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
-    context: Tensor = inner[extractor.features_width :]  # [C, width]
-    theirs = linear.weight[:, size:].T  # [C of the gate, width]
-    both = min(len(context), len(theirs))
-    inner.zero_()
-    inner[:size].copy_(linear.weight[:, :size].T)
-    context[:both].copy_(theirs[:both])
-    extractor.inner_bias[layer].copy_(linear.bias)
-    if len(theirs) > both:  # the budget is fixed: fold it into the bias
-        extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
+        inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
+        context: Tensor = inner[extractor.features_width :]  # [C, width]
+        theirs = linear.weight[:, size:].T  # [C of the gate, width]
+        both = min(len(context), len(theirs))
+        inner.zero_()
+        inner[:size].copy_(linear.weight[:, :size].T)
+        context[:both].copy_(theirs[:both])
+        extractor.inner_bias[layer].copy_(linear.bias)
+        if len(theirs) > both:  # the budget is fixed: fold it into the bias
+            extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
+    for ours, weights in _later_weights(gate, model):
+        weights.copy_(ours)

@@ -1,8 +1,7 @@
 """Algorithms of ``train_agent`` and their hyperparameters, with reasons; imports no torch."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal
 
 from typing_extensions import Self
 
@@ -26,29 +25,25 @@ FeatureChoice = Literal["none", "confidence", "all"]
 UsualStart = Literal["uniform", "indifferent"]
 """Initial policy of a gate of one pass."""
 Start = Literal["rule", "uniform", "indifferent"]
-"""Initial policy of any gate, see ``dfs_rl.agents.pretraining`` and ``rule_cloning``."""
+"""Initial policy of any gate, see ``dfs_rl.agents.pretraining``."""
+
+BackboneMode = Literal["frozen", "co-train"]
+"""Backbone mode: fixed weights, or weights trained under the gate's choices."""
 
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""
+_PATH, _SHORT_PATH = 12_000.0, 1_500.0
+"""Default learning rate times timesteps, and that of a gate that has little to learn.
+
+Adam changes a weight by about the learning rate per step at any gradient, so weights can move the
+same distance in trainings of any length.
+"""
 _MAX_LEARNING_RATE = 0.03
 _DEFAULT_ENT_COEF = 0.03
 _BUFFER_BYTES = 64e6
 _MAX_BUFFER_BYTES = 16_384e6
 _POLICIES = "dfs_rl.agents.policies:"
 _BUFFERS = "dfs_rl.agents.buffers:"
-
-
-class RolloutSize(NamedTuple):
-    """Size of the data of one update: parallel episodes, decisions of each, bytes of each."""
-
-    n_envs: int
-    n_steps: int
-    observation_bytes: int
-
-    @property
-    def decisions(self) -> int:
-        """Decisions of all episodes."""
-        return self.n_envs * self.n_steps
 
 
 @configuration
@@ -73,24 +68,31 @@ class AlgorithmConfig(Method):
     """Kind of gate that the algorithm trains."""
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
-    path_length: ClassVar[Mapping[Start, float]] = dict.fromkeys(get_args(Start), 12_000.0)
-    """Default learning rate times timesteps.
-
-    Adam changes a weight by about the learning rate per step at any gradient, so weights can move
-    the same distance in trainings of any length.
-    """
 
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Return a copy with the defaults that depend on the training; no value is ``None``."""
-        del update  # sets further defaults in subclasses
-        rate = self.learning_rate
+    def resolve(
+        self, n_envs: int, n_steps: int, observation_bytes: int, *, timesteps: int, start: Start
+    ) -> Self:
+        """Return a copy with the defaults that depend on the training; no value is ``None``.
+
+        An update has an episode of ``n_steps`` decisions in each of ``n_envs`` environments.
+        """
+        indifferent, rate = start == "indifferent", self.learning_rate
         if rate is None:
-            rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
+            little = isinstance(self, PolicyGradientConfig) and not indifferent
+            rate = min(_MAX_LEARNING_RATE, (_SHORT_PATH if little else _PATH) / timesteps)
         final = rate / 20 if self.final_learning_rate is None else self.final_learning_rate
-        return replace(self, learning_rate=rate, final_learning_rate=final)
+        resolved: dict[str, float] = {"learning_rate": rate, "final_learning_rate": final}
+        if isinstance(self, PolicyGradientConfig) and self.ent_coef is None:
+            resolved["ent_coef"] = _DEFAULT_ENT_COEF if indifferent else 0.0
+        if isinstance(self, PPOConfig | TRPOConfig):
+            resolved["batch_size"] = _minibatch_size(self.batch_size, n_envs * n_steps)
+        if isinstance(self, QLearningConfig):
+            each = transition_bytes(observation_bytes)
+            resolved["buffer_size"] = _buffer_size(self.buffer_size, n_envs, n_steps, each)
+        return replace(self, **resolved)
 
 
 @configuration
@@ -124,21 +126,9 @@ class PolicyGradientConfig(OnPolicyConfig):
         max_grad_norm: Maximum norm of the gradient, for clipping.
     """
 
-    path_length: ClassVar[Mapping[Start, float]] = {
-        "rule": 1_500.0,
-        "uniform": 1_500.0,
-        "indifferent": 12_000.0,
-    }
-
     ent_coef: NonNegativeFloat | None = None
     vf_coef: NonNegativeFloat = 0.5
     max_grad_norm: PositiveFloat = 0.5
-
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Fill in the entropy bonus as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        default = _DEFAULT_ENT_COEF if start == "indifferent" else 0.0
-        return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
 
 
 @register_method("ppo")
@@ -160,14 +150,8 @@ class PPOConfig(PolicyGradientConfig):
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Fill in the minibatch size as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
-
 
 @register_method("a2c")
-@configuration
 class A2CConfig(PolicyGradientConfig):
     """Hyperparameters of ``--algo a2c``, which optimizes with RMSprop."""
 
@@ -176,7 +160,6 @@ class A2CConfig(PolicyGradientConfig):
 
 
 @register_method("maskable_ppo")
-@configuration
 class MaskablePPOConfig(PPOConfig):
     """Hyperparameters of ``--algo maskable_ppo``: those of PPO."""
 
@@ -188,7 +171,6 @@ class MaskablePPOConfig(PPOConfig):
 
 
 @register_method("recurrent_ppo")
-@configuration
 class RecurrentPPOConfig(PPOConfig):
     """Hyperparameters of ``--algo recurrent_ppo``, which trains one LSTM for all layers."""
 
@@ -221,11 +203,6 @@ class TRPOConfig(OnPolicyConfig):
     n_critic_updates: PositiveInt = 4
     batch_size: PositiveInt | None = None
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Fill in the minibatch size as well."""
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        return replace(resolved, batch_size=_minibatch_size(self.batch_size, update))
-
 
 @configuration
 class QLearningConfig(AlgorithmConfig):
@@ -254,26 +231,8 @@ class QLearningConfig(AlgorithmConfig):
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0
 
-    def resolve(self, update: RolloutSize, *, timesteps: int, start: Start) -> Self:
-        """Fill in the size of the replay buffer as well."""
-        each = transition_bytes(update.observation_bytes)
-        size = self.buffer_size or int(_BUFFER_BYTES / each)
-        if size < update.decisions:
-            raise ConfigError(
-                f"buffer_size is {size}; it must be at least {update.decisions}, the decisions of "
-                f"one update of {update.n_envs} episodes of {update.n_steps} steps."
-            )
-        if size * each > _MAX_BUFFER_BYTES:
-            raise ConfigError(
-                f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
-                f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
-            )
-        resolved = super().resolve(update, timesteps=timesteps, start=start)
-        return replace(resolved, buffer_size=size)
-
 
 @register_method("dqn")
-@configuration
 class DQNConfig(QLearningConfig):
     """Hyperparameters of ``--algo dqn``."""
 
@@ -296,6 +255,40 @@ class QRDQNConfig(QLearningConfig):
     policy = _POLICIES + "GateQRDQNPolicy"
 
     n_quantiles: PositiveInt = 16
+
+
+@configuration
+class CoTrainConfig:
+    """Hyperparameters of the backbone, with ``--backbone-mode co-train``.
+
+    Attributes:
+        batch_size: Training images per step; the backbone takes one step per update of the gate.
+            These images count towards --timesteps like those of the gate, so both modes process
+            the same number of images.
+        learning_rate: Constant learning rate of Adam; small, because the norms keep their
+            calibrated statistics.
+        distillation: Weight of the gated pass's divergence from the full-precision pass, added to
+            its cross-entropy.
+        full_precision: Weight of the full-precision pass's cross-entropy, which keeps the teacher
+            from drifting.
+    """
+
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveUnitInterval = 1e-4
+    distillation: NonNegativeFloat = 1.0
+    full_precision: NonNegativeFloat = 1.0
+
+    def gate_timesteps(self, timesteps: int, images: int) -> int:
+        """Return the part of ``timesteps`` left for the gate, whose updates have ``images``."""
+        return timesteps * images // (images + self.batch_size)
+
+
+@configuration
+class LabelCoTrainConfig(CoTrainConfig):
+    """Hyperparameters of the backbone with a supervised gate; by default those of DFS."""
+
+    distillation: NonNegativeFloat = 0.0
+    full_precision: NonNegativeFloat = 0.0
 
 
 def transition_bytes(observation_bytes: int) -> int:
@@ -322,13 +315,29 @@ def resolved_group_size(config: AlgorithmConfig, asked: int | None, *, start: St
     return asked
 
 
-def _minibatch_size(asked: int | None, update: RolloutSize) -> int:
+def _minibatch_size(asked: int | None, decisions: int) -> int:
     """Return the decisions per minibatch, at most a whole update; by default a quarter of it."""
-    size = min(update.decisions, update.decisions // 4 if asked is None else asked)
-    if size <= 1 or update.decisions % size != 0:
+    size = min(decisions, decisions // 4 if asked is None else asked)
+    if size <= 1 or decisions % size != 0:
         given = "by default a quarter of an update" if asked is None else str(asked)
         raise ConfigError(
-            f"batch_size is {given}; it must divide the {update.decisions} decisions of an update "
+            f"batch_size is {given}; it must divide the {decisions} decisions of an update "
             "(num_envs x layers) and be at least 2."
+        )
+    return size
+
+
+def _buffer_size(asked: int | None, n_envs: int, n_steps: int, each: int) -> int:
+    """Return the size of a replay buffer in decisions, which take ``each`` bytes."""
+    size = asked or int(_BUFFER_BYTES / each)
+    if size < n_envs * n_steps:
+        raise ConfigError(
+            f"buffer_size is {size}; it must be at least {n_envs * n_steps}, the decisions of one "
+            f"update of {n_envs} episodes of {n_steps} steps."
+        )
+    if size * each > _MAX_BUFFER_BYTES:
+        raise ConfigError(
+            f"buffer_size is {size}, which takes {size * each / 1e6:.4g} megabytes; at most "
+            f"{_MAX_BUFFER_BYTES / 1e6:g} are allowed."
         )
     return size

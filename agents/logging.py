@@ -8,6 +8,7 @@ from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
+from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
 METRICS = "metrics"
@@ -54,12 +55,11 @@ class TensorBoard(TensorBoardOutputFormat):
 class ProgressBar:
     """Progress bar with timesteps and metrics of the training and of the last validation.
 
-    ``print_status`` prints a line per validation if stderr is not a terminal.
+    If stderr is no terminal, there is a line per validation instead.
     """
 
-    def __init__(self, total: int, *, print_status: Callable[[str], None]) -> None:
+    def __init__(self, total: int) -> None:
         self._total = total
-        self._print_status = print_status
         self._bar: tqdm[Any] | None = None
         self._validated: dict[str, str] = {}
 
@@ -73,7 +73,7 @@ class ProgressBar:
             several = len(record.get("points", ())) > 1
             over = " over all budgets" if several else ""
             about = "about " if several else ""
-            self._print_status(
+            print_status(
                 f"step {min(timesteps, self._total):,} of {self._total:,}: "
                 f"val accuracy {about}{record['accuracy']:.2f} %, "
                 f"computation {about}{record['computation']:.3f} %; "

@@ -23,11 +23,8 @@ class PerLayerEmbedding(BaseFeaturesExtractor):
     A network shared by all layers collapses to one pattern, because channel 3 of one layer is
     unrelated to channel 3 of the next. Features that a layer lacks are zero.
 
-    Args:
-        observation_space: The environment's ``Dict`` of ``features`` ``[F]``, ``layer`` and
-            ``context`` ``[C]``.
-        feature_sizes: Number of leading features that each gated layer reads, at most F.
-        outputs: Width of the embedding, the policy's ``features_dim``.
+    Observations have ``features`` ``[F]``, ``layer`` and ``context`` ``[C]``. A layer reads as many
+    leading features as ``feature_sizes`` says, at most F.
     """
 
     def __init__(

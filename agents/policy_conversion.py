@@ -23,6 +23,7 @@ from torch import nn
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import action_space, observation_space
 from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import exit_info
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
@@ -115,8 +116,8 @@ def gate_of_policy(
     ``budget_conditioning`` it drew cost weights.
 
     Raises:
-        ConfigError: If the policy has no perceptron as its actor or its action values, or fits
-            another environment.
+        ConfigError: If the policy has no perceptron as its actor or its action values, fits
+            another environment, or costs more than the budget.
     """
     space = observation_space(backbone, budget_conditioning=budget_conditioning, passes=passes)
     _check_policy(policy, space, backbone, passes, budget)
@@ -159,6 +160,8 @@ def gate_of_policy(
     for copied, linear in zip(copies, others, strict=True):
         copied.weight.copy_(linear.weight)
         copied.bias.copy_(linear.bias)
+    if budget is not None:
+        gated_budget(backbone.costs, budget, gate_macs=gate.macs)
     return gate.eval()
 
 

@@ -65,7 +65,7 @@ def is_not_worse(rewards: Tensor, highest: Tensor) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BestMetrics:
-    """Metrics of the best gate: steps before its validation, percentages, distinct patterns."""
+    """Metrics of the best gate in a checkpoint."""
 
     timesteps: NonNegativeInt
     accuracy: float
@@ -90,17 +90,10 @@ class Validator:
     many noisy means often belongs to an early, lucky gate. The metrics of the best gate are biased
     upwards; report those of another split.
 
-    Args:
-        images: The validation split.
-        reward: Function that returns the reward of each image.
-        every: Steps between two validations.
-        total: Steps of the whole training.
-        repeats: Episodes per image of a budget-conditioned gate, each at another budget; their
-            mean is its reward.
-        backbone: Function that returns the current backbone.
-
-    Attributes:
-        records: Records of the latest validation; repeats follow the images in order.
+    There are ``every`` steps between two validations, and ``total`` steps of the training. A
+    budget-conditioned gate has ``repeats`` episodes per image, each at another budget; their mean
+    is the image's reward. ``backbone`` returns the current backbone. ``records`` are those of the
+    latest validation; repeats follow the images in order.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def by_sweep(
 def by_hand(folder: Path, timesteps: int, entropies: list[float], cpus: int) -> float:
     """Return the seconds of the same trainings, without the command's final evaluation."""
     code = (
-        "import sys; from dfs_rl.experiments.agent_training import TrainAgentConfig\n"
+        "import sys; from dfs_rl.experiments.agent_config import TrainAgentConfig\n"
         "from dfs_rl.experiments.gate_run import GateRun\n"
         "from dfs_rl.agents.hyperparameters import PPOConfig; from dfs_rl.data import "
         "load_dataset\n"

@@ -30,7 +30,7 @@ import dfs_rl
 from dfs_rl.backbones import InferenceBackbone, ResNet, ResNetConfig
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime
 from dfs_rl.data import ChannelStatistics, ImageSet
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate, MLPGate, macs_taken

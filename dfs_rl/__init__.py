@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from dfs_rl.experiments.api import gate_from_sb3 as gate_from_sb3
     from dfs_rl.experiments.api import train_backbone as train_backbone
     from dfs_rl.experiments.api import train_gate as train_gate
+    from dfs_rl.experiments.deployment import profile as profile
     from dfs_rl.experiments.hub import push_to_hub as push_to_hub
-    from dfs_rl.experiments.profiling import profile as profile
     from dfs_rl.gating.base import Gate as Gate
     from dfs_rl.gating.model import load as load
     from dfs_rl.gating.networks import LearnedGate as LearnedGate
@@ -54,7 +54,7 @@ _PUBLIC = {
     "gate_from_sb3": "experiments.api",
     "load": "gating.model",
     "load_dataset": "data",
-    "profile": "experiments.profiling",
+    "profile": "experiments.deployment",
     "push_to_hub": "experiments.hub",
     "register_backbone": "backbones",
     "register_cost_model": "costs",

@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.comparison_config import CompareConfig
 
-main = main_of(CompareConfig)
+main = main_of("compare")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.config import EvaluateConfig
 
-main = main_of(EvaluateConfig)
+main = main_of("evaluate")
 
 if __name__ == "__main__":
     sys.exit(main())

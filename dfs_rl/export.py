@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.deployment_config import ExportConfig
 
-main = main_of(ExportConfig)
+main = main_of("export")
 
 if __name__ == "__main__":
     sys.exit(main())

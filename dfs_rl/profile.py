@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.deployment_config import ProfileConfig
 
-main = main_of(ProfileConfig)
+main = main_of("profile")
 
 if __name__ == "__main__":
     sys.exit(main())

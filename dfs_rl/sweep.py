@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.sweeping.config import SweepConfig
 
-main = main_of(SweepConfig)
+main = main_of("sweep")
 
 if __name__ == "__main__":
     sys.exit(main())

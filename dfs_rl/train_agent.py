@@ -2,10 +2,9 @@
 
 import sys
 
-from dfs_rl.experiments.agent_training import TrainAgentConfig
 from dfs_rl.experiments.command import main_of
 
-main = main_of(TrainAgentConfig)
+main = main_of("train_agent")
 
 if __name__ == "__main__":
     sys.exit(main())

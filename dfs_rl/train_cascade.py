@@ -2,10 +2,9 @@
 
 import sys
 
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.command import main_of
 
-main = main_of(TrainCascadeConfig)
+main = main_of("train_cascade")
 
 if __name__ == "__main__":
     sys.exit(main())

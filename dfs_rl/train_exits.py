@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.config import TrainExitsConfig
 
-main = main_of(TrainExitsConfig)
+main = main_of("train_exits")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 
-main = main_of(TrainGumbelConfig)
+main = main_of("train_gumbel")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,8 @@
 import sys
 
 from dfs_rl.experiments.command import main_of
-from dfs_rl.experiments.static_config import TrainStaticConfig
 
-main = main_of(TrainStaticConfig)
+main = main_of("train_static")
 
 if __name__ == "__main__":
     sys.exit(main())

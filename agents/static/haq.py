@@ -51,8 +51,8 @@ def build_learner(
 ) -> BaseAlgorithm:
     """Build an algorithm, on the CPU because its networks are small.
 
-    Short episodes have one reward at their end. Rewards are therefore not discounted, and
-    off-policy targets are returns to the end of the episode, which HAQ gives each step too.
+    Short episodes have one reward at their end, so it is not discounted, and off-policy targets
+    are returns to the end of the episode, as in HAQ.
     """
     n_layers = env.task.backbone.costs.n_layers
     shared: dict[str, Any] = {"gamma": 1.0, "seed": seed, "device": "cpu"}

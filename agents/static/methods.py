@@ -10,25 +10,17 @@ STATIC_METHODS: Registry[type["StaticMethod"]] = Registry("static method")
 """Methods of ``train_static``, by the name that ``--method`` takes."""
 StaticMethodName = Annotated[str, NameIn(STATIC_METHODS)]
 _HAQ = "dfs_rl.agents.static.haq:"
+_SEARCHES = "dfs_rl.agents.static.searches:"
 
 
 class EvaluatedTable(NamedTuple):
-    """Static bit table that a method evaluated.
+    """Static bit table that a method evaluated; percentages are those on its batch."""
 
-    Attributes:
-        timesteps: Steps taken so far, including those of this table.
-        table: One option per layer; within the budget, except for intermediate tables of a greedy
-            search.
-        accuracy: Accuracy on the batch in percent.
-        computation: Computation in percent.
-        reward: Reward of the episode; ``None`` for methods without episodes.
-    """
-
-    timesteps: int
-    table: tuple[int, ...]
+    timesteps: int  # so far, including those of this table
+    table: tuple[int, ...]  # within the budget, but for intermediate tables of a greedy search
     accuracy: float
     computation: float
-    reward: float | None
+    reward: float | None  # None for methods without episodes
 
 
 OnTable = Callable[[EvaluatedTable], bool]
@@ -60,59 +52,35 @@ class StaticMethod(Method):
 
 
 @register_method("ddpg")
-class StaticDDPG(StaticMethod):
-    """HAQ with DDPG, as in the paper."""
-
-    label = "static DDPG"
-    find = _HAQ + "learn_ddpg"
-    continuous = True
+class _DDPG(StaticMethod):
+    label, find, continuous = "static DDPG", _HAQ + "learn_ddpg", True
 
 
 @register_method("td3")
-class StaticTD3(StaticMethod):
-    """HAQ with TD3."""
-
-    label = "static TD3"
-    find = _HAQ + "learn_td3"
-    continuous = True
+class _TD3(StaticMethod):
+    label, find, continuous = "static TD3", _HAQ + "learn_td3", True
 
 
 @register_method("sac")
-class StaticSAC(StaticMethod):
-    """HAQ with SAC."""
-
-    label = "static SAC"
-    find = _HAQ + "learn_sac"
-    continuous = True
+class _SAC(StaticMethod):
+    label, find, continuous = "static SAC", _HAQ + "learn_sac", True
 
 
 @register_method("ppo")
-class StaticPPO(StaticMethod):
-    """HAQ's environment with PPO and discrete actions."""
-
-    label = "static PPO"
-    find = _HAQ + "learn_ppo"
+class _PPO(StaticMethod):
+    label, find = "static PPO", _HAQ + "learn_ppo"
 
 
 @register_method("greedy")
-class StaticGreedy(StaticMethod):
-    """Greedy search by sensitivity, which ends at the budget and draws nothing at random."""
-
-    label = "static greedy"
-    find = "dfs_rl.agents.static.searches:descend"
-    is_seeded = False
+class _Greedy(StaticMethod):
+    label, find, is_seeded = "static greedy", _SEARCHES + "descend", False
 
     @staticmethod
     def max_timesteps(episodes: int, n_layers: int, n_options: int) -> int:
-        """Return the number of steps from the highest options to the lowest."""
-        del episodes
+        del episodes  # it goes from the highest options to the lowest
         return n_layers * (n_options - 1)
 
 
 @register_method("search")
-class StaticLocalSearch(StaticMethod):
-    """Local search over bits, skips and exits, from uniform tables; draws nothing at random."""
-
-    label = "static search"
-    find = "dfs_rl.agents.static.searches:climb"
-    is_seeded = False
+class _LocalSearch(StaticMethod):
+    label, find, is_seeded = "static search", _SEARCHES + "climb", False

@@ -1,23 +1,14 @@
 """BlockDrop (Wu et al., CVPR 2018): one decision on all layers, by reinforcement learning alone.
 
-The reward is 1 minus the weighted cost for a right answer, and minus gamma for a wrong one. The
-reward of the image's most likely options is the baseline, and sampling probabilities are bounded
-away from 0 and 1. A curriculum opens one layer after the other, starting with the last; a layer
-that is not open runs at its largest option.
-
-Differences from the paper, which drops blocks: Any bit options are supported. The cost is a
-fraction of the budget instead of the squared share of blocks, because costs are already quadratic
-in bits, and a Lagrange multiplier is its weight. Layers that are not open count neither in the
-cost nor in the budget. The backbone stays fixed; the paper trains it afterwards.
+``docs/methods/blockdrop.md`` has the reward, the curriculum and the differences from the paper.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import BlockDropConfig, SupervisedConfig
 from dfs_rl.agents.supervised.estimators import reinforce_loss, sampled_choice
-from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, Metrics, step_metrics
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import ImageSet
 from dfs_rl.gating.execution import ExecutionState, run_stem, run_to_head
@@ -75,7 +66,7 @@ class BlockDropTrainer(GateTrainer):
         super().__init__(config, task)
         self._blockdrop = blockdrop
 
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         settings = self._blockdrop
         n_layers = self.frozen.costs.n_layers
         opened = open_layers(n_layers, self.progress, curriculum=settings.curriculum)
@@ -84,8 +75,8 @@ class BlockDropTrainer(GateTrainer):
         logits = decide_at_once(self.gate, self.frozen, state)[:, -opened:]
         probabilities = bounded_probabilities(logits, settings.bound)  # [batch, opened, choices]
         log_probabilities = probabilities.detach().flatten(0, 1).log()
-        draws = sampled_choice(log_probabilities, generator=self._generator("blockdrop"))
-        drawn = draws.options.view(len(logits), opened)
+        drawn, _ = sampled_choice(log_probabilities, generator=self._generator("blockdrop"))
+        drawn = drawn.view(len(logits), opened)
         likeliest = logits.argmax(dim=2)  # [batch, opened]
         where = torch.ones(1, dtype=torch.float64)
         multiplier = float(self._multipliers.at(where))
@@ -98,13 +89,8 @@ class BlockDropTrainer(GateTrainer):
         advantages = (rewards[0] - rewards[1])[:, None].expand(-1, opened)
         self._descend(reinforce_loss(probabilities, drawn, advantages))
         self._multipliers.update(where.expand(len(logits)), relative[1].cpu())
-        return StepLosses(
-            labels=float(functional.cross_entropy(answers[1], batch.labels)),
-            divergence=None,
-            accuracy=accuracy_of(answers[1], batch.labels),
-            spent=float(relative[1].mean()),
-            multiplier=multiplier,
-        )
+        spent = float(relative[1].mean())
+        return step_metrics(answers[1], batch.labels, spent=spent, multiplier=multiplier)
 
     def _complete(self, picked: Tensor) -> Tensor:
         """Return the options of all layers ``[batch, layers]``, from choices of open layers."""

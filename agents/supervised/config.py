@@ -93,7 +93,6 @@ class SupervisedConfig(Method):
 
 
 @register_method("gumbel")
-@configuration
 class GumbelConfig(SupervisedConfig):
     """Straight-through Gumbel-softmax."""
 
@@ -104,7 +103,6 @@ class GumbelConfig(SupervisedConfig):
 
 
 @register_method("dfs")
-@configuration
 class DFSConfig(SupervisedConfig):
     """Straight-through argmax with a cost term that changes its sign at the budget."""
 
@@ -115,7 +113,6 @@ class DFSConfig(SupervisedConfig):
 
 
 @register_method("skipnet")
-@configuration
 class SkipNetMethod(SupervisedConfig):
     """Skipping a layer or running it in full precision."""
 
@@ -126,7 +123,6 @@ class SkipNetMethod(SupervisedConfig):
 
 
 @register_method("blockdrop")
-@configuration
 class BlockDropMethod(SupervisedConfig):
     """One decision on all layers, which reads all features of the stem."""
 

@@ -1,12 +1,8 @@
 """Dynamic Fractional Skipping (DFS): the straight-through gate of Shen et al., AAAI 2020.
 
-"Fractional Skipping: Towards Finer-Grained Dynamic CNN Inference", Section 3. The gate takes its
-most likely option, without noise, and gradients flow through the softmax. The loss adds the batch's
-cost with a weight of constant size whose sign changes at the budget: cost is penalized above the
-budget and rewarded below it. In the first phase cost is rewarded until the gate executes
-everything; only then does a co-trained backbone learn with the gate, by one loss.
-
-The paper's public code rounds activations randomly even at test time; the quantizers here do not.
+The weight of the cost in the loss has a constant size, and its sign changes at the budget. In the
+first phase cost is rewarded until the gate executes everything; only then does a co-trained
+backbone learn too. ``docs/methods/dfs.md`` has the loss and the differences from the paper.
 """
 
 from collections.abc import Mapping

@@ -11,14 +11,8 @@ from dfs_rl.gating.execution import ExecutionState, run_head, run_layer, run_ste
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import observe
 
-
-class Choice(NamedTuple):
-    """Options to run, int64 ``[batch]``, and their relaxation, float32 ``[batch, options]``."""
-
-    options: Tensor
-    probabilities: Tensor
-
-
+Choice = tuple[Tensor, Tensor]
+"""Options to run, int64 ``[batch]``, and their relaxation, float32 ``[batch, options]``."""
 Estimator = Callable[[Tensor], Choice]
 """Maps logits, ``[batch, options]``, to choices."""
 
@@ -30,17 +24,17 @@ def gumbel_choice(logits: Tensor, *, temperature: float, generator: torch.Genera
     the samples, with noisier gradients.
     """
     noisy = _perturbed(logits, generator)
-    return Choice(noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1))
+    return noisy.argmax(dim=1), (noisy / temperature).softmax(dim=1)
 
 
 def sampled_choice(logits: Tensor, *, generator: torch.Generator) -> Choice:
     """Sample choices from the softmax, with gradients through the softmax without noise."""
-    return Choice(_perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1))
+    return _perturbed(logits, generator).argmax(dim=1), logits.softmax(dim=1)
 
 
 def argmax_choice(logits: Tensor) -> Choice:
     """Choose the largest logit, with gradients through the softmax, as in DFS."""
-    return Choice(logits.argmax(dim=1), logits.softmax(dim=1))
+    return logits.argmax(dim=1), logits.softmax(dim=1)
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,19 +45,12 @@ def _perturbed(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class StraightThroughRollout(NamedTuple):
-    """Result of a batch of episodes.
+    """Result of a batch of episodes."""
 
-    Attributes:
-        logits: Logits of the classes, float32 ``[batch, classes]``.
-        spent: Cost of the gated layers as a fraction, float64 ``[batch]``, with gradients.
-        options: Options that ran, int64 ``[batch, layers]``.
-        probabilities: Their relaxation, float32 ``[batch, layers, options]``.
-    """
-
-    logits: Tensor
-    spent: Tensor
-    options: Tensor
-    probabilities: Tensor
+    logits: Tensor  # float32 [batch, classes]
+    spent: Tensor  # cost of the gated layers, a fraction, float64 [batch], with gradients
+    options: Tensor  # that ran, int64 [batch, layers]
+    probabilities: Tensor  # their relaxation, float32 [batch, layers, options]
 
 
 def straight_through_rollout(
@@ -78,30 +65,28 @@ def straight_through_rollout(
     """Run a batch of images under a gate in training.
 
     Gradients reach earlier choices through activations and costs, not through the gate's features.
-
-    Args:
-        backbone: The backbone, in training form, with gradients.
-        frozen: The same backbone with the same weights in inference form.
-        gate: Gate that returns logits.
-        images: uint8 ``[batch, c, h, w]``.
-        choose: Function that maps logits to choices.
-        preferences: One per image, float32 ``[batch]``; ``None`` for gates for one budget.
+    ``frozen`` is the backbone in inference form. Images are uint8 ``[batch, c, h, w]``, preferences
+    float32 ``[batch]``.
     """
     gate.reset(len(images))
-    state, probabilities = run_stem(backbone, images), []
+    state, relaxed = run_stem(backbone, images), []
     while state.layer < backbone.costs.n_layers:
         with torch.no_grad():
             seen = observe(frozen, state, budget=None, preferences=preferences)
-        choice = choose(gate(seen.features, seen.layer, seen.context))
-        state = _straight_through_step(backbone, frozen, state, choice)
-        probabilities.append(choice.probabilities)
+        options, probabilities = choose(gate(seen.features, seen.layer, seen.context))
+        state = _straight_through_step(backbone, frozen, state, options, probabilities)
+        relaxed.append(probabilities)
     return StraightThroughRollout(
-        run_head(backbone, state), state.spent, state.options, torch.stack(probabilities, dim=1)
+        run_head(backbone, state), state.spent, state.options, torch.stack(relaxed, dim=1)
     )
 
 
 def _straight_through_step(
-    backbone: GatedBackbone, frozen: GatedBackbone, state: ExecutionState, choice: Choice
+    backbone: GatedBackbone,
+    frozen: GatedBackbone,
+    state: ExecutionState,
+    options: Tensor,
+    probabilities: Tensor,
 ) -> ExecutionState:
     """Run the next layer at the chosen options, with gradients of a mixture of all options.
 
@@ -110,12 +95,12 @@ def _straight_through_step(
     Options of probability 0 do not run.
     """
     layer = state.layer
-    costs = backbone.costs.option_costs(choice.options.device)[layer]
-    after = run_layer(backbone, state, choice.options)
-    ghost = choice.probabilities - choice.probabilities.detach()  # zero, but with a gradient
+    costs = backbone.costs.option_costs(options.device)[layer]
+    after = run_layer(backbone, state, options)
+    ghost = probabilities - probabilities.detach()  # zero, but with a gradient
     shape = (-1, *[1] * (after.hidden.dim() - 1))
     hidden = after.hidden
-    for option in choice.probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
+    for option in probabilities.detach().amax(dim=0).nonzero().flatten().tolist():
         with torch.no_grad():
             output = frozen.layers[layer](state.hidden.detach(), backbone.options[option])
         hidden = hidden + ghost[:, option].reshape(shape) * output

@@ -1,14 +1,10 @@
 """Gumbel gate: straight-through Gumbel-softmax with Lagrange multipliers for the budget.
 
-Options are sampled by the straight-through Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al.,
-ICLR 2017) at a temperature that falls exponentially. The multiplier rises while the cost is above
-the budget and falls while it is below. A budget-conditioned gate interpolates multipliers between
-preferences.
-
-A trainer with a ``CoTrainer`` trains gate and backbone jointly, as the second phase of DFS does.
-The backbone gets no gradients from the gate's images, whose labels it must not use, and the gate
-gets none from the backbone's images, on which hardly any choice leads to a wrong answer. Only the
-gate's loss has a cost term, because an option's cost does not depend on the weights.
+``docs/methods/gumbel.md`` has papers, loss and multipliers. A trainer with a ``CoTrainer`` trains
+gate and backbone jointly, as the second phase of DFS does. The backbone gets no gradients from the
+gate's images, whose labels it must not use, and the gate gets none from the backbone's images, on
+which hardly any choice leads to a wrong answer. Only the gate's loss has a cost term, because an
+option's cost does not depend on the weights.
 """
 
 from collections.abc import Mapping
@@ -25,9 +21,9 @@ from dfs_rl.agents.supervised.estimators import Estimator, gumbel_choice, straig
 from dfs_rl.agents.supervised.trainer import (
     GateTask,
     GateTrainer,
-    StepLosses,
+    Metrics,
     TrainerState,
-    accuracy_of,
+    step_metrics,
 )
 from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.data import ImageSet
@@ -64,7 +60,7 @@ class GumbelTrainer(GateTrainer):
         """Update the cost weights after a step with relative costs ``relative``, ``[batch]``."""
         self._multipliers.update(preferences, relative)
 
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         config, task, n = self._config, self._task, len(batch.images)
         preferences = None
         if self.gate.budget_conditioning is not None:
@@ -88,7 +84,11 @@ class GumbelTrainer(GateTrainer):
         loss = labels + (weights.to(relative.device) * relative).mean()
         divergence = None
         if config.distillation:
-            divergence = self._divergence(batch.images, rollout.logits)
+            frozen = self.frozen
+            with torch.no_grad():
+                full = frozen.options[frozen.options.full]
+                teacher = frozen.head(run_layers(frozen, frozen.stem(batch.images), full))
+            divergence = divergence_from(teacher, rollout.logits)
             loss = loss + config.distillation * divergence
         taught = None
         if self._cotrainer is None or not self.executed_everything:
@@ -100,23 +100,14 @@ class GumbelTrainer(GateTrainer):
             self.frozen = self._cotrainer.freeze()
             taught = losses["gated"]
         self._adjust(where, relative.detach().cpu())
-        return StepLosses(
-            labels=float(labels.detach()),
-            divergence=None if divergence is None else float(divergence.detach()),
-            accuracy=accuracy_of(rollout.logits, batch.labels),
+        return step_metrics(
+            rollout.logits,
+            batch.labels,
             spent=spent,
             multiplier=float(weights.mean()),
+            divergence=None if divergence is None else float(divergence.detach()),
             backbone=taught,
         )
-
-    def _divergence(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Return the Kullback-Leibler divergence from the full-precision backbone's predictions."""
-        frozen = self.frozen
-        with torch.no_grad():
-            full = frozen.options[frozen.options.full]
-            hidden = run_layers(frozen, frozen.stem(images), full)
-            teacher = frozen.head(hidden)
-        return divergence_from(teacher, logits)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors for a checkpoint."""

@@ -1,13 +1,7 @@
 """SkipNet (Wang et al., ECCV 2018): skip a layer or run it in full precision.
 
-The first phase is supervised by cross-entropy alone, with hard choices forward and gradients
-through the softmax. In the second phase choices are sampled and REINFORCE is added to these
-gradients: the reward at the end of an episode is minus its cross-entropy, and each skipped layer
-earns alpha / N times its cost ``C``. The paper sets ``C`` to 1 and alpha by hand; here ``C`` is the
-layer's share of all costs, and alpha is the Lagrange multiplier of the budget.
-
-Other differences from the paper: the backbone is fixed, the mean return of the batch's other images
-is the baseline, and an entropy bonus preserves exploration.
+The first phase is supervised; in the second one REINFORCE is added to its gradients.
+``docs/methods/skipnet.md`` has both losses and the differences from the paper.
 """
 
 from collections.abc import Sequence
@@ -25,7 +19,7 @@ from dfs_rl.agents.supervised.estimators import (
     sampled_choice,
     straight_through_rollout,
 )
-from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, StepLosses, accuracy_of
+from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, Metrics, step_metrics
 from dfs_rl.data import ImageSet
 
 
@@ -74,7 +68,7 @@ class SkipNetTrainer(GateTrainer):
         super().__init__(config, task)
         self._skipnet = skipnet
 
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         task = self._task
         pretraining = self.progress < self._skipnet.pretraining
         sampled = partial(sampled_choice, generator=self._generator("skipnet"))
@@ -95,10 +89,5 @@ class SkipNetTrainer(GateTrainer):
         self._descend(loss - weight * entropy(rollout.probabilities, self.gate.choices))
         if not pretraining:
             self._multipliers.update(where.expand(len(relative)), relative.cpu())
-        return StepLosses(
-            labels=float(labels.detach()),
-            divergence=None,
-            accuracy=accuracy_of(rollout.logits, batch.labels),
-            spent=float(relative.mean()),
-            multiplier=multiplier,
-        )
+        spent = float(relative.mean())
+        return step_metrics(rollout.logits, batch.labels, spent=spent, multiplier=multiplier)

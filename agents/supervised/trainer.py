@@ -2,15 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SupervisedConfig
-from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.agents.validation import ValidationState
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data import ImageSet
@@ -30,45 +29,26 @@ _N_MULTIPLIERS = 9
 """Number of Lagrange multipliers of a budget-conditioned gate."""
 
 
-class StepLosses(NamedTuple):
-    """Metrics of one step.
-
-    Attributes:
-        labels: Cross-entropy with the labels.
-        divergence: Divergence from the full-precision backbone; ``None`` without distillation.
-        accuracy: Accuracy of the batch under the hard choices, in percent.
-        spent: Mean cost of the gated layers over their budget.
-        multiplier: Weight of that ratio in the loss or reward; negative if cost is rewarded.
-        backbone: Cross-entropy of a backbone that learned, on its own images under the gate.
-    """
-
-    labels: float
-    divergence: float | None
-    accuracy: float
-    spent: float
-    multiplier: float
-    backbone: float | None = None
+Metrics = dict[str, float | None]
+"""Metrics of one step, see ``step_metrics``."""
+_MAX_VIOLATION = 1.0
+"""Bound on the relative violation in an update; initial costs are many times the budget."""
+_MIN, _MAX = 1e-6, 1e6
+"""Bounds of a multiplier, which repeated products could otherwise move to 0 or infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateTask:
     """Task of a gate, independent of the method, for a training of ``steps`` steps.
 
-    Attributes:
-        backbone: The backbone in training form, in evaluation mode.
-        frozen: The same backbone in inference form.
-        gate: The gate, trained in place.
-        images: The split to learn from.
-        target: Function from preferences to mean budgets of the gated layers as fractions, float64
-            ``[n]`` in and out; called with preference 1 for a gate for one budget.
-
-    Raises:
-        ConfigError: If ``target`` is not positive.
+    ``target`` maps preferences to mean budgets of the gated layers as fractions, float64 ``[n]`` in
+    and out; it is called with preference 1 for a gate for one budget. A target that is not positive
+    raises ConfigError.
     """
 
-    backbone: GatedBackbone
-    frozen: GatedBackbone
-    gate: LearnedGate
+    backbone: GatedBackbone  # in training form, in evaluation mode
+    frozen: GatedBackbone  # the same in inference form
+    gate: LearnedGate  # trained in place
     images: ImageSet
     target: Callable[[Tensor], Tensor]
     steps: int
@@ -125,16 +105,16 @@ class GateTrainer(ABC):
         self._order: tuple[int, list[Tensor]] = (-1, [])
         self._optimizer = torch.optim.Adam(task.gate.parameters(), lr=config.learning_rate)
 
-    def step(self) -> StepLosses:
+    def step(self) -> Metrics:
         """Train the gate on one batch."""
         batch = self._task.images.subset(self._rows())
         self.gate.train()
-        losses = self._learn(batch)
+        metrics = self._learn(batch)
         self.steps += 1
-        return losses
+        return metrics
 
     @abstractmethod
-    def _learn(self, batch: ImageSet) -> StepLosses:
+    def _learn(self, batch: ImageSet) -> Metrics:
         """Train the gate on ``batch`` with one call of ``_descend``."""
 
     @property
@@ -191,6 +171,72 @@ class GateTrainer(ABC):
         return self._order[1][place]
 
 
-def accuracy_of(logits: Tensor, labels: Tensor) -> float:
-    """Return the accuracy of ``logits``, ``[batch, classes]``, in percent."""
-    return 100.0 * float((logits.argmax(dim=1) == labels).double().mean())
+def step_metrics(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    spent: float,
+    multiplier: float,
+    divergence: float | None = None,
+    backbone: float | None = None,
+) -> Metrics:
+    """Return the metrics of a step, from the logits ``[batch, classes]`` under the hard choices.
+
+    ``spent`` is the mean cost of the gated layers over their budget, and ``multiplier`` its weight
+    in the loss or reward, negative if cost is rewarded; ``divergence`` is that from the
+    full-precision backbone, and ``backbone`` the cross-entropy of a backbone that learned, on its
+    own images under the gate.
+    """
+    return {
+        "labels": float(functional.cross_entropy(logits.detach(), labels)),
+        "divergence": divergence,
+        "accuracy": 100.0 * float((logits.argmax(dim=1) == labels).double().mean()),
+        "spent": spent,
+        "multiplier": multiplier,
+        "backbone": backbone,
+    }
+
+
+class LagrangeMultipliers:
+    """Lagrange multipliers at evenly spaced preferences, interpolated geometrically.
+
+    The updates are dual ascent on the Lagrangian of a bound on the mean cost, in the multipliers'
+    logarithms: ``rate`` is the change of a logarithm per update at twice the budget. All ``n``
+    multipliers, 1 for a single budget, start at ``initial``.
+    """
+
+    def __init__(self, n: int, initial: float, rate: float) -> None:
+        self.values = torch.full((n,), initial, dtype=torch.float64)
+        self._rate = rate
+
+    def at(self, preferences: Tensor) -> Tensor:
+        """Return the multiplier at each preference, float64 ``[batch]``."""
+        return (self._shares(preferences) @ self.values.log()).exp()
+
+    def update(self, preferences: Tensor, relative: Tensor) -> None:
+        """Update the multipliers after a batch; those without an image in it do not change.
+
+        ``relative`` is the cost of each image over its budget.
+        """
+        shares = self._shares(preferences)  # [batch, knots]
+        seen = shares.sum(dim=0)
+        over = (shares.T @ (relative.double() - 1.0)) / seen.clamp(min=1e-12)
+        moved = self._rate * over.clamp(-_MAX_VIOLATION, _MAX_VIOLATION) * (seen > 0)
+        self.values = (self.values * moved.exp()).clamp(_MIN, _MAX)
+
+    def restore(self, values: Sequence[float]) -> None:
+        """Restore the multipliers; another number of ``values`` raises CheckpointError."""
+        if len(values) != len(self.values):
+            raise CheckpointError(
+                f"the checkpoint has {len(values)} Lagrange multipliers, but this run has "
+                f"{len(self.values)}."
+            )
+        self.values = torch.tensor(values, dtype=torch.float64)
+
+    def _shares(self, preferences: Tensor) -> Tensor:
+        """Return interpolation weights of the knots, float64 ``[batch, knots]``; rows sum to 1."""
+        last = len(self.values) - 1
+        if last == 0:
+            return torch.ones(len(preferences), 1, dtype=torch.float64)
+        scaled = preferences.double()[:, None] * last  # [batch, 1]
+        return (1.0 - (scaled - torch.arange(last + 1)).abs()).clamp(min=0.0)

@@ -1,13 +1,13 @@
 """Python API: the work of the commands as functions.
 
-Each function writes the run folder that its command writes, and returns what was made. It raises
-the errors of ``dfs_rl.errors``; only commands turn them into a sentence and an exit code.
+Each function writes the run folder of its command, and raises the errors of ``dfs_rl.errors``.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -26,17 +26,16 @@ from dfs_rl.envs.task import pass_settings
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison, supernet_training
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
-from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig, program
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
+from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig
 from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.gating.model import GatedModel, load
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.training.supernet import uniform_accuracies
@@ -132,8 +131,8 @@ def train_backbone(
         run, stored = supernet_training.train_run(
             config,
             dataset.clean,
-            command=command_line(program(config.KIND), config),
-            after_log=_validations_only(callback),
+            command=command_line(config),
+            after_log=partial(_pass_on, callback),
         )
     print_status(f"The backbone is in {run.path}.")
     return stored.backbone
@@ -179,8 +178,8 @@ def train_gate(
         )
         with _working(config):
             data = _data(config, dataset)
-            run = GateRun.create(config, data, command_line(program(config.KIND), config))
-            run.folder = replace(run.folder, after_log=_validations_only(callback))
+            run = GateRun.create(config, data, command_line(config))
+            run.folder = replace(run.folder, after_log=partial(_pass_on, callback))
             with run.folder.lock():
                 record = run.train()
     print_status(f"The gate is in {run.folder.path}.")
@@ -346,11 +345,7 @@ def _stored(
     dataset: Dataset | str,
     settings: Mapping[str, Any],
 ) -> Iterator[str | None]:
-    """Yield the place of a backbone for the configuration; one in memory is stored for the time.
-
-    Raises:
-        DataError: If one in memory is for images of another shape or number of classes.
-    """
+    """Yield the place of a backbone for the configuration; one in memory is stored for the time."""
     if backbone is None or isinstance(backbone, str | Path):
         yield None if backbone is None else str(backbone)
         return
@@ -373,12 +368,10 @@ def _stored(
         yield folder
 
 
-def _validations_only(callback: Callback | None) -> Callback:
-    def after_log(record: Mapping[str, Any]) -> None:
-        if callback is not None and record.get("kind") in ("validation", "epoch"):
-            callback(record)
-
-    return after_log
+def _pass_on(callback: Callback | None, record: Mapping[str, Any]) -> None:
+    """Call ``callback`` with a record of the metrics if it is of a validation."""
+    if callback is not None and record.get("kind") in ("validation", "epoch"):
+        callback(record)
 
 
 def _data(config: GateRunConfig, dataset: Dataset | str) -> Dataset:
@@ -391,10 +384,7 @@ def _data(config: GateRunConfig, dataset: Dataset | str) -> Dataset:
 def _working(
     config: TrainBackboneConfig | GateRunConfig | CompareConfig, *, trust_code: bool = False
 ) -> Iterator[None]:
-    """Trust the constructor that the caller names, and use the configured threads meanwhile.
-
-    A library leaves the process as it found it.
-    """
+    """Within the block, trust the constructor that the caller names, and use the threads asked."""
     before = torch.get_num_threads()
     set_threads(config.threads)
     try:

@@ -1,4 +1,4 @@
-"""Configuration of ``train_backbone``; imports no torch, to keep its help page quick."""
+"""Settings of ``train_backbone`` and ``train_exits``; imports no torch, for quick help pages."""
 
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, parse_bit_options
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import DataSettings
+from dfs_rl.experiments.config import DataSettings, RunConfig
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS, ELASTIC_PARTS, FirstBlock, Granularity, Recipe, Stem
@@ -185,3 +185,32 @@ Examples:
         block, _, setting = name.rpartition(".")
         settings = getattr(self, block) if block else self
         return bool(getattr(settings, setting) != getattr(type(settings), setting))
+
+
+@configuration
+class TrainExitsConfig(RunConfig):
+    """Settings of ``train_exits``.
+
+    Attributes:
+        after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
+            second and the fourth layer. Leave it out with --resume.
+        seed: Seed of the augmentation and of the bits that the exits are fitted under.
+    """
+
+    KIND: ClassVar = "train_exits"
+    DESCRIPTION: ClassVar = """\
+Fit exits to a trained backbone: classifiers behind gated layers, where an image may leave the
+network. The result is a backbone of its own.
+
+Examples:
+  python -m dfs_rl.train_exits --after 2 4
+  python -m dfs_rl.train_exits --after 3 6 --dataset uoft-cs/cifar10 --backbone runs/net
+  python -m dfs_rl.train_exits --after 1 3 --run-dir runs/exits"""
+    RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
+
+    after: tuple[int, ...]
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if not self.after:
+            raise ConfigError("after is empty; allowed are one or more numbers of gated layers.")

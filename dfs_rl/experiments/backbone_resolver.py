@@ -26,7 +26,7 @@ from dfs_rl.experiments.config import (
     BackboneSettings,
     GateRunConfig,
     RunConfig,
-    StreamSettings,
+    create_run,
     program,
 )
 from dfs_rl.gating.base import TableGate
@@ -36,7 +36,7 @@ from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.custom_model import build_pretrained_backbone, calibrate_custom_backbone
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.config import config_to_dict
-from dfs_rl.utils.constants import DIGITS, MNIST5K
+from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
@@ -69,7 +69,7 @@ def load_data(config: BackboneSettings, run: RunFolder | None = None) -> Dataset
                 "another backbone."
             )
         image_size, flip = info.image_size, info.flip if flip is None else flip
-    stream = (isinstance(config, StreamSettings) and config.corruptions) or "none"
+    stream: Corruptions = getattr(config, "corruptions", None) or "none"
     return load_dataset(config.dataset, image_size=image_size, flip=flip, corruptions=stream)
 
 
@@ -273,14 +273,8 @@ def _default_supernet(config: RunConfig, dataset: Dataset) -> StoredBackbone:
                 f"No backbone given: training {wanted.backbone} on {dataset.name!r} first, into "
                 f"{path}; the next run finds it there."
             )
-            folder = RunFolder.create(
-                path,
-                kind=wanted.KIND,
-                name="supernet",
-                config=wanted,
-                command=(program(wanted.KIND),),
-                fingerprint=dataset.fingerprint,
-            )
+            command, data = (program(wanted.KIND),), dataset.fingerprint
+            folder = create_run(wanted, "supernet", command=command, fingerprint=data, path=path)
         return supernet_training.train_supernet(wanted, trainer, dataset, folder)
 
 

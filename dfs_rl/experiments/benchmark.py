@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.evaluation.curves import COMPUTATIONS
-from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import GateRunConfig, GateTrainingConfig, program
-from dfs_rl.experiments.gate_kinds import GateSpec, gate_specs
+from dfs_rl.experiments.comparison_config import CompareConfig, GateSpec, gate_specs
+from dfs_rl.experiments.config import DataSettings, GateRunConfig, GateTrainingConfig, program
 from dfs_rl.experiments.gate_run import GateRun
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.utils.config import (
     chosen_blocks,
     config_from_dict,
@@ -115,9 +114,9 @@ def _budget_settings(spec: GateSpec, config: CompareConfig) -> Iterable[tuple[st
     yield "", settings
 
 
-def command_line(prog: str, config: object) -> tuple[str, ...]:
+def command_line(config: DataSettings) -> tuple[str, ...]:
     """Return the command line of a configuration, without ``run_dir`` and default values."""
-    usual, words = flat_settings(usual_settings(config)), prog.split()
+    usual, words = flat_settings(usual_settings(config)), program(config.KIND).split()
     for name, value in flat_settings(config_to_dict(config)).items():
         if value == usual.get(name) or value is None or name == "run_dir":
             continue
@@ -180,7 +179,7 @@ def distribute_jobs(parts: Sequence[PartT], do: Callable[[PartT, OnWait], None])
 def _create_or_open(config: GateRunConfig, path: Path, dataset: Dataset) -> GateRun:
     """Create a training's run folder, or open the existing one if it has these settings."""
     if not (path / RECORD).is_file():
-        return GateRun.create(config, dataset, command_line(program(config.KIND), config))
+        return GateRun.create(config, dataset, command_line(config))
     run = RunFolder.open(path, config.KIND)
     # Locations of runs and data may change; the images are checked elsewhere.
     before = replace(run.config(type(config)), dataset=config.dataset, run_dir=path)

@@ -1,7 +1,6 @@
 """``compare``: train kinds of gates or take finished runs, compare and recommend one."""
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -27,10 +26,15 @@ from dfs_rl.experiments.benchmark import (
     plan_jobs,
     run_jobs,
 )
-from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.config import EvaluateConfig, program, resume_command, with_percent_budgets
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
+from dfs_rl.experiments.config import (
+    EvaluateConfig,
+    create_run,
+    program,
+    resume_command,
+    with_percent_budgets,
+)
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
@@ -42,7 +46,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict, flat_settings
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import OnWait, file_lock, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.yaml_core import dump_yaml, read_yaml
@@ -66,8 +70,7 @@ def run(invocation: Invocation[CompareConfig]) -> None:
     folder, comparison = compare(
         invocation.config, resume=invocation.resume, command=invocation.command
     )
-    sys.stdout.write(comparison_text(comparison))
-    sys.stdout.flush()
+    print_result(comparison_text(comparison))
     print_status(f"The report is {folder.path / 'report.html'}.")
 
 
@@ -125,27 +128,20 @@ def _create_run(
     extra_settings = {
         kind: load_extra_settings(path, GATE_COMMANDS[kind]) for kind, path in files.items()
     }
-    trainings = config.seeds * len(config.gates) * len(budgets_of(config))
-    check_memory(
-        {f"seeds is {config.seeds}": float(trainings * _TRAINING_BYTES)}, torch.device("cpu")
+    settings_bytes = float(
+        config.seeds * len(config.gates) * len(budgets_of(config)) * _TRAINING_BYTES
     )
+    check_memory({f"seeds is {config.seeds}": settings_bytes}, torch.device("cpu"))
     (job, *_) = plan_jobs(config, extra_settings, Path(GATES_FOLDER))
     costs = preview_backbone(job, dataset).backbone.costs
     measured_costs(costs, config.profile)  # refuses a profile that does not apply
     config = with_percent_budgets(config, costs)
-    folder = RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name="compare",
-        config=config,
-        command=command,
-        files={
-            _EXTRA_SETTINGS_FILE.format(kind): dump_yaml(read_yaml(path)).encode()
-            for kind, path in files.items()
-            if path is not None
-        },
-    )
-    return folder, config
+    contents = {
+        _EXTRA_SETTINGS_FILE.format(kind): dump_yaml(read_yaml(path)).encode()
+        for kind, path in files.items()
+        if path is not None
+    }
+    return create_run(config, "compare", command=command, files=contents), config
 
 
 def _compare_given(
@@ -174,9 +170,7 @@ def _compare_given(
     def own() -> RunFolder:
         nonlocal folder
         # Created late, so that invalid input leaves no folder behind.
-        folder = folder or RunFolder.create(
-            config.run_dir, kind=config.KIND, name="compare", config=config, command=command
-        )
+        folder = folder or create_run(config, "compare", command=command)
         return folder
 
     def output_folder(run: RunFolder) -> Path:

@@ -1,20 +1,85 @@
-"""Configuration of ``compare``."""
+"""Configuration of ``compare``, and the kinds of gates that it can train; imports no torch."""
 
-from collections.abc import Sequence
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
+from dfs_rl.agents.static.methods import STATIC_METHODS
+from dfs_rl.agents.supervised.config import SUPERVISED_METHODS
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
-from dfs_rl.experiments.config import BackboneSettings, StreamSettings, check_budget_unit
-from dfs_rl.experiments.gate_kinds import GateName
+from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, check_budget_unit
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
+from dfs_rl.gating.registry import layerwise_kinds
 from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
+from dfs_rl.utils.constants import Corruptions
+from dfs_rl.utils.registry import NameIn
+
+GATE_COMMANDS: Mapping[str, type[GateRunConfig]] = {
+    config_type.KIND: config_type
+    for config_type in (TrainAgentConfig, TrainGumbelConfig, TrainStaticConfig, TrainCascadeConfig)
+}
+"""Configurations of the commands that train gates, by the kind of their run folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """Kind of gate in a comparison, by the configuration that trains it and its own settings there.
+
+    ``budget`` names the setting that receives the budget; it is ``None`` for a gate of which one
+    training serves all budgets.
+    """
+
+    config_type: type[GateRunConfig]
+    settings: Mapping[str, object]
+    budget: Literal["budget", "per_input_budget"] | None = None
+    is_seeded: bool = True  # if the gate depends on the seed
+
+
+def gate_specs() -> dict[str, GateSpec]:
+    """Return every kind of gate that a comparison can train, by name."""
+    specs = {}
+    for name, algorithm in ALGORITHM_CONFIGS.items():
+        settings: dict[str, object] = {"algo": name}
+        if algorithm.needs_budget:
+            # The budget limits the computation; a small cost weight breaks ties.
+            settings |= {"fixed_budget": True, "cost_weight": 0.1}
+        specs[name] = GateSpec(
+            config_type=TrainAgentConfig,
+            settings=settings,
+            budget="per_input_budget" if algorithm.needs_budget else None,
+        )
+        if not algorithm.needs_budget and TrainAgentConfig(algo=name).resolved_passes > 1:
+            single = {"algo": name, "passes": 1}
+            specs[f"{name}_single_pass"] = GateSpec(config_type=TrainAgentConfig, settings=single)
+    layerwise = layerwise_kinds()
+    for name, method in SUPERVISED_METHODS.items():
+        for gate in layerwise if method.gate is None else ["ff"]:
+            specs[name if method.gate else f"{name}_{gate}"] = GateSpec(
+                config_type=TrainGumbelConfig,
+                settings={"method": name, "gate": gate},
+                budget=None if method.all_budgets else "budget",
+            )
+    for name, static in STATIC_METHODS.items():
+        specs[f"static_{name}"] = GateSpec(
+            config_type=TrainStaticConfig,
+            settings={"method": name},
+            budget="budget",
+            is_seeded=static.is_seeded,
+        )
+    return specs
+
+
+GateName = Annotated[str, NameIn(gate_specs)]
 
 _TRAINING_FIELDS = (
     *("backbone", "weights", "image_size", "flip", "cost", "latency"),
@@ -24,10 +89,12 @@ _TRAINING_FIELDS = (
 
 
 @configuration
-class CompareConfig(StreamSettings, BackboneSettings):
+class CompareConfig(BackboneSettings):
     """Settings of ``compare``.
 
     Attributes:
+        corruptions: Stream of images that gates are tuned and reported on, see train_agent; by
+            default none, and for a finished run the one that it was tuned on.
         runs: Folders of finished gate runs; runs that differ only in seed or machine settings count
             as one gate. Without any, the gates are trained.
         dataset: Data set to train gates on; with runs, the new location of their data set, if it
@@ -67,6 +134,7 @@ Examples:
         *("timesteps", "run_dir"),
     )
 
+    corruptions: Corruptions | None = None
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     dataset: str | None = None
     budgets: tuple[PositiveFloat, ...] = ()

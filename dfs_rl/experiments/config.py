@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import BackboneMode
-from dfs_rl.agents.hyperparameters import Start, UsualStart
+from dfs_rl.agents.hyperparameters import BackboneMode, CoTrainConfig, Start
 from dfs_rl.costs import COMPUTATION, BudgetUnit, CostModelName
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencySettings, check_cost
@@ -25,10 +24,10 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.constants import DIGITS, Corruptions
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
-    from dfs_rl.utils.run_folder import RunFolder
 
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
@@ -46,9 +45,21 @@ def program(kind: str) -> str:
     return f"python -m dfs_rl.{kind}"
 
 
-def resume_command(run: "RunFolder") -> str:
+def resume_command(run: RunFolder) -> str:
     """Return the command line that resumes a run."""
     return f"{program(run.kind)} --resume {run.path}"
+
+
+def create_run(
+    config: "DataSettings",
+    name: str,
+    *,
+    path: Path | None = None,
+    **record: Any,  # noqa: ANN401 - arguments of ``RunFolder.create``
+) -> RunFolder:
+    """Create the run folder of a configuration at ``path``, else at its ``run_dir``."""
+    path = path or config.run_dir
+    return RunFolder.create(path, kind=config.KIND, name=name, config=config, **record)
 
 
 def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
@@ -91,6 +102,17 @@ def check_highest_budget(
     print_status(f"Warning: {text}.")
 
 
+def check_one_aim(config: object) -> None:
+    """Check that a configuration has at most one of budget, cost weight and accuracy drop."""
+    given = [
+        f"{name} is {value:g}"
+        for name in ("budget", "cost_weight", "max_accuracy_drop")
+        if (value := getattr(config, name, None)) is not None
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]}; give one of them.")
+
+
 def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
     """Check that budgets are in milliseconds only if the cost is latency."""
     if unit == "ms" and cost != LATENCY:
@@ -104,9 +126,8 @@ def check_budget_unit(unit: BudgetUnit, cost: str) -> None:
 class DataSettings:
     """Settings of every command that reads images.
 
-    The class of a command's configuration describes the command: ``KIND`` is its name and the kind
-    of its run folders, ``DESCRIPTION`` the head of its help page and ``RUN`` the function that does
-    its work, imported at its first use to keep help pages quick.
+    A command's configuration describes it: ``KIND`` is its name and the kind of its run folders,
+    ``DESCRIPTION`` the head of its help page and ``RUN`` its work, imported at its first use.
 
     Attributes:
         dataset: "digits", "mnist5k", a folder with train/test parquet files or with class/name.jpg,
@@ -166,19 +187,6 @@ class RunConfig(BackboneSettings):
 
 
 @configuration
-class StreamSettings:
-    """Settings of every command that runs gates on images.
-
-    Attributes:
-        corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
-            kind of corruption at five strengths, or mixed for clean images and every kind alike; by
-            default none, and for a finished run the one that it was tuned on.
-    """
-
-    corruptions: Corruptions | None = None
-
-
-@configuration
 class GateSettings:
     """Settings of every command that takes a trained gate.
 
@@ -196,10 +204,12 @@ class GateSettings:
 
 
 @configuration
-class EvaluateConfig(StreamSettings, GateSettings):
+class EvaluateConfig(GateSettings):
     """Settings of ``evaluate``.
 
     Attributes:
+        corruptions: Stream of images that the gate is reported on, see train_agent; by default the
+            one that it was tuned on.
         run: Folder of a run that trained a gate, or of train_backbone or train_exits for its
             uniform options alone.
         split: Split to report on; test is for one final evaluation.
@@ -224,6 +234,7 @@ Examples:
   python -m dfs_rl.evaluate runs/gate --split val --profile profile.json"""
     RUN: ClassVar = "dfs_rl.experiments.evaluation:run"
 
+    corruptions: Corruptions | None = None
     run: tyro.conf.Positional[Path]
     split: ReportedSplit = "test"
     dataset: str | None = None
@@ -236,41 +247,14 @@ Examples:
 
 
 @configuration
-class TrainExitsConfig(RunConfig):
-    """Settings of ``train_exits``.
-
-    Attributes:
-        after: Numbers of gated layers before the exits, ascending: 1 3 makes two exits, before the
-            second and the fourth layer. Leave it out with --resume.
-        seed: Seed of the augmentation and of the bits that the exits are fitted under.
-    """
-
-    KIND: ClassVar = "train_exits"
-    DESCRIPTION: ClassVar = """\
-Fit exits to a trained backbone: classifiers behind gated layers, where an image may leave the
-network. The result is a backbone of its own.
-
-Examples:
-  python -m dfs_rl.train_exits --after 2 4
-  python -m dfs_rl.train_exits --after 3 6 --dataset uoft-cs/cifar10 --backbone runs/net
-  python -m dfs_rl.train_exits --after 1 3 --run-dir runs/exits"""
-    RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
-
-    after: tuple[int, ...]
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if not self.after:
-            raise ConfigError("after is empty; allowed are one or more numbers of gated layers.")
-
-
-@configuration
-class GateRunConfig(StreamSettings, RunConfig):
+class GateRunConfig(RunConfig):
     """Settings of every command that makes a gate.
 
     ``MODULE`` names the module with the command's functions ``validate`` and ``train``.
 
     Attributes:
+        corruptions: Stream of images that gates are tuned and reported on: none for clean images, a
+            kind of corruption at five strengths, or mixed for clean images and every kind alike.
         budget: Bound on the mean computation, gate, stem and head included.
         budget_unit: Unit of every budget: percent of the gated layers in full precision, or ms per
             image with the cost latency. A run stores percent.
@@ -295,8 +279,8 @@ class GateRunConfig(StreamSettings, RunConfig):
 
     @property
     def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits."""
-        return False
+        """True if the gate may take a backbone's exits, by default as the setting ``exits``."""
+        return getattr(self, "exits", False)
 
     @property
     def cotrains(self) -> bool:
@@ -353,13 +337,22 @@ class GateTrainingConfig(GateRunConfig):
     val_repeats: PositiveInt = 1
     checkpoint_every: PositiveInt | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._complete_blocks()
+        self._check_cotrain()
+        check_one_aim(self)
+        self._check_accuracy_drop()
+        self._check_val_repeats()
+
     @property
     def cotrains(self) -> bool:
         """True if the backbone is trained with the gate."""
         return self.backbone_mode == "co-train"
 
-    def _check_cotrain(self, block: object) -> None:
-        """Check that only co-training has settings in its ``block``."""
+    def _check_cotrain(self) -> None:
+        """Check that only co-training has settings in its block."""
+        block: CoTrainConfig = self.cotrain  # type: ignore[attr-defined] # of the subclasses
         usual = vars(type(block)())
         given = {name: value for name, value in vars(block).items() if value != usual[name]}
         if given and not self.cotrains:
@@ -380,14 +373,9 @@ class GateTrainingConfig(GateRunConfig):
         return not self.cotrains
 
     @property
-    def usual_start(self) -> UsualStart:
-        """Default start of a gate of one pass: uniform where that is possible."""
-        return "uniform" if self.can_start_uniform else "indifferent"
-
-    @property
     def resolved_start(self) -> Start:
-        """Start of the gate: the setting, or its default."""
-        return self.start or self.usual_start
+        """Start of the gate: the setting, or uniform where that is possible."""
+        return self.start or ("uniform" if self.can_start_uniform else "indifferent")
 
     @property
     def validation_interval(self) -> int:
@@ -395,18 +383,12 @@ class GateTrainingConfig(GateRunConfig):
         return self.eval_every or max(1, self.timesteps // N_VALIDATIONS)
 
     def _check_accuracy_drop(self) -> None:
-        """Check that a gate with a bound on the loss of accuracy has no other aim."""
-        if self.max_accuracy_drop is None:
-            return
-        given = f"max_accuracy_drop is {self.max_accuracy_drop:g}"
-        for name in ("budget", "cost_weight"):
-            value = getattr(self, name, None)
-            if value is not None:
-                raise ConfigError(f"{name} is {value:g} and {given}; give one of them.")
-        if not self.all_budgets:
+        """Check that a gate with a bound on the loss of accuracy learns all budgets."""
+        if self.max_accuracy_drop is not None and not self.all_budgets:
             raise ConfigError(
-                f"{given}, which selects a point of a gate for all budgets, but this gate learns "
-                "for one; leave it out, or train for all budgets."
+                f"max_accuracy_drop is {self.max_accuracy_drop:g}, which selects a point of a gate "
+                "for all budgets, but this gate learns for one; leave it out, or train for all "
+                "budgets."
             )
 
     def _check_val_repeats(self) -> None:

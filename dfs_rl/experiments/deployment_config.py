@@ -34,7 +34,7 @@ Examples:
   python -m dfs_rl.export runs/gate
   python -m dfs_rl.export runs/gate --budget 0.8 --out gate.onnx
   python -m dfs_rl.export runs/table --format onnx-static"""
-    RUN: ClassVar = "dfs_rl.experiments.exporting:run"
+    RUN: ClassVar = "dfs_rl.experiments.deployment:run_export"
 
     run: tyro.conf.Positional[Path]
     out: Path | None = None
@@ -67,7 +67,7 @@ Examples:
   python -m dfs_rl.profile
   python -m dfs_rl.profile runs/net --runtime onnx --out onnx.json
   python -m dfs_rl.profile runs/gate --batch-sizes 1 32 --threads 2"""
-    RUN: ClassVar = "dfs_rl.experiments.profiling:run"
+    RUN: ClassVar = "dfs_rl.experiments.deployment:run_profile"
 
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.DisallowNone] = None
     out: Path = Path("profile.json")

@@ -4,12 +4,11 @@ The test split is evaluated once: for an unchanged run the stored summary is ret
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import pandas as pd
 
@@ -54,7 +53,7 @@ from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.precision import resolve_frozen
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
@@ -64,16 +63,12 @@ _TABLE_BYTES = 1000  # approximate size of a static bit table with its score
 _BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
-@dataclass(frozen=True, eq=False)
-class SharedResults:
-    """Results that evaluations of gates over one backbone and data set share, to save time."""
+_Shared = tuple[OutputCache, CachedScores]
+EvaluationCache = dict[str, _Shared]
+"""Outputs of rules and scores of tables, by an identifier of what evaluations must have in common.
 
-    outputs: OutputCache = field(default_factory=dict)  # of the settings of rules
-    scores: CachedScores = field(default_factory=dict)  # by the number of val images
-
-
-EvaluationCache = dict[str, SharedResults]
-"""Shared results by an identifier of backbone, images, precision and batch size."""
+These are backbone, images, precision and batch size.
+"""
 
 
 @dataclass(frozen=True)
@@ -110,21 +105,12 @@ class Evaluation:
         return methods.merge(compared.drop(columns=["label", "role"]), on="key", how="left")
 
 
-class _Loaded(NamedTuple):
-    """Models of a run; without a gate ``model`` is None, without co-training ``before``."""
-
-    backbone: GatedBackbone
-    model: GatedModel | None = None
-    before: GatedBackbone | None = None
-
-
 def run(invocation: Invocation[EvaluateConfig]) -> None:
     """Evaluate a run, print its table and write its summary."""
     config = invocation.config
     set_threads(config.threads)
     result = evaluate_run(config, progress=lambda text: print_status(f"{text} ..."))
-    sys.stdout.write(summary_text(result.summary))
-    sys.stdout.flush()
+    print_result(summary_text(result.summary))
     if result.stored:
         print_status(f"Stored in {result.path}: neither the run nor the settings have changed.")
     else:
@@ -137,7 +123,7 @@ def evaluate_run(
     *,
     baselines: Iterable[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
-    backbone: StoredBackbone | None = None,
+    stored: StoredBackbone | None = None,
     cache: EvaluationCache | None = None,
     store: Callable[[], AbstractContextManager[Path]] | None = None,
 ) -> Evaluation:
@@ -155,7 +141,7 @@ def evaluate_run(
         dataset: Data set of the run, or its location; by default from the configuration or the run.
         baselines: Names of the baselines to run; None for all that apply.
         progress: Receives a short description of each stage.
-        backbone: Backbone of the run, if it is loaded already.
+        stored: Backbone of the run, if it is loaded already.
         cache: Results shared with evaluations of other runs.
         store: Yields another output folder than the run, entered if the run has no such results.
 
@@ -167,16 +153,16 @@ def evaluate_run(
     """
     folder = RunFolder.open(config.run)
     baselines = _checked_baselines(folder, baselines)
-    stored = backbone or load_stored_backbone(folder.path / BACKBONE_FOLDER)
+    stored = stored or load_stored_backbone(folder.path / BACKBONE_FOLDER)
     config = with_percent_budgets(config, stored.backbone.costs)
-    loaded = _load(folder, config, stored)
-    costs = loaded.backbone.costs
+    backbone, model, before = _load(folder, config, stored)
+    costs = backbone.costs
     measured = measured_costs(costs, config.profile)
     given = config.dataset if dataset is None else dataset
     data = _dataset(folder, stored.info, given, config.corruptions)
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
-    shown = [config.split] if config.split != "test" or loaded.model is None else []
+    shown = [config.split] if config.split != "test" or model is None else []
     name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
     profile = None if measured is None else measured.profile
     ran = BASELINES if baselines is None else baselines
@@ -189,11 +175,13 @@ def evaluate_run(
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
-        _check_memory(loaded.backbone, data, config)
+        _check_memory(backbone, data, config)
         digest = weights_digest(folder.path / BACKBONE_FOLDER, exits=True)
         key = f"{digest} {data.fingerprint} {config.precision} {config.batch_size}"
-        shared = ({} if cache is None else cache).setdefault(key, SharedResults())
-        methods = _evaluate_methods(loaded, data, config, baselines, progress, shared)
+        shared = ({} if cache is None else cache).setdefault(key, ({}, {}))
+        methods = _evaluate_methods(
+            backbone, model, before, data, config, baselines, progress, shared
+        )
         summary = summarize(
             methods,
             costs,
@@ -205,7 +193,7 @@ def evaluate_run(
             class_names=data.class_names,
         )
         drawn = None
-        if loaded.model is not None:
+        if model is not None:
             images, (records,) = data.split(config.split).images, methods[0].records
             rows = cheapest_and_most_expensive(records, costs)
             drawn = images_plot(rows, records, images, costs, data.class_names)
@@ -238,16 +226,17 @@ def _checked_baselines(folder: RunFolder, baselines: Iterable[str] | None) -> Se
 
 
 def _evaluate_methods(
-    loaded: _Loaded,
+    backbone: GatedBackbone,
+    model: GatedModel | None,
+    before: GatedBackbone | None,
     data: Dataset,
     config: EvaluateConfig,
     baselines: Sequence[str] | None,
     progress: Callable[[str], None],
-    shared: SharedResults,
+    shared: _Shared,
 ) -> list[MethodResult]:
     """Return the results of the gate, if there is one, and of the baselines."""
-    backbone, model, split = loaded.backbone, loaded.model, config.split
-    batch_size, device = config.batch_size, backbone.feature_mean.device
+    split, batch_size, device = config.split, config.batch_size, backbone.feature_mean.device
     reported, selection = (data.split(name).to(device) for name in (split, _SELECTION))
     if model is None:
         progress(f"uniform options on {len(reported):,} {split} images")
@@ -266,13 +255,13 @@ def _evaluate_methods(
         selection=selection,
         reported_name=split,
         selection_name=_SELECTION,
-        before_cotraining=loaded.before,
+        before_cotraining=before,
         passes=passes_of(model.gate),
         search=config.search,
         batch_size=batch_size,
         progress=progress,
-        cached_scores=shared.scores,
-        cached_outputs=shared.outputs,
+        cached_outputs=shared[0],
+        cached_scores=shared[1],
     )
     gate = MethodResult(
         key="gate",
@@ -336,7 +325,10 @@ def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig
     check_memory(needs, backbone.feature_mean.device)
 
 
-def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> _Loaded:
+def _load(
+    folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone
+) -> tuple[GatedBackbone, GatedModel | None, GatedBackbone | None]:
+    """Return a run's backbone, gate, and backbone before co-training, if it has the latter two."""
     device, budget, drop = resolve_device(config.device), config.budget, config.max_accuracy_drop
     dtype = resolve_frozen(config.precision, device)
     if folder.kind in _BACKBONE_KINDS:
@@ -345,8 +337,7 @@ def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> 
             raise ConfigError(
                 f"{given}, but {folder.path} has a backbone and no gate; leave it out."
             )
-        backbone = stored.backbone.to_inference(dtype).to(device)
-        return _Loaded(backbone)
+        return stored.backbone.to_inference(dtype).to(device), None, None
     gate, before = folder.path / GATE_FOLDER, folder.path / BEFORE_FOLDER
     try:
         model = add_gate(
@@ -357,9 +348,9 @@ def _load(folder: RunFolder, config: EvaluateConfig, stored: StoredBackbone) -> 
     except ConfigError as error:
         raise ConfigError(f"{folder.path}: {error}") from error
     if not before.is_dir():
-        return _Loaded(model.backbone, model)
+        return model.backbone, model, None
     original = load_stored_backbone(before).backbone.to_inference(dtype).to(device)
-    return _Loaded(model.backbone, model, original)
+    return model.backbone, model, original
 
 
 def _dataset(

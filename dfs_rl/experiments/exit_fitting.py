@@ -1,7 +1,6 @@
 """Fitting of exits to a trained backbone, whose network stays unchanged."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from dfs_rl.costs import check_exits
 from dfs_rl.data import Dataset, augment
 from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exits
+from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import TrainExitsConfig, resume_command
+from dfs_rl.experiments.config import create_run, resume_command
 from dfs_rl.experiments.supernet_training import is_finished
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
@@ -21,7 +21,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.seeding import torch_generator
@@ -54,14 +54,8 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
     dataset = load_data(config, folder)
     if folder is None:
         stored = _load_backbone(config, dataset)
-        folder = RunFolder.create(
-            config.run_dir,
-            kind=config.KIND,
-            name=f"exits-{dataset.name}",
-            config=config,
-            command=invocation.command,
-            fingerprint=dataset.fingerprint,
-        )
+        name, command = f"exits-{dataset.name}", invocation.command
+        folder = create_run(config, name, command=command, fingerprint=dataset.fingerprint)
     try:
         with folder.lock():
             folder.check_data(dataset.fingerprint, dataset.name)
@@ -77,8 +71,7 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command(folder)}") from None
     stored = load_stored_backbone(folder.path)
-    sys.stdout.write(_table(folder, stored) + "\n")
-    sys.stdout.flush()
+    print_result(_table(folder, stored) + "\n")
     constructor = getattr(stored.backbone.config, "constructor", None)
     trust = "" if constructor is None else " --trust-code"
     print_status(

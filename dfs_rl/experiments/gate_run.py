@@ -1,28 +1,30 @@
 """Runs that train gates: validation, creation, training, budget calibration and evaluation."""
 
 import importlib
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
-from dfs_rl.experiments.board import write_hyperparameters
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
 from dfs_rl.experiments.config import (
     EvaluateConfig,
     GateRunConfig,
     GateTrainingConfig,
+    create_run,
     resume_command,
     with_percent_budgets,
 )
-from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
-from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, shipped_preference
+from dfs_rl.experiments.evaluation import evaluate_run
+from dfs_rl.experiments.search_config import TrainCascadeConfig
+from dfs_rl.experiments.session import (
+    TRAINING_FILE,
+    TrainingRecord,
+    shipped_preference,
+    write_hyperparameters,
+)
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate
@@ -32,7 +34,7 @@ from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
 
@@ -50,9 +52,13 @@ def run(invocation: Invocation[GateRunConfig]) -> None:
     folder = gate_run.folder
     with folder.lock():
         gate_run.train()
-        evaluation = gate_run.evaluate(lambda text: print_status(f"Evaluating: {text} ..."))
-    sys.stdout.write(summary_text(evaluation.summary))
-    sys.stdout.flush()
+        evaluation = evaluate_run(
+            EvaluateConfig(run=folder.path, device=config.device),
+            dataset,
+            progress=lambda text: print_status(f"Evaluating: {text} ..."),
+            stored=gate_run.trained,
+        )
+    print_result(summary_text(evaluation.summary))
     print_status(f"Everything is in {folder.path}; pictures:")
     for picture in sorted(folder.plots_dir.glob("*.png")):
         print_status(f"  {picture}")
@@ -70,18 +76,15 @@ def validate(config: GateRunConfig, dataset: Dataset) -> tuple[GateRunConfig, st
         print_status("This gate does not use the backbone's exits; every image runs to the end.")
         backbone.backbone.set_exits(())
     config = config.for_backbone(backbone.backbone.costs)
-    return config, _method(config).validate(config, dataset, backbone.backbone), backbone
-
-
-def _method(config: GateRunConfig) -> Any:  # noqa: ANN401
-    """Return the module with the functions ``validate`` and ``train`` of a configuration."""
-    return importlib.import_module(config.MODULE)
+    module = importlib.import_module(config.MODULE)
+    return config, module.validate(config, dataset, backbone.backbone), backbone
 
 
 class GateRun:
     """A run that trains a gate; it loads or builds the backbone once.
 
     The caller locks the folder. ``backbone`` is from ``validate``, or loaded when it is needed.
+    ``trained`` is that after a training that did not end earlier.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class GateRun:
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self._preview = backbone
-        self._trained: StoredBackbone | None = None
+        self.trained: StoredBackbone | None = None
 
     @classmethod
     def create(cls, config: GateRunConfig, dataset: Dataset, command: tuple[str, ...]) -> "GateRun":
@@ -103,14 +106,8 @@ class GateRun:
         if given.budget_unit != config.budget_unit and config.budget is not None:
             budget = backbone.backbone.costs.cost_text(config.budget)
             print_status(f"The budget is {budget} of the gated layers in full precision.")
-        folder = RunFolder.create(
-            config.run_dir,
-            kind=config.KIND,
-            name=name,
-            config=config.with_resolved_defaults(),
-            command=command,
-            fingerprint=dataset.fingerprint,
-        )
+        resolved = config.with_resolved_defaults()
+        folder = create_run(resolved, name, command=command, fingerprint=dataset.fingerprint)
         return cls(config, dataset, folder, backbone)
 
     def train(self) -> TrainingRecord:
@@ -126,8 +123,8 @@ class GateRun:
         began = time.perf_counter()
         try:
             stored = backbone_of_run(run, self.config, self.dataset, self._preview)
-            method = _method(self.config)
-            record: TrainingRecord = method.train(self.config, self.dataset, run, stored)
+            module = importlib.import_module(self.config.MODULE)
+            record: TrainingRecord = module.train(self.config, self.dataset, run, stored)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Interrupted and saved; go on with: {resume_command(run)}"
@@ -137,7 +134,7 @@ class GateRun:
         if self.config.cotrains:  # the best gate may belong to an earlier state
             stored = load_stored_backbone(path / BACKBONE_FOLDER)
         stored.backbone.cpu().eval()  # as it is loaded, so that its inference form is the same
-        self._trained = stored
+        self.trained = stored
         points = self._calibrate_budgets(stored) or record.points_on_val
         record = replace(record, points_on_val=points, seconds=round(seconds, 1))
         write_hyperparameters(run, record.best_on_val, record.points_on_val)
@@ -148,11 +145,6 @@ class GateRun:
                 "standard error of the highest mean reward on the val split."
             )
         return record
-
-    def evaluate(self, progress: Callable[[str], None]) -> Evaluation:
-        """Evaluate the trained gate on the test split, see ``evaluate_run``."""
-        config = EvaluateConfig(run=self.folder.path, device=self.config.device)
-        return evaluate_run(config, self.dataset, progress=progress, backbone=self._trained)
 
     def _calibrate_budgets(self, stored: StoredBackbone) -> tuple[tuple[float, float], ...]:
         """Measure a gate for all budgets, and set it to the configuration's budget or accuracy.

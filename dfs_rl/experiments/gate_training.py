@@ -21,11 +21,15 @@ from dfs_rl.agents.gate_export import (
     load_gate_into_policy,
     untrained_gate,
 )
-from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig, RolloutSize
+from dfs_rl.agents.hyperparameters import QLearningConfig, QRDQNConfig
 from dfs_rl.agents.logging import MetricsFile, ProgressBar
-from dfs_rl.agents.memory import replay_needs, training_needs
-from dfs_rl.agents.pretraining import UniformOptionRewards, behavior_cloning, pretraining_images
-from dfs_rl.agents.rule_cloning import EPISODES, clone_rules
+from dfs_rl.agents.pretraining import (
+    EPISODES,
+    UniformOptionRewards,
+    behavior_cloning,
+    clone_rules,
+    pretraining_images,
+)
 from dfs_rl.agents.validation import ValidationState, Validator, rewards_of
 from dfs_rl.backbones import Backbone, InferenceBackbone, StoredBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
@@ -35,10 +39,11 @@ from dfs_rl.envs.sb3_vec_env import EnvState, SB3GatingVecEnv
 from dfs_rl.envs.spaces import observation_bytes, observation_space
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
 from dfs_rl.experiments.config import check_highest_budget
-from dfs_rl.experiments.rule_start import TunedRules, keep_better
+from dfs_rl.experiments.memory import replay_needs, training_needs
+from dfs_rl.experiments.rule_gates import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
@@ -84,9 +89,8 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
         )
     passes = _pass_settings(config, dataset)
     space = observation_space(backbone, budget_conditioning=config.all_budgets, passes=passes)
-    n_steps = backbone.costs.n_layers + (passes.limit > 1)
-    update = RolloutSize(config.num_envs, n_steps, observation_bytes(space))
-    config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
+    size = config.num_envs, backbone.costs.n_layers + (passes.limit > 1), observation_bytes(space)
+    config.algorithm.resolve(*size, timesteps=config.timesteps, start=config.resolved_start)
     _check_memory(config, backbone, dataset, initial)
     gate = make_gate(config, backbone, passes, initial=initial)
     if config.init_gate is not None and initial is not None:
@@ -125,18 +129,15 @@ def _check_memory(
     algorithm = config.algorithm
     decisions = config.num_envs * backbone.costs.n_layers
     needs = training_needs(
+        config,
         backbone,
         kind=algorithm.gate,
-        features=config.resolved_features,
         hidden=_hidden(config, initial),
-        budget_conditioning=config.all_budgets,
         passes=_pass_settings(config, dataset),
         decisions=algorithm.batch_size if isinstance(algorithm, QLearningConfig) else decisions,
         val_images=len(dataset.val),
-        val_repeats=config.val_repeats,
         num_envs=config.num_envs,
         outputs=algorithm.n_quantiles if isinstance(algorithm, QRDQNConfig) else 1,
-        cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     needs |= replay_needs(algorithm, backbone, budget_conditioning=config.all_budgets)
     check_memory(needs, resolve_device(config.device))
@@ -158,7 +159,7 @@ def train(
     device = resolve_device(config.device)
     backbone = stored.backbone.to(device)
     gate_steps, total = _length(config, backbone.costs)
-    bar = ProgressBar(total, print_status=print_status)
+    bar = ProgressBar(total)
     session = RunSession(run, LearningState, report=bar.report)
     resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)
@@ -182,10 +183,10 @@ def train(
         gate_macs=gate.macs,
         passes=passes,
     )
-    group_size = config.resolved_group_size
+    group_size, seed = config.resolved_group_size, config.seed
     sync_episodes = passes.limit == 1  # several passes take their own number of steps
     env = SB3GatingVecEnv(
-        task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=config.seed
+        task, config.num_envs, group_size=group_size, sync_episodes=sync_episodes, seed=seed
     )
     waits = sync_episodes and gate.exits is not None
     model = build_algorithm(
@@ -203,10 +204,8 @@ def train(
     export = partial(deploy, template=gate)
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
-    else:
-        start = initial or _start_gate(config, export(model), task, rules)
-        if start is not None:
-            load_gate_into_policy(model, start)
+    elif start := initial or _start_gate(config, export(model), task, rules):
+        load_gate_into_policy(model, start)
     session.keep_best(stored, gate, cotrained=config.cotrains)
     board = session.open_board(purge_step=resumed_at)
     model.set_logger(Logger(None, [MetricsFile(session.log), board]))
@@ -280,19 +279,29 @@ def _tune_rules(
     if config.resolved_start != "rule":
         return None
     print_status(f"Tuning rules over {passes.limit} passes on the agent and val splits ...")
-    return TunedRules(
-        backbone, dataset, limit=passes.limit, mirrored=passes.mirrored, answer=config.answer
-    )
+    limit, mirrored = passes.limit, passes.mirrored
+    return TunedRules(backbone, dataset, limit=limit, mirrored=mirrored, answer=config.answer)
 
 
 def _start_gate(
     config: TrainAgentConfig, gate: LearnedGate, task: Task, rules: TunedRules | None
 ) -> LearnedGate | None:
-    """Return ``gate`` as the training starts; ``None`` if it starts indifferent."""
+    """Return ``gate``, pretrained as the start of the training; ``None`` for an indifferent one."""
+
+    def choose(uniform: UniformOptionRewards, preferences: Tensor) -> Tensor:
+        weights = torch.tensor([task.reward.cost], dtype=torch.float64)
+        if task.cost_weight_range is not None:
+            weights = task.cost_weight_range.at(preferences)
+        return uniform.best_at(weights)
+
     if rules is not None:
         clone_rules(gate, rules.for_task(task), task, seed=config.seed)
-        return gate
-    return _uniform_gate(gate, task, config.seed) if config.resolved_start == "uniform" else None
+    elif config.resolved_start == "uniform":
+        frozen, images, reward, budget = task.backbone, task.images, task.reward, task.budget
+        behavior_cloning(gate, frozen, images, reward, choose, budget=budget, seed=config.seed)
+    else:
+        return None
+    return gate
 
 
 def _images_before(config: TrainAgentConfig, costs: CostTable, rules: TunedRules | None) -> int:
@@ -341,19 +350,6 @@ def _make_cotrainer(
     if session.checkpoint is not None and session.state is not None:
         cotrainer.restore(session.checkpoint.tensors, session.state.backbone_steps)
     return cotrainer
-
-
-def _uniform_gate(gate: LearnedGate, task: Task, seed: int) -> LearnedGate:
-    """Return ``gate``, pretrained to sample around the uniform option with the highest reward."""
-
-    def choose(uniform: UniformOptionRewards, preferences: Tensor) -> Tensor:
-        if task.cost_weight_range is None:
-            return uniform.best_at(torch.tensor([task.reward.cost], dtype=torch.float64))
-        return uniform.best_at(task.cost_weight_range.at(preferences))
-
-    images, reward = task.images, task.reward
-    behavior_cloning(gate, task.backbone, images, reward, choose, budget=task.budget, seed=seed)
-    return gate
 
 
 def cost_weight_range_of(config: TrainAgentConfig) -> CostWeightRange | None:

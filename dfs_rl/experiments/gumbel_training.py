@@ -12,7 +12,6 @@ from torch import Tensor
 from dfs_rl.agents.cotraining import CoTrainer
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.logging import ProgressBar
-from dfs_rl.agents.memory import training_needs
 from dfs_rl.agents.pretraining import behavior_cloning, pretraining_images
 from dfs_rl.agents.supervised.trainer import GateTask, GateTrainer, SupervisedState
 from dfs_rl.agents.validation import Validator, rewards_of
@@ -24,8 +23,9 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.config import DEFAULT_BUDGET, check_highest_budget
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.memory import training_needs
 from dfs_rl.experiments.session import RunSession, TrainingRecord
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import (
     BudgetConditioning,
@@ -35,7 +35,6 @@ from dfs_rl.gating.budget_conditioning import (
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.device import check_memory, resolve_device
-from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.seeding import seed_everything, stream_seed
 
@@ -158,15 +157,12 @@ def validate(config: TrainGumbelConfig, dataset: Dataset, backbone: Backbone) ->
     """Validate the configuration against the data and the backbone, and return the run's name."""
     batch = min(config.training.batch_size, len(dataset.agent))
     needs = training_needs(
+        config,
         backbone,
         kind=config.kind,
-        features=config.resolved_features,
         hidden=config.hidden,
-        budget_conditioning=config.all_budgets,
         decisions=batch * backbone.costs.n_layers,
         val_images=len(dataset.val),
-        val_repeats=config.val_repeats,
-        cotrain_batch=config.cotrain.batch_size if config.cotrains else None,
     )
     each = backward_bytes(backbone)  # at one option; training mixes all options
     needs[f"training.batch_size is {batch}"] = batch * each * backbone.costs.n_actions
@@ -200,19 +196,14 @@ def train(
     """
     device = resolve_device(config.device)
     total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
-    bar = bar or ProgressBar(total * size, print_status=print_status)
+    bar = bar or ProgressBar(total * size)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)
-    cotrainer = None
+    cotrainer, seed, greedy = None, config.seed, config.training.is_greedy
     if config.cotrains:
         cotrainer = CoTrainer(
-            config.cotrain,
-            backbone,
-            dataset,
-            seed=config.seed,
-            budget=None,
-            greedy=config.training.is_greedy,
+            config.cotrain, backbone, dataset, seed=seed, budget=None, greedy=greedy
         )
     else:
         backbone.requires_grad_(requires_grad=False)
@@ -226,7 +217,7 @@ def train(
         images=agent,
         target=target,
         steps=total,
-        seed=config.seed,
+        seed=seed,
     )
     trainer = build_trainer(config, task, cotrainer)
     if session.checkpoint is not None and session.state is not None:
@@ -261,7 +252,7 @@ def train(
                 agent,
                 likelihood,
                 lambda uniform, preferences: uniform.best_within(target(preferences)),
-                seed=config.seed,
+                seed=seed,
             )
         session.validate(gate.eval(), 0)
         save()
@@ -271,14 +262,13 @@ def train(
     try:
         with session.running() as stop:
             while trainer.steps < total:
-                losses = trainer.step()
-                timesteps, figures = trainer.steps * size, losses._asdict()
-                session.log({"kind": "update", "timesteps": timesteps, **figures})
+                metrics = trainer.step()
+                timesteps = trainer.steps * size
+                session.log({"kind": "update", "timesteps": timesteps, **metrics})
                 rate = (trainer.steps - first) * size / (time.perf_counter() - began)
-                figures["steps_per_second"] = rate
-                shown = {f"train/{k}": v for k, v in figures.items() if v is not None}
-                board.scalars(shown, timesteps)
-                bar.update(timesteps, loss=f"{losses.labels:.3f}")
+                shown = {f"train/{k}": v for k, v in metrics.items() if v is not None}
+                board.scalars(shown | {"train/steps_per_second": rate}, timesteps)
+                bar.update(timesteps, loss=f"{metrics['labels']:.3f}")
                 if validator.is_due(timesteps):
                     session.validate(gate.eval(), timesteps)
                 ended = trainer.steps == total

@@ -1,11 +1,10 @@
 """Run folders of gates that plain Stable-Baselines3 trained on the environment."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar
 
 from pydantic import Field
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import VecNormalize
 
 from dfs_rl.agents.policy_conversion import (
     Normalization,
@@ -15,17 +14,14 @@ from dfs_rl.agents.policy_conversion import (
     load_policy,
     normalization_of,
 )
-from dfs_rl.backbones import Backbone
 from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.config import GateRunConfig
+from dfs_rl.experiments.config import GateRunConfig, create_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, training_record
-from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
-from dfs_rl.gating.shared_network import SharedMLPGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.config import PositiveFloat, config_to_dict, configuration
 from dfs_rl.utils.device import resolve_device
@@ -52,11 +48,6 @@ class PolicyGateConfig(GateRunConfig):
     exits: bool = True
     name: Annotated[str, Field(min_length=1)] = "SB3 policy"
 
-    @property
-    def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits."""
-        return self.exits
-
 
 def make_policy_run(
     config: PolicyGateConfig, dataset: Dataset, policy: Policy, normalize: Normalization | None
@@ -67,54 +58,35 @@ def make_policy_run(
     preview = preview_backbone(config, dataset)
     if not config.uses_exits:
         preview.backbone.set_exits(())
-    # An error leaves no folder behind.
-    _gate(config, loaded, normalization, preview.backbone)
-    check_environment(policy, preview.backbone, passes=config.passes, budget=config.budget)
-    run = RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name=f"sb3-{dataset.name}",
-        config=config,
-        command=(f"dfs_rl.{config.KIND}",),
-        fingerprint=dataset.fingerprint,
-    )
-    with run.lock():
-        trained = backbone_of_run(run, config, dataset, preview).backbone
-        gate, device = _gate(config, loaded, normalization, trained), resolve_device(config.device)
-        backbone, val = trained.to_inference().to(device), dataset.val.to(device)
-        gate.to(device)
-        if gate.budget_conditioning is not None:
-            gate.budget_conditioning = calibrate_budget_conditioning(backbone, gate, val)
-        save_gate(gate, run.path / GATE_FOLDER)
-        records = evaluate_gate(backbone, gate, val, budget=gate.budget)
-        costs = backbone.costs
-        record = training_record(
-            {"accuracy": records.accuracy, "computation": records.computation(costs).mean().item()},
-            gate_images=timesteps // costs.n_layers,
-        )
-        if (measured := gate.budget_conditioning) is not None:
-            points = tuple(zip(measured.computations, measured.accuracies, strict=True))
-            record = replace(record, points_on_val=points)
-        write_json(run.path / TRAINING_FILE, config_to_dict(record))
-    return run, record
-
-
-def _gate(
-    config: PolicyGateConfig,
-    policy: BasePolicy,
-    normalization: VecNormalize | None,
-    backbone: Backbone,
-) -> SharedMLPGate:
-    """Return the gate of a policy, whose MACs are within a budget."""
-    gate = gate_of_policy(
-        policy,
-        backbone,
+    convert = partial(
+        gate_of_policy,
+        loaded,
         normalization=normalization,
         passes=config.passes,
         budget=config.budget,
         budget_conditioning=config.cost_weight_range is not None,
         name=config.name,
     )
-    if config.budget is not None:
-        gated_budget(backbone.costs, config.budget, gate_macs=gate.macs)
-    return gate
+    convert(preview.backbone)  # an error leaves no folder behind
+    check_environment(policy, preview.backbone, passes=config.passes, budget=config.budget)
+    command, fingerprint = (f"dfs_rl.{config.KIND}",), dataset.fingerprint
+    run = create_run(config, f"sb3-{dataset.name}", command=command, fingerprint=fingerprint)
+    with run.lock():
+        trained = backbone_of_run(run, config, dataset, preview).backbone
+        gate, device = convert(trained), resolve_device(config.device)
+        backbone, val = trained.to_inference().to(device), dataset.val.to(device)
+        gate.to(device)
+        if gate.budget_conditioning is not None:
+            gate.budget_conditioning = calibrate_budget_conditioning(backbone, gate, val)
+        save_gate(gate, run.path / GATE_FOLDER)
+        records = evaluate_gate(backbone, gate, val, budget=gate.budget)
+        costs, measured = backbone.costs, gate.budget_conditioning
+        record = training_record(
+            {"accuracy": records.accuracy, "computation": records.computation(costs).mean().item()},
+            gate_images=timesteps // costs.n_layers,
+        )
+        if measured is not None:
+            points = tuple(zip(measured.computations, measured.accuracies, strict=True))
+            record = replace(record, points_on_val=points)
+        write_json(run.path / TRAINING_FILE, config_to_dict(record))
+    return run, record

@@ -1,57 +1,66 @@
-"""Session of one training in a run folder: resume, metrics, validation, checkpoints, Ctrl-C."""
+"""Session of one training in a run folder: resume, metrics, validation, checkpoints, Ctrl-C.
 
+``docs/how-to/tensorboard.md`` explains the tags of TensorBoard.
+"""
+
+import bisect
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
+from stable_baselines3.common.logger import HParam, Image
 from torch import Tensor
 
 from dfs_rl.agents.logging import TensorBoard
 from dfs_rl.agents.validation import Validator
-from dfs_rl.backbones import Backbone, StoredBackbone, save_backbone
+from dfs_rl.backbones import Backbone, GatedBackbone, StoredBackbone, save_backbone
+from dfs_rl.costs import CostTable
 from dfs_rl.errors import CheckpointError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
-from dfs_rl.experiments.board import validation_pictures, validation_scalars
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.config import GateTrainingConfig
+from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.storage import StoredGate, save_gate
+from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.storage import StoredGate, load_gate, save_gate
+from dfs_rl.reporting import style
+from dfs_rl.reporting.figures import options_plot
+from dfs_rl.reporting.images_plot import EXAMPLES, images_plot
 from dfs_rl.utils.checkpoint import module_tensors, restore_module
-from dfs_rl.utils.config import NonNegativeInt
+from dfs_rl.utils.config import NonNegativeInt, flat_settings
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from dfs_rl.utils.run_records import parse_record
 from dfs_rl.utils.signals import StopRequest, stop_on_interrupt
-
-if TYPE_CHECKING:
-    from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.utils.yaml_core import read_yaml
 
 StateT = TypeVar("StateT")
 
 TRAINING_FILE = "training.json"
 """File that marks a training as finished."""
+_FIGURES = ("accuracy", "computation", "reward", "patterns")
+_PLACES = ("run_dir", "device", "threads")
+"""Settings that say where a run is, and are no hyperparameters."""
+_ROUNDING = 1e-6
+"""Rounding tolerance of a preference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """Result of a training, the content of ``training.json``.
 
-    Attributes:
-        best_on_val: Figures of the selected gate.
-        points_on_val: Computation and accuracy in percent, at each measured preference of a gate
-            for all budgets.
-        images_seen: Images that trained the gate and the backbone, repeats counted.
-        seconds: Duration, all resumptions together.
+    The points are computation and accuracy in percent, at each measured preference of a gate for
+    all budgets.
     """
 
-    best_on_val: dict[str, Any]
+    best_on_val: dict[str, Any]  # figures of the selected gate
     points_on_val: tuple[tuple[float, float], ...]
-    images_seen: dict[str, NonNegativeInt]
-    seconds: float | None = None
+    images_seen: dict[str, NonNegativeInt]  # by the gate and the backbone, repeats counted
+    seconds: float | None = None  # all resumptions together
 
 
 def training_record(
@@ -107,25 +116,22 @@ def shipped_point(
 class RunSession(Generic[StateT]):
     """One training in a run folder, from its start or from its last checkpoint.
 
-    The metrics are truncated to the records that the checkpoint counts. A session counts the
-    records that it logs, so that saving a checkpoint does not read them again.
+    The caller locks the run folder. The metrics are truncated to the records that the checkpoint
+    counts.
 
     Args:
-        run: Run folder, locked by the caller.
-        state_type: Type of the state that the training stores, with the field ``metrics``;
-            ``None`` for a training that starts over each time and stores its own results.
+        run: Run folder.
+        state_type: Type of the state in a checkpoint, with the field ``metrics``; ``None`` for a
+            training that starts over each time and stores its own results.
         report: Receives steps and record of each validation.
 
     Attributes:
         checkpoint: Checkpoint that the training resumes from, ``None`` at its start.
         state: State in the checkpoint.
-        writer: TensorBoard writer, set by ``open_board``.
-        validator: Validator, set by ``validate_on``.
-        keep: Keeps the best gate; ``keep_best`` replaces it.
     """
 
-    writer: TensorBoard
-    validator: Validator | None = None
+    writer: TensorBoard  # set by open_board
+    validator: Validator | None = None  # set by validate_on
     _config: GateTrainingConfig | None = None
 
     def __init__(
@@ -202,8 +208,7 @@ class RunSession(Generic[StateT]):
 
         With the configuration, a gate for all budgets is reported at the point that would ship.
         """
-        self.validator, self._class_names = validator, class_names
-        self._config = config
+        self.validator, self._class_names, self._config = validator, class_names, config
         # A training that was copied with another reward selects its best gate anew.
         if self.checkpoint is not None and self.checkpoint.state["validation"] is not None:
             state = cast("dict[str, Any]", self.checkpoint.state["validation"])
@@ -270,3 +275,70 @@ class RunSession(Generic[StateT]):
         return training_record(
             self.validator.best, gate_images=gate_images, backbone_images=backbone_images
         )
+
+
+def validation_scalars(
+    record: Mapping[str, Any], records: GateRecords, costs: CostTable
+) -> dict[str, Any]:
+    """Return the scalars of a validation, by tag.
+
+    The bits of a layer are the mean over images and passes; a skipped layer, and one behind the
+    exit of an image, has 0.
+    """
+    shares = np.asarray(record["histogram"])[:, : len(costs.options)]
+    bits = shares @ np.asarray(list(costs.options), dtype=np.float64)
+    scalars = {f"val/{name}": record[name] for name in _FIGURES}
+    digits = len(str(len(bits)))  # TensorBoard sorts tags as text
+    scalars |= {f"bits/layer_{i + 1:0{digits}d}": float(mean) for i, mean in enumerate(bits)}
+    if records.earlier is not None:
+        scalars["passes/mean"] = records.mean_passes
+        percent = 100.0 * records.earlier.ran.double().mean(dim=0)
+        scalars |= {f"passes/pass_{i + 2}": float(share) for i, share in enumerate(percent)}
+    return scalars
+
+
+def validation_pictures(
+    records: GateRecords,
+    images: Tensor,
+    costs: CostTable,
+    class_names: Sequence[str],
+) -> dict[str, Image]:
+    """Return the pictures of a validation, by tag: shares of the options, and the first images.
+
+    The images are always the same ones, so that their bits can be followed. A gate for all budgets
+    runs each of them at its own preference.
+    """
+    passes = records.pass_histograms(costs.n_actions).numpy()
+    rows = {"Samples of the val split": range(min(EXAMPLES, len(images)))}
+    samples = style.to_array(images_plot(rows, records, images, costs, class_names))
+    chosen = style.to_array(options_plot(passes, costs.options))
+    return {
+        "val/options": Image(chosen, "HWC"),
+        "val/samples": Image(samples, "HWC"),
+    }
+
+
+def write_hyperparameters(
+    run: RunFolder, best: Mapping[str, Any], points: Sequence[tuple[float, float]]
+) -> None:
+    """Write the settings of a run and the result ``best`` of its gate on val, for the tab HPARAMS.
+
+    Of the points of a gate for all budgets, the one at or just below its own preference counts.
+    """
+    gate, at = load_gate(run.path / GATE_FOLDER), 0
+    if isinstance(gate, LearnedGate | RuleGate) and gate.budget_conditioning is not None:
+        measured = gate.budget_conditioning.preferences
+        at = bisect.bisect_right(measured, gate.preference + _ROUNDING) - 1
+    computation, accuracy = points[at]
+    metrics = {"final/val_accuracy": accuracy, "final/val_computation": computation}
+    flat = flat_settings(read_yaml(run.config_path))
+    settings = {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in flat.items()
+        if value is not None and name not in _PLACES
+    }
+    board = TensorBoard(run, purge_step=None)
+    try:
+        board.scalars({**metrics, "hparams": HParam(settings, metrics)}, best.get("timesteps", 0))
+    finally:
+        board.close()

@@ -21,13 +21,12 @@ from dfs_rl.evaluation.static_tables.scoring import (
     is_within_budget,
 )
 from dfs_rl.experiments.config import N_VALIDATIONS, check_highest_budget
+from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.experiments.session import RunSession, TrainingRecord
-from dfs_rl.experiments.static_config import TrainStaticConfig
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.utils.device import resolve_device
-from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.signals import StopRequest
 
@@ -172,9 +171,7 @@ def train(
     Ctrl-C finishes the current table, saves and ends with KeyboardInterrupt; a second one ends at
     once.
     """
-    bar = bar or ProgressBar(
-        search_timesteps(config, stored.backbone.costs), print_status=print_status
-    )
+    bar = bar or ProgressBar(search_timesteps(config, stored.backbone.costs))
     search = StaticSearch(config, stored, dataset, run, bar)
     find = resolve_name(STATIC_METHODS[config.method].find)
     bar.start(0)

@@ -23,7 +23,7 @@ from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import resume_command
+from dfs_rl.experiments.config import create_run, resume_command
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
@@ -276,15 +276,8 @@ def train_run(
     """
     if resume is not None:  # before a network is built for other images
         resume.check_data(dataset.fingerprint, dataset.name)
-    trainer = make_trainer(config, dataset)
-    run = resume or RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name=config.backbone.replace(":", "-"),
-        config=config,
-        command=command,
-        fingerprint=dataset.fingerprint,
-    )
+    trainer, name = make_trainer(config, dataset), config.backbone.replace(":", "-")
+    run = resume or create_run(config, name, command=command, fingerprint=dataset.fingerprint)
     run = replace(run, after_log=after_log)
     with run.lock():
         if config.workers > 1 and not is_finished(run):

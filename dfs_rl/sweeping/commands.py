@@ -8,7 +8,7 @@ from dfs_rl.experiments import gate_run, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import preview_backbone
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.config import program, with_percent_budgets
+from dfs_rl.experiments.config import create_run, with_percent_budgets
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.run_records import read_record
@@ -41,17 +41,10 @@ def with_resolved_defaults(config: Config) -> Config:
 
 def create(config: Config, dataset: Dataset) -> RunFolder:
     """Create the folder of a run."""
-    command = command_line(program(config.KIND), config)
+    command = command_line(config)
     if not isinstance(config, TrainBackboneConfig):
         return gate_run.GateRun.create(config, dataset, command).folder
-    return RunFolder.create(
-        config.run_dir,
-        kind=config.KIND,
-        name=config.backbone,
-        config=config,
-        command=command,
-        fingerprint=dataset.fingerprint,
-    )
+    return create_run(config, config.backbone, command=command, fingerprint=dataset.fingerprint)
 
 
 def train(config: Config, dataset: Dataset, run: RunFolder) -> None:

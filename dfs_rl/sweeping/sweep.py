@@ -3,7 +3,6 @@
 import secrets
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,7 +45,7 @@ from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import check_cpus
 from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.ray import start_ray
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.trusted_import import trusted_code
@@ -290,6 +289,5 @@ def _write(folder: RunFolder, record: SweepRecord) -> None:
     write_json(folder.path / "sweep.json", config_to_dict(record))
     page = sweep_page(record, sweep_figures(record), sweep_yaml(record.file))
     write_bytes_atomic(folder.path / _REPORT, page.encode())
-    sys.stdout.write(sweep_text(record))
-    sys.stdout.flush()
+    print_result(sweep_text(record))
     print_status(f"The report is {folder.path / _REPORT}.")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -105,13 +106,13 @@ class Invocation(Generic[ConfigT]):
 
 
 def run_command(
-    main: Callable[[Invocation[ConfigT]], None],
+    main: Callable[[Invocation[ConfigT]], None] | str,
     config_type: type[ConfigT],
+    argv: Sequence[str] | None = None,
     *,
     prog: str,
     description: str,
     kind: str | None = None,
-    argv: Sequence[str] | None = None,
     commands: Mapping[str, str] | None = None,
 ) -> int:
     """Parse the command line, run ``main`` and return the exit code.
@@ -121,10 +122,15 @@ def run_command(
     ``KeyboardInterrupt`` with a sentence on how to resume. Any other exception is a bug and keeps
     its traceback.
 
-    ``prog`` and ``description`` are for help pages. The ``kind`` of the command's run folders
-    enables ``--resume``. ``argv`` are the process's arguments unless given. ``commands`` are the
-    configurations of all commands, as ``"module:class"``, by name: an error about an unknown flag
-    names the command that it belongs to.
+    Args:
+        main: Work of the command, or ``"module:function"`` to import it after the flags are parsed.
+        config_type: Its configuration.
+        argv: Arguments; ``None`` for those of the process.
+        prog: Name on the help page.
+        description: Head of the help page.
+        kind: Kind of the command's run folders, which enables ``--resume``.
+        commands: Configurations of all commands, ``"module:class"``, by name: an error about an
+            unknown flag names the command that it belongs to.
     """
     # OpenMP reads this variable once, when torch loads it. Threads that spin while another process
     # needs their core slow torch down by an order of magnitude. An existing value stays.
@@ -134,7 +140,8 @@ def run_command(
     threading.excepthook = _leave_to_main_thread
     try:
         with sigterm_as_interrupt() as terminated, trusting(_TRUST in arguments):
-            main(_parse(arguments, config_type, prog, description, kind, commands or {}))
+            invocation = _parse(arguments, config_type, prog, description, kind, commands or {})
+            (resolve_name(main) if isinstance(main, str) else main)(invocation)
     except DfsRlError as error:
         print_status(f"error: {error}")
         return EXIT_BAD_INPUT

@@ -59,16 +59,12 @@ class RunFolder:
 
     Layout: ``run.json`` (command, time and versions), ``config.yaml``, ``metrics.jsonl``,
     ``checkpoints/``, ``tensorboard/``, ``plots/``. Use ``create`` or ``open`` to get an instance.
-
-    Attributes:
-        path: Folder of the run.
-        kind: Command that wrote the run, for example ``"train_agent"``.
-        after_save: Callback after each checkpoint, for observers of the run.
-        after_log: Callback with each record of the metrics, once it is stored.
+    Observers of a run set ``after_save``, called after each checkpoint, and ``after_log``, called
+    with each record of the metrics once it is stored.
     """
 
     path: Path
-    kind: str
+    kind: str  # the command that wrote the run, for example "train_agent"
     after_save: Callable[[], None] | None = field(default=None, compare=False, repr=False)
     after_log: Callable[[Mapping[str, object]], None] | None = field(
         default=None, compare=False, repr=False
@@ -95,8 +91,7 @@ class RunFolder:
             path: Folder of the run; ``None`` creates ``runs/<date>-<time>-<name>``.
             kind: Command that writes the run.
             name: Last part of the default folder's name.
-            config: Resolved configuration, a dataclass; its ``seed`` and ``device`` are recorded if
-                it has them.
+            config: Resolved configuration, a dataclass; its seed and device, if any, are recorded.
             command: Command line, program first.
             fingerprint: ``Dataset.fingerprint`` of the run's images; see ``check_data``.
             files: Contents of further initial files, by name.

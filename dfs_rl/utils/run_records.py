@@ -39,27 +39,18 @@ _RECORDED_PACKAGES = ("dfs-rl", "torch", "numpy", "gymnasium", "stable-baselines
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Content of ``run.json``.
-
-    Attributes:
-        command: Command line, program first.
-        created: Time of creation, ISO format in UTC.
-        seed: Seed of the configuration, if it has one.
-        device: Device of the configuration, if it has one.
-        data: ``Dataset.fingerprint`` of the run's images.
-        files: SHA-256 of every other initial file of the run, by name.
-    """
+    """Content of ``run.json``; seed and device are those of the configuration, if it has them."""
 
     format: int
     kind: str
-    command: tuple[str, ...]
-    created: str
+    command: tuple[str, ...]  # program first
+    created: str  # ISO format in UTC
     seed: int | None = None
     device: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
-    data: str | None = None
-    files: dict[str, str]
+    data: str | None = None  # Dataset.fingerprint of the run's images
+    files: dict[str, str]  # SHA-256 of every other initial file, by name
 
 
 @dataclass(frozen=True, kw_only=True)

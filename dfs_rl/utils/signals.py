@@ -3,15 +3,13 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 
-@dataclass
 class StopRequest:
     """Flag that a stop signal sets."""
 
-    requested: bool = False
+    requested = False
 
 
 @contextmanager

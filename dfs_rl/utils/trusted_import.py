@@ -54,13 +54,9 @@ def trusted_code() -> frozenset[str]:
 
 @contextmanager
 def trusting(code: bool | frozenset[str]) -> Iterator[None]:  # noqa: FBT001 - as trust_code=True
-    """Trust constructors within the block.
+    """Trust every constructor within the block, no further one, or those of another process.
 
     The end of the block also ends trust that starts inside it.
-
-    Args:
-        code: True for every constructor, False for no further one, or the names that
-            ``trusted_code`` returned in another process.
     """
     more = frozenset({_ALL} if code is True else code or ())
     token = _trusted.set(_trusted.get() | more)
@@ -84,7 +80,9 @@ def call_constructor(name: str) -> object:
             "give --trust-code, or trust_code=True in Python."
         )
     module, _, function = name.partition(":")
-    with _current_folder_importable():
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as ``python -m`` does
+    try:
         with _as_config_error(
             f"constructor {name} cannot be imported",
             f"module {module} must be in {Path.cwd()} or be installed, and have {function}",
@@ -97,6 +95,8 @@ def call_constructor(name: str) -> object:
         ):
             made: object = found()
         return made
+    finally:
+        sys.path.remove(here)
 
 
 @contextmanager
@@ -123,14 +123,3 @@ def _error_location(error: BaseException) -> str:
         if path.is_file() and not library:
             return f" ({path}, line {frame.lineno})"
     return ""
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Put the current folder on the import path for the block, as ``python -m`` does."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -14,8 +14,8 @@ from dfs_rl.data import ImageSet
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.budget_conditioning import N_PREFERENCES, calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.gumbel_training import budgeted_rewards, budgets_of, targets
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.budget_conditioning import (
     BudgetConditioning,
     BudgetRange,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfs_rl.agents.cotraining import CoTrainer, gated_rollout
-from dfs_rl.agents.cotraining_config import CoTrainConfig
+from dfs_rl.agents.hyperparameters import CoTrainConfig
 from dfs_rl.errors import TrainingError
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.training.calibration import calibrate_scales

@@ -21,11 +21,10 @@ from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
 from dfs_rl.experiments import gate_run
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import backbone_of_run
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
-from dfs_rl.experiments.static_config import TrainStaticConfig
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.train_exits import main as train_exits
 from dfs_rl.utils.io import read_json
 from dfs_rl.utils.run_folder import RunFolder

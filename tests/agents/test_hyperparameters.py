@@ -4,14 +4,13 @@ import math
 
 import pytest
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     A2CConfig,
+    CoTrainConfig,
     DQNConfig,
     PPOConfig,
     QRDQNConfig,
-    RolloutSize,
     TRPOConfig,
     resolved_group_size,
 )
@@ -20,7 +19,8 @@ from dfs_rl.agents.supervised.config import BlockDropConfig, SkipNetConfig, Supe
 from dfs_rl.errors import ConfigError
 from tests.helpers.planted_task import make_agent
 
-UPDATE = RolloutSize(n_envs=64, n_steps=2, observation_bytes=100)
+UPDATE = 64, 2, 100
+"""Episodes of an update, their steps, and bytes of an observation."""
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ UPDATE = RolloutSize(n_envs=64, n_steps=2, observation_bytes=100)
     ],
 )
 def test_defaults_follow_start_and_length(config, start, timesteps, expected):
-    resolved = config.resolve(UPDATE, timesteps=timesteps, start=start)
+    resolved = config.resolve(*UPDATE, timesteps=timesteps, start=start)
     found = (resolved.learning_rate, resolved.final_learning_rate)
     assert found == pytest.approx(expected[:2])
     assert getattr(resolved, "ent_coef", None) == expected[2]
-    assert resolved.resolve(UPDATE, timesteps=7, start="indifferent") == resolved
+    assert resolved.resolve(*UPDATE, timesteps=7, start="indifferent") == resolved
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_groups_of_q_learning_are_refused():
 
 
 def test_minibatches_must_divide_an_update():
-    assert PPOConfig().resolve(UPDATE, timesteps=1, start="uniform").batch_size == 32
+    assert PPOConfig().resolve(*UPDATE, timesteps=1, start="uniform").batch_size == 32
     for config in (PPOConfig(batch_size=3), TRPOConfig(batch_size=3)):
         with pytest.raises(ConfigError, match=r"batch_size is 3; it must divide the 128 decisions"):
-            config.resolve(UPDATE, timesteps=1, start="uniform")
+            config.resolve(*UPDATE, timesteps=1, start="uniform")
 
 
 @pytest.mark.parametrize(

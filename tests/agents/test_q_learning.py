@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer
 
-from dfs_rl.agents.hyperparameters import DQNConfig, QRDQNConfig, RolloutSize
+from dfs_rl.agents.hyperparameters import DQNConfig, QRDQNConfig
 from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.envs.spaces import observation_bytes
 from dfs_rl.errors import ConfigError
@@ -46,8 +46,7 @@ def test_size_of_the_replay_buffer():
     seen = observation_bytes(SPACE)
 
     def size(config, n_envs):
-        update = RolloutSize(n_envs, 3, seen)
-        return config.resolve(update, timesteps=1000, start="indifferent").buffer_size
+        return config.resolve(n_envs, 3, seen, timesteps=1000, start="indifferent").buffer_size
 
     assert size(DQNConfig(buffer_size=100), 10) == 100
     assert size(DQNConfig(), 10) == int(64e6 / BYTES)

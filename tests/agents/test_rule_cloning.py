@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_rl.agents import rule_cloning
+from dfs_rl.agents import pretraining
 from dfs_rl.costs import BitOptions
 from dfs_rl.envs import make_task
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
@@ -54,8 +54,8 @@ def agreement(gate, rules, task):
 
 @pytest.mark.parametrize(("conditioned", "least"), [(False, 0.95), (True, 0.93)])
 def test_a_gate_learns_rules(monkeypatch, conditioned, least):
-    monkeypatch.setattr(rule_cloning, "EPISODES", 1024)  # enough for four layers
-    monkeypatch.setattr(rule_cloning, "_STEPS", 400)
+    monkeypatch.setattr(pretraining, "EPISODES", 1024)  # enough for four layers
+    monkeypatch.setattr(pretraining, "_RULE_STEPS", 400)
     rules = make_rules(conditioned)
     settings = replace(rules.passes, limit=3)  # more than the rules use
     weights = (1.0, 50.0) if conditioned else None
@@ -68,7 +68,7 @@ def test_a_gate_learns_rules(monkeypatch, conditioned, least):
         passes=settings,
         budget_conditioning=BudgetConditioning() if conditioned else None,
     )
-    rule_cloning.clone_rules(gate, rules, task, seed=0)
+    pretraining.clone_rules(gate, rules, task, seed=0)
     same = agreement(gate, rules, task)
     assert min(same.values()) > least, same
 

@@ -21,7 +21,7 @@ from dfs_rl.envs.network_wide_env import NetworkWideEnv
 from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.envs.task import make_task
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.training.custom_model import build_calibrated_backbone
 from dfs_rl.utils import trusted_import

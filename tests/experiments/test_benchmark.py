@@ -23,12 +23,11 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.errors import BusyError, ConfigError
 from dfs_rl.evaluation.budgets import exceeds_budget
 from dfs_rl.evaluation.comparison_records import Point
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.benchmark import distribute_jobs, load_extra_settings, plan_jobs
-from dfs_rl.experiments.comparison_config import CompareConfig
-from dfs_rl.experiments.gate_kinds import gate_specs
-from dfs_rl.experiments.static_config import TrainStaticConfig
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.comparison_config import CompareConfig, gate_specs
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_backbone import main as train_backbone_main
 from dfs_rl.utils.io import OnWait

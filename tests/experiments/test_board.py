@@ -13,9 +13,13 @@ from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.validation import Validator
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments import board, session
-from dfs_rl.experiments.board import validation_scalars, write_hyperparameters
-from dfs_rl.experiments.session import RunSession
+from dfs_rl.experiments import session
+from dfs_rl.experiments.session import (
+    RunSession,
+    validation_pictures,
+    validation_scalars,
+    write_hyperparameters,
+)
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
 from dfs_rl.gating.model import GATE_FOLDER
@@ -110,14 +114,14 @@ def test_layers_behind_an_exit_have_no_bits():
 
 def test_samples_are_the_first_images_with_their_bits(run, monkeypatch):
     drawn = []
-    plot = board.images_plot
+    plot = session.images_plot
 
     def spy(*arguments):
         drawn.append(arguments)
         return plot(*arguments)
 
-    monkeypatch.setattr(session, "validation_pictures", board.validation_pictures)
-    monkeypatch.setattr(board, "images_plot", spy)
+    monkeypatch.setattr(session, "validation_pictures", validation_pictures)
+    monkeypatch.setattr(session, "images_plot", spy)
     validate(run, two_passes((2, 0)), two_passes((0, 2)))
     found = events(run)
     assert set(found.Tags()["images"]) == {"val/options", "val/samples"}

@@ -9,11 +9,10 @@ import pytest
 
 from dfs_rl.agents.hyperparameters import PPOConfig
 from dfs_rl.agents.supervised.config import GumbelConfig
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.cascade_config import TrainCascadeConfig
-from dfs_rl.experiments.static_config import TrainStaticConfig
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
+from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.utils.config import config_bytes, load_config
 

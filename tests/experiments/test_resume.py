@@ -15,11 +15,11 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     AlgorithmConfig,
     AlgorithmName,
+    CoTrainConfig,
     DQNConfig,
     MaskablePPOConfig,
     PPOConfig,
@@ -31,7 +31,7 @@ from dfs_rl.backbones import StoredBackbone
 from dfs_rl.data import Dataset, ImageSet
 from dfs_rl.errors import CheckpointError
 from dfs_rl.experiments import gate_training
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate

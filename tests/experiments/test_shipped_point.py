@@ -2,9 +2,9 @@
 
 import pytest
 
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.session import RunSession, shipped_point
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 
 CURVE = [(0.5, 80.0), (1.0, 90.0), (2.0, 94.0), (4.0, 95.0)]  # costs double in equal steps
 

@@ -9,7 +9,7 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.evaluator import evaluate_static_table
-from dfs_rl.experiments.static_config import TrainStaticConfig
+from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.experiments.static_search import search_timesteps
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.rules import RuleGate

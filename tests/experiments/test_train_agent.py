@@ -16,13 +16,12 @@ from dfs_rl.agents.hyperparameters import (
     A2CConfig,
     DQNConfig,
     PPOConfig,
-    RolloutSize,
 )
 from dfs_rl.backbones import default_digits, save_backbone, storage
 from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import (
     load_or_train_backbone,
     preview_backbone,
@@ -47,8 +46,8 @@ ONE_PASS = ["--passes", "1"]
 
 
 def algorithm_of(config: TrainAgentConfig):
-    update = RolloutSize(n_envs=512, n_steps=6, observation_bytes=100)
-    return config.algorithm.resolve(update, timesteps=config.timesteps, start=config.resolved_start)
+    timesteps, start = config.timesteps, config.resolved_start
+    return config.algorithm.resolve(512, 6, 100, timesteps=timesteps, start=start)
 
 
 @pytest.fixture(scope="module")

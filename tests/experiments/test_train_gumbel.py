@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
+from dfs_rl.agents.hyperparameters import LabelCoTrainConfig
 from dfs_rl.backbones import default_digits, save_backbone
 from dfs_rl.backbones.interfaces import confidence_sizes
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.gumbel_training import build_gate
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_gumbel import main

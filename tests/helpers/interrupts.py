@@ -10,7 +10,7 @@ class SignalAt(ProgressBar):
     """Progress bar that sends this process a signal at a number of steps."""
 
     def __init__(self, timesteps=None, number=signal.SIGINT):
-        super().__init__(0, print_status=lambda _: None)
+        super().__init__(0)
         self.at = timesteps
         self.number = number
 

@@ -14,7 +14,7 @@ import pytest
 
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint, hypervolume
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.sweep import main
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.yaml_core import read_yaml

@@ -12,8 +12,8 @@ from ray.tune.search.optuna import OptunaSearch
 from dfs_rl.backbones import default_digits
 from dfs_rl.data import load_dataset
 from dfs_rl.evaluation.curves import CurvePoint
-from dfs_rl.experiments.agent_training import TrainAgentConfig
-from dfs_rl.experiments.static_config import TrainStaticConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.gating.reward import RewardTerms
 from dfs_rl.sweeping import commands
 from dfs_rl.sweeping.config import SweepConfig

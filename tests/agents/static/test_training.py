@@ -11,7 +11,7 @@ import torch
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.evaluation.static_tables.scoring import static_table_computation
-from dfs_rl.experiments.static_config import TrainStaticConfig
+from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.experiments.static_search import CHECKPOINT, FINALISTS, train
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.storage import load_gate

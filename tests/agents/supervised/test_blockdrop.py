@@ -115,8 +115,8 @@ def test_closed_layers_run_at_their_largest_option():
     trainer = make_trainer(gate, steps=8, curriculum=1.0)
     losses = [trainer.step() for _ in range(8)]
     # At first a third of the images, which need nothing of the second layer, are right.
-    assert [round(loss.accuracy, 1) for loss in losses] == [33.3] * 4 + [11.1] * 4
-    assert [loss.spent for loss in losses] == [0.0] * 8
+    assert [round(loss["accuracy"], 1) for loss in losses] == [33.3] * 4 + [11.1] * 4
+    assert [loss["spent"] for loss in losses] == [0.0] * 8
 
 
 def test_closed_layers_do_not_learn():
@@ -132,5 +132,5 @@ def test_multiplier_follows_the_likeliest_options():
     trainer, expected = make_trainer(make_gate()), 0.1
     for _ in range(10):
         losses = trainer.step()
-        assert losses.multiplier == pytest.approx(expected)
-        expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
+        assert losses["multiplier"] == pytest.approx(expected)
+        expected *= math.exp(0.02 * max(-1.0, min(losses["spent"] - 1.0, 1.0)))

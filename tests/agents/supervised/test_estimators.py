@@ -107,11 +107,13 @@ def test_values_are_those_of_hard_choices(backbone, gate, batch):
 def test_gumbel_samples_follow_the_softmax():
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
     generator = torch.Generator().manual_seed(0)
-    choice = gumbel_choice(logits.expand(40_000, -1), temperature=1.0, generator=generator)
-    shares = torch.bincount(choice.options, minlength=4) / 40_000
+    options, relaxed = gumbel_choice(
+        logits.expand(40_000, -1), temperature=1.0, generator=generator
+    )
+    shares = torch.bincount(options, minlength=4) / 40_000
     # Four standard errors of a share are at most 1 %.
     torch.testing.assert_close(shares, logits.softmax(dim=0), atol=0.01, rtol=0)
-    assert torch.equal(choice.probabilities.argmax(dim=1), choice.options)
+    assert torch.equal(relaxed.argmax(dim=1), options)
 
 
 def test_gumbel_gradient_is_that_of_the_expectation():
@@ -119,8 +121,8 @@ def test_gumbel_gradient_is_that_of_the_expectation():
     logits = torch.tensor([0.5, -0.3, 0.2], requires_grad=True)
     values = torch.tensor([1.0, -2.0, 0.5])
     generator = torch.Generator().manual_seed(0)
-    choice = gumbel_choice(logits.expand(400_000, -1), temperature=0.1, generator=generator)
-    (estimate,) = torch.autograd.grad((choice.probabilities @ values).mean(), logits)
+    _, relaxed = gumbel_choice(logits.expand(400_000, -1), temperature=0.1, generator=generator)
+    (estimate,) = torch.autograd.grad((relaxed @ values).mean(), logits)
     probabilities = logits.detach().softmax(dim=0)
     exact = probabilities * (values - probabilities @ values)
     torch.testing.assert_close(estimate, exact, atol=0.03, rtol=0)
@@ -128,6 +130,6 @@ def test_gumbel_gradient_is_that_of_the_expectation():
 
 def test_argmax_has_the_gradient_of_the_softmax():
     logits = torch.tensor([[0.1, 2.0, -1.0], [3.0, 0.0, 1.0]], requires_grad=True)
-    choice = argmax_choice(logits)
-    assert choice.options.tolist() == [1, 0]
-    torch.testing.assert_close(choice.probabilities, logits.softmax(dim=1))
+    options, relaxed = argmax_choice(logits)
+    assert options.tolist() == [1, 0]
+    torch.testing.assert_close(relaxed, logits.softmax(dim=1))

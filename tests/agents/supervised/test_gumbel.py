@@ -14,8 +14,8 @@ from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.errors import CheckpointError, ConfigError, TrainingError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.experiments import gumbel_training
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.gumbel_training import budgeted_rewards
-from dfs_rl.experiments.supervised_training import TrainGumbelConfig
 from dfs_rl.utils.run_folder import LAST_CHECKPOINT, RunFolder
 from tests.experiments.test_resume import assert_equal_runs, make_dataset, untrained
 from tests.helpers.interrupts import SignalAt
@@ -65,18 +65,18 @@ def test_multiplier_follows_the_cost():
     trainer, expected = make_trainer(make_gate()), 0.1
     for _ in range(5):
         losses = trainer.step()
-        assert losses.multiplier == pytest.approx(expected)
-        expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
+        assert losses["multiplier"] == pytest.approx(expected)
+        expected *= math.exp(0.02 * max(-1.0, min(losses["spent"] - 1.0, 1.0)))
 
 
 def test_dfs_executes_everything_first():
     trainer = make_trainer(make_gate(), method="dfs", multiplier=0.3)
     history = [trainer.step() for _ in range(400)]
-    full = next(i for i, losses in enumerate(history) if losses.spent * BUDGET >= 0.95)
-    assert {round(losses.multiplier, 9) for losses in history[: full + 1]} == {-0.3}
+    full = next(i for i, losses in enumerate(history) if losses["spent"] * BUDGET >= 0.95)
+    assert {round(losses["multiplier"], 9) for losses in history[: full + 1]} == {-0.3}
     for losses in history[full + 1 :]:
-        assert losses.multiplier == pytest.approx(0.3 if losses.spent > 1.0 else -0.3)
-    assert {round(losses.multiplier, 9) for losses in history[full + 1 :]} == {0.3, -0.3}
+        assert losses["multiplier"] == pytest.approx(0.3 if losses["spent"] > 1.0 else -0.3)
+    assert {round(losses["multiplier"], 9) for losses in history[full + 1 :]} == {0.3, -0.3}
 
 
 def test_dfs_first_phase_ends_below_full_precision():
@@ -86,7 +86,7 @@ def test_dfs_first_phase_ends_below_full_precision():
     gate = make_gate("ff", backbone)
     task = make_gate_task(gate, backbone=backbone, budget=0.1, steps=300)
     trainer = make_trainer(gate, method="dfs", task=task, multiplier=0.3)
-    assert {round(trainer.step().multiplier, 9) for _ in range(300)} == {-0.3, 0.3}
+    assert {round(trainer.step()["multiplier"], 9) for _ in range(300)} == {-0.3, 0.3}
 
 
 def test_cost_above_the_budget_lowers_all_rewards():

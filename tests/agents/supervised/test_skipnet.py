@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from dfs_rl.agents.supervised.config import SkipNetConfig, SkipNetMethod
 from dfs_rl.agents.supervised.estimators import (
-    Choice,
     StraightThroughRollout,
     sampled_choice,
     straight_through_rollout,
@@ -77,7 +76,7 @@ def exact_gradient(gate):
 
         def choose(logits):
             option = torch.full((len(logits),), next(forced))  # noqa: B023 - called in this pass
-            return Choice(option, logits.softmax(dim=1))
+            return option, logits.softmax(dim=1)
 
         rollout = straight_through_rollout(BACKBONE, BACKBONE, gate, images.images, choose)
         chance = math.prod(rollout.probabilities[:, layer, o] for layer, o in enumerate(pattern))
@@ -129,15 +128,15 @@ def test_multiplier_rests_in_pretraining():
     trainer, expected = make_trainer(gate, steps=20, pretraining=0.5), 0.1
     for step in range(20):
         losses = trainer.step()
-        assert losses.multiplier == pytest.approx(expected if step >= 10 else 0.0)
+        assert losses["multiplier"] == pytest.approx(expected if step >= 10 else 0.0)
         if step >= 10:
-            expected *= math.exp(0.02 * max(-1.0, min(losses.spent - 1.0, 1.0)))
+            expected *= math.exp(0.02 * max(-1.0, min(losses["spent"] - 1.0, 1.0)))
 
 
 def test_entropy_bonus_falls_linearly(monkeypatch):
     trainer, losses = make_trainer(make_gate(choices=CHOICES), steps=4, pretraining=0.9), []
     monkeypatch.setattr(trainer, "_descend", lambda loss: losses.append(float(loss.detach())))
-    bonuses = [trainer.step().labels - losses[-1] for _ in range(4)]
+    bonuses = [trainer.step()["labels"] - losses[-1] for _ in range(4)]
     # The untrained gate has nearly even odds of two choices at both layers.
     even = 0.3 * 2 * math.log(2)
     assert bonuses == pytest.approx([even, even * 0.75, even * 0.5, even * 0.25], rel=0.02)

@@ -6,7 +6,6 @@ from typing import Any
 from dfs_rl.agents.gate_export import gate_shape
 from dfs_rl.agents.hyperparameters import (
     AlgorithmConfig,
-    FeatureChoice,
     QLearningConfig,
     QRDQNConfig,
     transition_bytes,
@@ -15,6 +14,8 @@ from dfs_rl.backbones import Backbone
 from dfs_rl.backbones.footprint import backward_bytes, forward_bytes
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.spaces import observation_bytes, observation_space
+from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.gating.observation import context_size
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 
@@ -25,28 +26,25 @@ _KEPT = 8
 """Copies of hidden activations, observations and records that exist at the same time."""
 
 
-def training_needs(  # noqa: PLR0913
+def training_needs(
+    config: TrainAgentConfig | TrainGumbelConfig,
     backbone: Backbone,
     *,
     kind: str,
-    features: FeatureChoice,
     hidden: int | None,
-    budget_conditioning: bool,
     decisions: int,
     val_images: int,
-    val_repeats: int,
     num_envs: int = 0,
     outputs: int = 1,
-    cotrain_batch: int | None = None,
     passes: PassSettings = SINGLE_PASS,
 ) -> dict[str, float]:
     """Return the approximate bytes of gate, episodes and co-trained backbone, by setting.
 
-    An update has ``decisions`` decisions of ``num_envs`` parallel episodes, the gate ``outputs``
-    scores per option, and a step of a co-trained backbone ``cotrain_batch`` images. See
-    ``gate_shape`` for the shape of the gate.
+    An update has ``decisions`` decisions of ``num_envs`` parallel episodes, and the gate
+    ``outputs`` scores per option. See ``gate_shape`` for the shape of the gate.
     """
-    form: dict[str, Any] = {"budget_conditioning": budget_conditioning, "passes": passes}
+    features, repeats = config.resolved_features, config.val_repeats
+    form: dict[str, Any] = {"budget_conditioning": config.all_budgets, "passes": passes}
     sizes, width = gate_shape(backbone, kind=kind, features=features, hidden=hidden, **form)
     inputs = max(sizes) + context_size(**form)
     weights = width * len(sizes) * (inputs + outputs * backbone.costs.n_actions)
@@ -54,16 +52,16 @@ def training_needs(  # noqa: PLR0913
         weights += 8 * width**2
     layers = backbone.costs.n_layers
     seen = _KEPT * layers * observation_bytes(observation_space(backbone, **form))
-    rows = val_images * (val_repeats if budget_conditioning else 1)
+    rows = val_images * (repeats if config.all_budgets else 1)
     each = math.prod(backbone.image_shape) + 8 * _KEPT * layers
     needs = {
         f"hidden is {width}": _FLOAT * (_COPIES * weights + _KEPT * decisions * width),
         f"num_envs is {num_envs}": num_envs * (forward_bytes(backbone) + seen),
-        f"val_repeats is {val_repeats}": rows * each,
+        f"val_repeats is {repeats}": rows * each,
     }
-    if cotrain_batch is not None:
-        images = 2 * cotrain_batch  # in two passes
-        needs[f"cotrain.batch_size is {cotrain_batch}"] = images * backward_bytes(backbone)
+    if config.cotrains:
+        batch = config.cotrain.batch_size
+        needs[f"cotrain.batch_size is {batch}"] = 2 * batch * backward_bytes(backbone)  # 2 passes
     return {setting: float(need) for setting, need in needs.items()}
 
 

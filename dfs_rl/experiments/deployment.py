@@ -1,6 +1,5 @@
-"""Latency profiles of backbones and gates."""
+"""Work of the commands ``export`` and ``profile``."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,29 +8,46 @@ import torch
 from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, load_backbone
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_profile
 from dfs_rl.errors import ConfigError, DfsRlError
-from dfs_rl.experiments.agent_training import TrainAgentConfig
+from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
-from dfs_rl.experiments.deployment_config import ProfileConfig
+from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.tables import latency_text
-from dfs_rl.runtime.export import check_extra
+from dfs_rl.runtime.export import check_extra, export
 from dfs_rl.runtime.latency import measure_latency
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import check_writable, write_json
-from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.trusted_import import trusting
 
 
-def run(invocation: Invocation[ProfileConfig]) -> None:
+def run_export(invocation: Invocation[ExportConfig]) -> None:
+    """Export a gate and its network."""
+    config = invocation.config
+    model = load(
+        config.run,
+        budget=config.budget,
+        budget_unit=config.budget_unit,
+        max_accuracy_drop=config.max_accuracy_drop,
+    )
+    if config.budget is not None:
+        model.check_budget(config.budget, config.budget_unit)
+    out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
+    path = export(model, out, format=config.format)
+    files = [path] if path.is_file() else list(path.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print_status(f"Written to {path}, {size / 2**20:.1f} MiB.")
+
+
+def run_profile(invocation: Invocation[ProfileConfig]) -> None:
     """Measure a network, write its profile and print it."""
     config = invocation.config
     result = _profile(config.source, config)
-    sys.stdout.write(latency_text(result))
-    sys.stdout.flush()
+    print_result(latency_text(result))
     print_status(f"Written to {config.out}.")
 
 
@@ -97,7 +113,13 @@ def _profile(
 ) -> LatencyProfile:
     """Measure a network and write its profile."""
     if writes:
-        _check_replaceable(config.out)
+        try:
+            if config.out.exists():
+                read_latency_profile(config.out)
+        except DfsRlError as error:
+            raise ConfigError(
+                f"out is {config.out}, which is there and is no latency profile; give another file."
+            ) from error
         check_writable(config.out)
     if config.runtime != "torch":
         check_extra()
@@ -114,29 +136,18 @@ def _profile(
     return result
 
 
-def _check_replaceable(path: Path) -> None:
-    """Raise a ConfigError if a path is there and no profile."""
-    if not path.exists():
-        return
-    try:
-        read_latency_profile(path)
-    except DfsRlError as error:
-        raise ConfigError(
-            f"out is {path}, which is there and is no latency profile; give another file."
-        ) from error
-
-
 def _model(network: Backbone | GatedModel | str | Path | None, device: torch.device) -> GatedModel:
     """Return a network in its inference form with a learned gate."""
     if isinstance(network, str | Path) and (Path(network) / GATE_FOLDER).is_dir():
         network = load(network)
     elif network is None or isinstance(network, str | Path):
         network = load_backbone(PRETRAINED_DIGITS if network is None else network)
-    model = network if isinstance(network, GatedModel) else None
+    gated = network if isinstance(network, GatedModel) else None
     backbone = network.backbone if isinstance(network, GatedModel) else network
     if isinstance(backbone, Backbone):
         backbone = backbone.to_inference()
-    if model is None or not isinstance(model.gate, LearnedGate):
-        gate = make_gate(TrainAgentConfig(), backbone)
-        return GatedModel(backbone, gate).to(device).eval()
-    return GatedModel(backbone, model.gate, budget=model.budget).to(device).eval()
+    if gated is not None and isinstance(gated.gate, LearnedGate):
+        model = GatedModel(backbone, gated.gate, budget=gated.budget)
+    else:
+        model = GatedModel(backbone, make_gate(TrainAgentConfig(), backbone))
+    return model.to(device).eval()

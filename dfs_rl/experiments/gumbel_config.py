@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import LabelCoTrainConfig
-from dfs_rl.agents.hyperparameters import FeatureChoice, UsualStart
+from dfs_rl.agents.hyperparameters import FeatureChoice, LabelCoTrainConfig, UsualStart
 from dfs_rl.agents.supervised.config import (
     SUPERVISED_METHODS,
     BlockDropConfig,
@@ -77,10 +76,6 @@ Examples:
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._complete_blocks()
-        self._check_cotrain(self.cotrain)
-        self._check_accuracy_drop()
-        self._check_val_repeats()
         self._check_blocks()
         if self.budget is None and self.max_accuracy_drop is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
@@ -166,7 +161,7 @@ Examples:
 
     def with_resolved_defaults(self) -> Self:
         """Return the configuration with its start."""
-        return replace(self, start=self.start or self.usual_start)
+        return replace(self, start=cast("UsualStart", self.resolved_start))
 
 
 def _blocks() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dfs_rl.data import load_dataset
 from dfs_rl.envs import make_task
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.rule_start import TunedRules, _between
+from dfs_rl.experiments.rule_gates import TunedRules, _between
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, MLPGate
 from dfs_rl.gating.rules import RuleGate
@@ -98,17 +98,17 @@ def test_comparison_of_a_bad_gate(tuned):
     for parameter in gate.parameters():
         torch.nn.init.zeros_(parameter)
     gate.networks[0][2].bias.data[1] = 1.0  # 2 bit at the first layer, then skips alone
-    assert rules.compare(gate, backbone).kept == "rules"
+    assert rules.compare(gate, backbone)["kept"] == "rules"
     for network in gate.networks[:-1]:
         network[2].bias.data[5] = 9.0  # full precision, as accurate as any rule
     compared = rules.compare(gate, backbone)
-    assert len(compared.differences) == 9
+    assert len(compared["differences"]) == 9
     best = max(
         rules._val.records(rule, "mean", name="rule").accuracy for rule in rules.gate.rules[-1:]
     )
     own = evaluate_gate(backbone, gate, tuned[2].val, preferences=torch.ones(len(tuned[2].val)))
-    assert compared.difference == pytest.approx(own.accuracy - best)
-    assert (compared.kept == "gate") == (own.accuracy >= best)
+    assert compared["difference"] == pytest.approx(own.accuracy - best)
+    assert (compared["kept"] == "gate") == (own.accuracy >= best)
 
 
 def test_rules_are_kept_if_only_they_hold_the_budget(tuned):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 from typing_extensions import Self
 
-from dfs_rl.agents.cotraining_config import CoTrainConfig
 from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     AlgorithmConfig,
     AlgorithmName,
+    CoTrainConfig,
     FeatureChoice,
     OnPolicyConfig,
     Start,
@@ -123,10 +123,6 @@ Examples:
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._complete_blocks()
-        self._check_cotrain(self.cotrain)
-        self._check_accuracy_drop()
-        self._check_val_repeats()
         measured = self.cost == LATENCY
         usual = _LATENCY_COST_WEIGHT_RANGE if measured else _DEFAULT_COST_WEIGHT_RANGE
         if self.cost_weight_range is None:
@@ -182,11 +178,6 @@ Examples:
         return self.backbone or self.init_gate
 
     @property
-    def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits."""
-        return self.exits
-
-    @property
     def can_start_uniform(self) -> bool:
         """True for an algorithm with an actor, a frozen backbone and no initial gate."""
         has_actor = isinstance(self.algorithm, OnPolicyConfig)
@@ -227,11 +218,6 @@ Examples:
 
     def _check_budget(self) -> None:
         """Check that a budget has an effect, and that nothing else has the same one."""
-        if self.budget is not None and self.cost_weight is not None:
-            raise ConfigError(
-                f"budget is {self.budget:g} and cost_weight is {self.cost_weight:g}; give one of "
-                "them."
-            )
         bound = self.per_input_budget
         if self.budget is not None and bound is not None and self.budget > bound:
             raise ConfigError(

@@ -1,31 +1,37 @@
-"""Tuned rules as the start of a gate, and as what ships unless the gate is at least as good."""
+"""Tuned rules over several passes: cascades, and the start of a gate."""
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from dfs_rl.agents.validation import rewards_of
+from dfs_rl.backbones import Backbone, StoredBackbone
 from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.costs import CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.envs.task import Task
+from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tuned_rules import tuned_gate
-from dfs_rl.experiments.session import TrainingRecord
+from dfs_rl.experiments.config import check_highest_budget
+from dfs_rl.experiments.search_config import TrainCascadeConfig
+from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate, save_gate
-from dfs_rl.utils.config import config_to_dict
+from dfs_rl.reporting.tables import aligned_table
 from dfs_rl.utils.constants import AnswerRule
+from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -35,43 +41,17 @@ _N_PREFERENCES = 33
 """Number of preferences that a rule is chosen for."""
 _N_COMPARED = 9
 """Number of preferences at which gate and rules are compared."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuleComparison:
-    """Comparison of a gate with the tuned rules at its own costs, on the val split.
-
-    Attributes:
-        difference: Mean of accuracy of the gate minus that of the rules, in points.
-        error: Standard error of the difference over images, in points.
-        differences: The same at each compared cost.
-        computations: The compared costs in percent.
-        kept: What ships: the gate if the difference is not negative and it can hold the budget,
-            else the rules.
-        least: Smallest mean cost of the gate in percent.
-    """
-
-    difference: float
-    error: float
-    differences: tuple[float, ...]
-    computations: tuple[float, ...]
-    kept: str
-    least: float
+_MOST_ROWS = 10
+"""Largest number of rules that the table shows."""
 
 
 class TunedRules:
     """Rules over the passes that a gate may run, tuned on the agent and val splits.
 
-    Args:
-        backbone: Backbone in inference form.
-        dataset: Data set with both splits.
-        limit: Largest number of passes.
-        mirrored: True if further passes may see the mirror image.
-        answer: Answer after several passes; ``None`` chooses the best one.
-        budget: Bound on the mean computation in percent, at least that of the cheapest pass.
-
-    Attributes:
-        gate: The tuned rules, or the best one within the budget.
+    The backbone is in inference form. The rules run at most ``limit`` passes, also on the mirror
+    image if ``mirrored``; an ``answer`` of ``None`` chooses the best one. ``gate`` has the rules
+    for all budgets, or the best one within a ``budget`` on the mean computation in percent, which
+    must suffice for the cheapest pass.
     """
 
     def __init__(
@@ -154,11 +134,17 @@ class TunedRules:
 
     def compare(
         self, gate: LearnedGate, backbone: GatedBackbone, *, budget: float | None = None
-    ) -> RuleComparison:
+    ) -> dict[str, Any]:
         """Compare a gate with the rules on val, at the cost that the gate has at each preference.
 
         Between the costs of two rules, a share of the images runs each. Costs below that of the
-        cheapest rule are left out. The rules are kept if only they can hold the budget, in percent.
+        cheapest rule are left out.
+
+        Returns:
+            ``differences`` of accuracy, gate minus rules, in points, at the ``computations`` in
+            percent; their mean ``difference`` and its standard ``error`` over images; the smallest
+            mean cost of the gate, ``least``; and what is ``kept``: the gate if the difference is
+            not negative and it can hold the ``budget`` in percent, else the rules.
         """
         rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
         rules.sort(key=self._cost)
@@ -168,47 +154,36 @@ class TunedRules:
             preferences = preference_grid(_N_COMPARED)
         differences, compared, least = [], [], math.inf
         for preference in preferences:
-            records = self._evaluate(gate, backbone, preference)
+            images, preferred = self._val_images, None
+            if preference is not None:
+                preferred = torch.full((len(images),), preference, device=images.labels.device)
+            records = evaluate_gate(backbone, gate, images, preferences=preferred)
             cost = self._cost(records)
             least = min(least, cost)
             if cost >= costs[0]:
                 differences.append(records.correct.double() - _between(rules, costs, cost))
                 compared.append(cost)
         if not differences:
-            return RuleComparison(
-                difference=0.0,
-                error=0.0,
-                differences=(),
-                computations=(),
-                kept="rules",
-                least=least,
-            )
+            found = {"difference": 0.0, "error": 0.0, "differences": [], "computations": []}
+            return found | {"kept": "rules", "least": least}
         points = 100.0 * torch.stack(differences)  # [costs, n]
         mean = points.mean(dim=0)  # [n]
         difference = mean.mean().item()
         only_rules = budget is not None and costs[0] <= budget < least
-        return RuleComparison(
-            difference=difference,
-            error=mean.std().item() / len(mean) ** 0.5,
-            differences=tuple(points.mean(dim=1).tolist()),
-            computations=tuple(compared),
-            kept="gate" if difference >= 0 and not only_rules else "rules",
-            least=least,
-        )
+        return {
+            "difference": difference,
+            "error": mean.std().item() / len(mean) ** 0.5,
+            "differences": points.mean(dim=1).tolist(),
+            "computations": compared,
+            "kept": "gate" if difference >= 0 and not only_rules else "rules",
+            "least": least,
+        }
 
     def _cost(self, records: GateRecords) -> float:
         return records.computation(self.costs).mean().item()
 
     def _records(self, outputs: PassOutputs, index: int) -> GateRecords:
         return outputs.records(self.gate.rules[index], self.gate.passes.answer, name="rule")
-
-    def _evaluate(
-        self, gate: LearnedGate, backbone: GatedBackbone, preference: float | None
-    ) -> GateRecords:
-        images, preferences = self._val_images, None
-        if preference is not None:
-            preferences = torch.full((len(images),), preference, device=images.labels.device)
-        return evaluate_gate(backbone, gate, images, preferences=preferences)
 
 
 def keep_better(
@@ -231,20 +206,20 @@ def keep_better(
     print_status("Comparing the gate with the tuned rules on the val split ...")
     device = task.images.labels.device
     compared = rules.compare(learned.to(device), task.backbone, budget=budget)
-    verdict = f"{compared.difference:+.2f} ± {compared.error:.2f} points at equal cost"
+    verdict = f"{compared['difference']:+.2f} ± {compared['error']:.2f} points at equal cost"
     best = record.best_on_val
-    if compared.kept == "gate":
+    if compared["kept"] == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
         why = "is no better"
-        if compared.difference >= 0 and compared.computations:
-            why = f"costs at least {rules.costs.cost_text(compared.least, 3)}, above the budget"
+        if compared["difference"] >= 0 and compared["computations"]:
+            why = f"costs at least {rules.costs.cost_text(compared['least'], 3)}, above the budget"
         print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")
         rules.set_cost_weight(task)
         rules.gate.name = f"{name}, tuned rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
-    return replace(record, best_on_val=best | {"rules": config_to_dict(compared)})
+    return replace(record, best_on_val=best | {"rules": compared})
 
 
 def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:
@@ -255,3 +230,55 @@ def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) 
     share = (cost - costs[after - 1]) / (costs[after] - costs[after - 1])
     cheaper, dearer = rules[after - 1].correct.double(), rules[after].correct.double()
     return (1.0 - share) * cheaper + share * dearer
+
+
+def validate(config: TrainCascadeConfig, dataset: Dataset, backbone: Backbone) -> str:
+    """Validate the configuration against the backbone, and return the run's name."""
+    costs, budget = backbone.costs, config.budget
+    uniform = torch.arange(len(costs.options))[:, None].expand(-1, costs.n_layers)
+    least = costs.computation(uniform).min().item()
+    if budget is not None and budget < least:
+        raise ConfigError(
+            f"budget is {costs.cost_text(budget, 4)}; the cheapest pass costs "
+            f"{costs.cost_text(least, 4)}."
+        )
+    check_highest_budget(budget, costs, passes=config.passes)
+    return f"cascade-{dataset.name}"
+
+
+def train(
+    config: TrainCascadeConfig, dataset: Dataset, run: RunFolder, stored: StoredBackbone
+) -> TrainingRecord:
+    """Choose the passes and their thresholds."""
+    mirrored = dataset.flip if config.mirrored is None else config.mirrored
+    rules = TunedRules(
+        stored.backbone.to_inference().to(resolve_device(config.device)),
+        dataset,
+        limit=config.passes,
+        mirrored=mirrored and config.passes > 1,
+        answer=config.answer,
+        budget=config.budget,
+    )
+    rules.gate.name = f"tuned rule, {config.passes} pass{'es' * (config.passes > 1)}"
+    save_gate(rules.gate, run.path / GATE_FOLDER)
+    print_status(_rules_text(rules.gate, rules.costs))
+    best = rules.figures_on_val() | {"answer": rules.gate.passes.answer}
+    return training_record(best, gate_images=rules.images_seen)
+
+
+def _rules_text(gate: RuleGate, costs: CostTable) -> str:
+    """Return the rule, or evenly spaced ones of a gate for all budgets as a table."""
+    answer = f"Chosen on agent and val, answering with the {gate.passes.answer} of the passes"
+    measured = gate.budget_conditioning
+    if measured is None:
+        return f"Chosen on agent and val: {gate.description}."
+    last = len(gate.rules) - 1
+    rows = [
+        (
+            gate.rules[i].description(costs.options),
+            costs.cost_text(measured.computations[i], 3),
+            f"{measured.accuracies[i]:.2f} %",
+        )
+        for i in sorted({round(last * row / (_MOST_ROWS - 1)) for row in range(_MOST_ROWS)})
+    ]
+    return f"{answer}:\n{aligned_table(('rule', 'cost on val', 'accuracy'), [rows])}"

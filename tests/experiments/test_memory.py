@@ -4,12 +4,19 @@ import pytest
 
 from dfs_rl.agents.gate_export import untrained_gate
 from dfs_rl.agents.hyperparameters import DQNConfig, PPOConfig, QRDQNConfig
-from dfs_rl.agents.memory import replay_needs, training_needs
+from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.memory import replay_needs, training_needs
 from tests.helpers.planted_task import PlantedBackbone
 
-SETTINGS = {"kind": "ff", "features": "all", "hidden": 64, "budget_conditioning": True}
-SIZES = {"decisions": 10, "val_images": 10, "val_repeats": 1}
+SIZES = {"decisions": 10, "val_images": 10, "hidden": 64, "kind": "ff"}
 HUGE = 10**9
+
+
+def needs_of(*, val_repeats=1, fixed_budget=False, **sizes):
+    config = TrainAgentConfig(
+        passes=1, features="all", val_repeats=val_repeats, fixed_budget=fixed_budget
+    )
+    return training_needs(config, PlantedBackbone(), **(SIZES | sizes))
 
 
 @pytest.mark.parametrize("kind", ["ff", "lstm"])
@@ -17,8 +24,7 @@ def test_gate_needs_copies_of_its_weights(kind):
     shape = {"kind": kind, "features": "all", "hidden": 64}
     gate = untrained_gate(PlantedBackbone(), budget_conditioning=None, **shape)
     weights = 4 * sum(parameter.numel() for parameter in gate.parameters())
-    settings = shape | SIZES | {"decisions": 0, "budget_conditioning": False}
-    needs = training_needs(PlantedBackbone(), **settings)
+    needs = needs_of(kind=kind, decisions=0, fixed_budget=True)
     assert 8 * weights < needs["hidden is 64"] < 16 * weights
 
 
@@ -26,15 +32,13 @@ def test_gate_needs_copies_of_its_weights(kind):
     ("setting", "least"), [("hidden", 1e11), ("num_envs", 1e10), ("val_repeats", 1e11)]
 )
 def test_needs_grow_with_the_settings(setting, least):
-    settings = SETTINGS | SIZES
-    needs = training_needs(PlantedBackbone(), **(settings | {setting: HUGE}))
-    assert needs[f"{setting} is {HUGE}"] > least
-    assert training_needs(PlantedBackbone(), **settings)["val_repeats is 1"] < 1e5
+    assert needs_of(**{setting: HUGE})[f"{setting} is {HUGE}"] > least
+    assert needs_of()["val_repeats is 1"] < 1e5
 
 
 def test_repeats_count_for_all_budgets_only():
-    settings = SETTINGS | SIZES | {"budget_conditioning": False, "val_repeats": HUGE}
-    assert training_needs(PlantedBackbone(), **settings)[f"val_repeats is {HUGE}"] < 1e5
+    needs = needs_of(val_repeats=HUGE, fixed_budget=True)
+    assert needs[f"val_repeats is {HUGE}"] < 1e5
 
 
 @pytest.mark.parametrize(
