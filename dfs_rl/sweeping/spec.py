@@ -12,7 +12,7 @@ from pydantic import Field
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.gate_kinds import GATE_COMMANDS
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS
 from dfs_rl.sweeping.commands import CommandName, Config, check
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
