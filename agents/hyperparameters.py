@@ -1,7 +1,8 @@
 """Algorithms of ``train_agent`` and their hyperparameters, with reasons; imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from typing_extensions import Self
 
@@ -32,12 +33,6 @@ BackboneMode = Literal["frozen", "co-train"]
 
 DEFAULT_GROUP_SIZE = 8
 """Default group size of an on-policy algorithm without pretraining on uniform options."""
-_PATH, _SHORT_PATH = 12_000.0, 1_500.0
-"""Default learning rate times timesteps, and that of a gate that has little to learn.
-
-Adam changes a weight by about the learning rate per step at any gradient, so weights can move the
-same distance in trainings of any length.
-"""
 _MAX_LEARNING_RATE = 0.03
 _DEFAULT_ENT_COEF = 0.03
 _BUFFER_BYTES = 64e6
@@ -69,30 +64,29 @@ class AlgorithmConfig(Method):
     needs_budget: ClassVar[bool] = False
     """True if the algorithm requires a per-input budget."""
 
+    path_length: ClassVar[Mapping[Start, float]] = dict.fromkeys(get_args(Start), 12_000.0)
+    """Default learning rate times timesteps.
+
+    Adam changes a weight by about the learning rate per step at any gradient, so weights can move
+    the same distance in trainings of any length.
+    """
+
     learning_rate: PositiveUnitInterval | None = None
     final_learning_rate: UnitInterval | None = None
 
     def resolve(
-        self, n_envs: int, n_steps: int, observation_bytes: int, *, timesteps: int, start: Start
+        self, n_envs: int, n_steps: int, observation_bytes: int, /, *, timesteps: int, start: Start
     ) -> Self:
         """Return a copy with the defaults that depend on the training; no value is ``None``.
 
         An update has an episode of ``n_steps`` decisions in each of ``n_envs`` environments.
         """
-        indifferent, rate = start == "indifferent", self.learning_rate
+        del n_envs, n_steps, observation_bytes  # set further defaults in subclasses
+        rate, final = self.learning_rate, self.final_learning_rate
         if rate is None:
-            little = isinstance(self, PolicyGradientConfig) and not indifferent
-            rate = min(_MAX_LEARNING_RATE, (_SHORT_PATH if little else _PATH) / timesteps)
-        final = rate / 20 if self.final_learning_rate is None else self.final_learning_rate
-        resolved: dict[str, float] = {"learning_rate": rate, "final_learning_rate": final}
-        if isinstance(self, PolicyGradientConfig) and self.ent_coef is None:
-            resolved["ent_coef"] = _DEFAULT_ENT_COEF if indifferent else 0.0
-        if isinstance(self, PPOConfig | TRPOConfig):
-            resolved["batch_size"] = _minibatch_size(self.batch_size, n_envs * n_steps)
-        if isinstance(self, QLearningConfig):
-            each = transition_bytes(observation_bytes)
-            resolved["buffer_size"] = _buffer_size(self.buffer_size, n_envs, n_steps, each)
-        return replace(self, **resolved)
+            rate = min(_MAX_LEARNING_RATE, self.path_length[start] / timesteps)
+        final = rate / 20 if final is None else final
+        return replace(self, learning_rate=rate, final_learning_rate=final)
 
 
 @configuration
@@ -130,6 +124,18 @@ class PolicyGradientConfig(OnPolicyConfig):
     vf_coef: NonNegativeFloat = 0.5
     max_grad_norm: PositiveFloat = 0.5
 
+    path_length: ClassVar[Mapping[Start, float]] = {
+        "rule": 1_500.0,
+        "uniform": 1_500.0,
+        "indifferent": 12_000.0,
+    }
+
+    def resolve(self, *update: int, timesteps: int, start: Start) -> Self:
+        """Fill in the entropy bonus as well."""
+        resolved = super().resolve(*update, timesteps=timesteps, start=start)
+        default = _DEFAULT_ENT_COEF if start == "indifferent" else 0.0
+        return replace(resolved, ent_coef=default if self.ent_coef is None else self.ent_coef)
+
 
 @register_method("ppo")
 @configuration
@@ -149,6 +155,12 @@ class PPOConfig(PolicyGradientConfig):
     n_epochs: PositiveInt = 4
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
+
+    def resolve(self, *update: int, timesteps: int, start: Start) -> Self:
+        """Fill in the minibatch size as well."""
+        n_envs, n_steps, _ = update
+        resolved = super().resolve(*update, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, n_envs * n_steps))
 
 
 @register_method("a2c")
@@ -203,6 +215,12 @@ class TRPOConfig(OnPolicyConfig):
     n_critic_updates: PositiveInt = 4
     batch_size: PositiveInt | None = None
 
+    def resolve(self, *update: int, timesteps: int, start: Start) -> Self:
+        """Fill in the minibatch size as well."""
+        n_envs, n_steps, _ = update
+        resolved = super().resolve(*update, timesteps=timesteps, start=start)
+        return replace(resolved, batch_size=_minibatch_size(self.batch_size, n_envs * n_steps))
+
 
 @configuration
 class QLearningConfig(AlgorithmConfig):
@@ -230,6 +248,14 @@ class QLearningConfig(AlgorithmConfig):
     batch_size: PositiveInt = 512
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0
+
+    def resolve(self, *update: int, timesteps: int, start: Start) -> Self:
+        """Fill in the size of the replay buffer as well."""
+        n_envs, n_steps, observation_bytes = update
+        each = transition_bytes(observation_bytes)
+        size = _buffer_size(self.buffer_size, n_envs, n_steps, each)
+        resolved = super().resolve(*update, timesteps=timesteps, start=start)
+        return replace(resolved, buffer_size=size)
 
 
 @register_method("dqn")
