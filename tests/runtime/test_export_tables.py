@@ -1,0 +1,95 @@
+"""Exported static bit tables answer as ours do, at each bit width and operator."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import dfs_rl
+from dfs_rl.backbones import AdaptiveMobileNet, AdaptiveResNet, ResNet, VisionTransformer
+from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.model import GatedModel
+from dfs_rl.runtime import OnnxModel
+from tests.helpers.networks import network, pictures_for
+
+
+@pytest.mark.parametrize(
+    ("depth", "table", "tolerance"),
+    [
+        (14, [1, 2, 3, 6, 1, 3], 1e-5),
+        # A code of 8 bit may differ by one: of an integer convolution, and in front of the head.
+        (8, [4, 5, 4], 1e-2),
+    ],
+)
+def test_each_bit_width_of_a_convolution(depth, table, tolerance, tmp_path):
+    net = network(ResNet, bits=(0, 1, 3, 4, 8, 16, 32), depth=depth)
+    path = check_table(net, table, pictures_for(ResNet, 64), tmp_path, tolerance)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "Softmax" not in operators  # it is for the answer of several passes
+
+
+def test_each_bit_width_of_a_transformer(tmp_path):
+    net = network(VisionTransformer, bits=(0, 4, 8, 32), depth=4)
+    check_table(net, [1, 2, 0, 3], pictures_for(VisionTransformer, 16), tmp_path, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (AdaptiveResNet, {"blocks": (2, 2), "block": "bottleneck", "width": 32}),
+        (AdaptiveMobileNet, {"width": 64}),
+    ],
+)
+def test_wide_convolutions_run_on_integers(kind, shape, tmp_path):
+    net = network(kind, bits=(0, 4), **shape)
+    table = [i % 2 for i in range(len(net.blocks))]
+    path = check_table(net, table, pictures_for(kind, 16), tmp_path, 1e-2)
+    session = onnxruntime.SessionOptions()
+    session.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, session)
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) > 3
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_int8_rounds_what_convolutions_add_to_the_shortcut(bits, tmp_path):
+    net, images = network(ResNet, bits=(0, bits, 32)), pictures_for(ResNet, 64)
+    norm = net.blocks[-1].conv2.norm
+    torch.nn.init.uniform_(norm.norm_weight, 0.5, 1.5)
+    torch.nn.init.uniform_(norm.norm_bias, -0.5, 0.5)
+    model = GatedModel(net.to_inference(), TableGate([2, 2, 1], options=net.options))
+    path = dfs_rl.export(model, tmp_path / "int8.onnx", format="onnx-int8")
+    logits = torch.from_numpy(OnnxModel(path)(images.numpy()).logits)
+    rounded = net.to_inference()
+    round_output(rounded.network.blocks[-1].conv2.at(bits, 0), norm, bits)
+    expected, _ = GatedModel(rounded, model.gate)(images)
+    difference = (logits - expected).abs().amax(dim=1)
+    assert difference.quantile(0.9) < 1e-5  # a code may differ by one, see lowering
+    assert (model(images)[0] - expected).abs().amax(dim=1).median() > 1e-3
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("QLinearConv") == 1
+
+
+def round_output(convolution, norm, bits):
+    """Let torch round the output of a convolution to 8 bit, in six deviations of its norm."""
+    row = norm.norm_row(bits)
+    mean, deviation = norm.norm_bias[row].detach(), norm.norm_weight[row].detach()
+    scale = float((mean.abs() + 6 * deviation.abs()).max()) / 127
+    convolution.may_use_integers = False
+    convolution.register_forward_hook(
+        lambda _, __, y: torch.fake_quantize_per_tensor_affine(y, scale, 128, 0, 255)
+    )
+
+
+def check_table(net, table, images, folder, tolerance):
+    gate = TableGate(table, options=net.options)
+    model = GatedModel(net.to_inference(), gate)
+    path = dfs_rl.export(model, folder / "table.onnx", format="onnx-static")
+    assert all(node.op_type != "If" for node in onnx.load(path).graph.node)
+    logits, trace = model(images)
+    result = OnnxModel(path)(images.numpy())
+    assert np.array_equal(result.options, trace.options)
+    np.testing.assert_allclose(result.computation, trace.computation)
+    np.testing.assert_allclose(result.logits, logits, atol=tolerance, rtol=tolerance)
+    return path
