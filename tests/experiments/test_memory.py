@@ -37,8 +37,12 @@ def test_needs_grow_with_the_settings(setting, least):
 
 
 def test_repeats_count_for_all_budgets_only():
-    needs = needs_of(val_repeats=HUGE, fixed_budget=True)
-    assert needs[f"val_repeats is {HUGE}"] < 1e5
+    usual = TrainAgentConfig().val_repeats
+    several, one = (
+        needs_of(val_repeats=usual, fixed_budget=fixed)[f"val_repeats is {usual}"]
+        for fixed in (False, True)
+    )
+    assert several == usual * one > one
 
 
 @pytest.mark.parametrize(

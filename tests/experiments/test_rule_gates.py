@@ -122,12 +122,12 @@ def test_rules_are_kept_if_only_they_hold_the_budget(tuned):
         network[2].bias.data[5] = 9.0
     free = rules.compare(gate, backbone)
     cost = evaluate_gate(backbone, gate, tuned[2].val).computation(backbone.costs).mean().item()
-    assert free.least == pytest.approx(cost)
-    assert free.kept == ("gate" if free.difference >= 0 else "rules")
+    assert free["least"] == pytest.approx(cost)
+    assert free["kept"] == ("gate" if free["difference"] >= 0 else "rules")
     for budget, decided in [(least / 2, False), (least, True), (cost - 1, True), (cost, False)]:
         bound = rules.compare(gate, backbone, budget=budget)
-        assert bound.kept == ("rules" if decided else free.kept)
-        assert bound.difference == free.difference
+        assert bound["kept"] == ("rules" if decided else free["kept"])
+        assert bound["difference"] == free["difference"]
 
 
 def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
