@@ -52,12 +52,11 @@ def training_needs(
         weights += 8 * width**2
     layers = backbone.costs.n_layers
     seen = _KEPT * layers * observation_bytes(observation_space(backbone, **form))
-    rows = val_images * (repeats if config.all_budgets else 1)
     each = math.prod(backbone.image_shape) + 8 * _KEPT * layers
     needs = {
         f"hidden is {width}": _FLOAT * (_COPIES * weights + _KEPT * decisions * width),
         f"num_envs is {num_envs}": num_envs * (forward_bytes(backbone) + seen),
-        f"val_repeats is {repeats}": rows * each,
+        f"val_repeats is {repeats}": val_images * repeats * each,
     }
     if config.cotrains:
         batch = config.cotrain.batch_size

@@ -36,15 +36,6 @@ def test_needs_grow_with_the_settings(setting, least):
     assert needs_of()["val_repeats is 1"] < 1e5
 
 
-def test_repeats_count_for_all_budgets_only():
-    usual = TrainAgentConfig().val_repeats
-    several, one = (
-        needs_of(val_repeats=usual, fixed_budget=fixed)[f"val_repeats is {usual}"]
-        for fixed in (False, True)
-    )
-    assert several == usual * one > one
-
-
 @pytest.mark.parametrize(
     ("config", "setting", "least"),
     [
