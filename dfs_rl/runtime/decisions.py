@@ -323,7 +323,7 @@ class _Pooling(nn.Module):
         for probe, size in zip(self.probes, network.feature_sizes, strict=True):
             form = cast("PerBits", probe).at()
             weight = cast("Tensor", form.weight)
-            by_part = weight.reshape(len(weight), size - CONFIDENCE_SIZE, -1).transpose(1, 2)
+            by_part = weight.unflatten(1, (size - CONFIDENCE_SIZE, -1)).transpose(1, 2)
             form.weight = functional.pad(by_part, (0, 0, 0, 1)).flatten(1)
 
     def forward(
