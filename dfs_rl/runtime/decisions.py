@@ -7,7 +7,7 @@ change from image to image, and one linear map makes of it what the gate reads.
 
 import copy
 import math
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from dfs_rl.gating.networks import LearnedGate, macs_taken
 from dfs_rl.gating.observation import FEATURE_LIMIT, MIN_STD, observe
 from dfs_rl.gating.passes import FINISHED, MIRRORED
 from dfs_rl.runtime.pass_forms import evidence_of
-
-if TYPE_CHECKING:
-    from dfs_rl.quantization.inference import PerBits
 
 _SPENT_UNIT = 1024.0
 """Units of cost in all gated layers at 32 bit, which ``cost_scale`` takes the root of."""
@@ -75,12 +72,9 @@ class Decisions(nn.Module):
         self.several = gate.passes.limit > 1
         most = float(costs.option_costs().amax(dim=1).sum())
         self.may_overspend = self.several or most > 1 + torch.finfo(torch.float32).eps
-        self.pooling: _Pooling | None = None
         if self._network is not None:
             for part in self._network.probes.modules():
                 part.divides = True  # type: ignore[assignment]
-            if type(self._network).parts is Backbone.parts:
-                self.pooling = _Pooling(self._network)
         self.maps = [self._map(layer) for layer in range(len(gate.input_sizes))]
         self.computations = _computations(costs, gate)
 
@@ -229,22 +223,18 @@ class Decisions(nn.Module):
         network, size = self._network, self.gate.feature_sizes[layer]
         if network is None:
             return [self.backbone.feature(hidden, layer)[:, :size]]
-        exits = network.exit_heads is not None and layer in network.exit_heads
-        if self.pooling is None:
-            parts = network.parts(hidden)
-            means = parts.mean(dim=2)
-            logits = None if exits else network.probes[layer](parts.flatten(1))
-        else:
-            means, logits = self.pooling(hidden, layer, classify=not exits)
-        if logits is None:
+        parts = network.parts(hidden)
+        if network.exit_heads is not None and layer in network.exit_heads:
             logits = network.answer(hidden, layer)
+        else:
+            logits = network.probes[layer](parts.flatten(1))
         logs = logits.log_softmax(dim=1)
         shares = logs.exp()
         top = shares.topk(2, dim=1).values
         if not whole:
             top = top @ torch.tensor([[1.0, 1.0], [0.0, -1.0]])
         confidence = [top, (shares * logs).sum(dim=1, keepdim=True)]
-        return confidence if size == CONFIDENCE_SIZE else [*confidence, means]
+        return confidence if size == CONFIDENCE_SIZE else [*confidence, parts.mean(dim=2)]
 
     def _map(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return weight and bias of the map to the gate's input, and the bounds of its columns.
@@ -306,40 +296,6 @@ class Decisions(nn.Module):
         return observe(
             backbone, state, budget=self.budget, gate_macs=gate.observed_macs, with_features=False
         ).context[0]
-
-
-class _Pooling(nn.Module):
-    """Means of the channels of a map and logits of its probe, from one product.
-
-    The product averages every channel over the parts of the probe's grid and over all places.
-    onnxruntime computes it in two thirds of the time of its pooling operators.
-    """
-
-    def __init__(self, network: Backbone) -> None:
-        super().__init__()
-        self._network = network
-        self._averages: dict[torch.Size, Tensor] = {}
-        self.probes = copy.deepcopy(network.probes)
-        for probe, size in zip(self.probes, network.feature_sizes, strict=True):
-            form = cast("PerBits", probe).at()
-            weight = cast("Tensor", form.weight)
-            by_part = weight.unflatten(1, (size - CONFIDENCE_SIZE, -1)).transpose(1, 2)
-            form.weight = functional.pad(by_part, (0, 0, 0, 1)).flatten(1)
-
-    def forward(
-        self, hidden: Tensor, layer: int, *, classify: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return means ``[n, channels]`` and, if asked for, logits of ``[n, channels, h, w]``."""
-        shape = hidden.shape[2:]
-        if shape not in self._averages:  # filled before a trace, for which it is a constant
-            places = torch.eye(shape.numel()).view(-1, 1, *shape)
-            parts = self._network.parts(places)
-            means = parts.mean(dim=2, keepdim=True)
-            self._averages[shape] = torch.cat([parts, means], dim=2)[:, 0].T.contiguous()
-        pooled = self._averages[shape] @ hidden.flatten(2).transpose(1, 2)
-        flat = pooled.flatten(1)
-        logits = self.probes[layer](flat) if classify else None
-        return flat[:, -hidden.shape[1] :], logits
 
 
 def _computations(costs: CostTable, gate: LearnedGate) -> Tensor:
