@@ -198,7 +198,8 @@ def _notes(summary: EvaluationSummary) -> list[str]:
 def latency_text(profile: LatencyProfile) -> str:
     """Return the times of all parts, one table per batch size, and how well they add up."""
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
-    subject = f"Measured on {profile.machine}, {threads}, with {', '.join(profile.versions)}."
+    libraries = ", ".join(profile.versions)
+    subject = f"Measured on {profile.machine}, {profile.runtime}, {threads}, with {libraries}."
     parts = [filled(subject)]
     parts += [_batch_text(profile.at(batch_size)) for batch_size in profile.batch_sizes]
     return "\n\n".join(parts) + "\n"

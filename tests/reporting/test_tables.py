@@ -137,7 +137,7 @@ def test_cells_are_printed_as_they_are_at_any_width():
 
 
 LATENCY_TEXT = """\
-Measured on a machine, 1 thread, with torch 2.13.0.
+Measured on a machine, torch, 1 thread, with torch 2.13.0.
 
 batch 1   0 bit   8 bit    exit    gate
 ───────────────────────────────────────
