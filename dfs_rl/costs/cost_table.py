@@ -95,7 +95,8 @@ class CostTable:
                 f"the latency profile measures a network of {len(profile.layer_macs)} gated layers "
                 f"with {sum(profile.layer_macs):,} MACs, and of fixed parts with "
                 f"{sum(profile.fixed_macs):,}; this one has {self.n_layers} with "
-                f"{self.total_macs:,} and {sum(fixed[0]):,}, or other bits in its fixed parts."
+                f"{self.total_macs:,} and {sum(fixed[0]):,}, or other bits in its fixed parts; "
+                "measure it with python -m dfs_rl.profile."
             )
         for layer in self._layers:
             for bits in self.options:
