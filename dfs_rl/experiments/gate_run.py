@@ -167,7 +167,7 @@ class GateRun:
         measured = gate.budget_conditioning
         least, most = measured.budget_range
         in_words = partial(costs.cost_text, digits=3)
-        print_status(f"Its images cost {in_words(least)} to {in_words(most)} on average.")
+        print_status(f"Its mean cost is {in_words(least)} to {in_words(most)}, by budget.")
         assert isinstance(self.config, GateTrainingConfig | TrainCascadeConfig)
         drop = self.config.max_accuracy_drop
         # A bound that the gate cannot hold is no error: it would lose the trained gate.
