@@ -14,7 +14,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.functional import QuantRange, fake_quantize, lsq_gradient_scale, mse_scale
 
 _NORM_MOMENTUM = 0.1
-_REACH = 6.0  # standard deviations
+_DEVIATIONS = 6.0
+"""Reach of an output in standard deviations of its norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,7 @@ class FractionalConv2d(FractionalLayer):
             return None
         i = self.norm.norm_row(bits, norm_set)
         mean, deviation = self.norm.norm_bias[i], self.norm.norm_weight[i]
-        return (mean.abs() + _REACH * deviation.abs()).amax().detach()
+        return (mean.abs() + _DEVIATIONS * deviation.abs()).amax().detach()
 
 
 class FractionalConvNorm(FractionalConv2d):

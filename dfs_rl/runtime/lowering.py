@@ -27,7 +27,7 @@ _FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convol
 _FEWEST_ROUNDED = 8  # for which a convolution of integers that rounds its output is faster
 _MIDDLE = 128  # code of 0 in an unsigned byte
 _ROWS = 2  # rank of a batch of vectors
-_REACH = 5  # input of a convolution: the largest output, if it is known
+_REACH_INPUT = 5  # input of a convolution: the largest output, if it is known
 _LEAST_REACH = np.float32(1e-6)
 
 
@@ -176,10 +176,10 @@ class _Operator:
         ``None`` if it stays a float: without ``int8``, a batch norm or enough channels.
         """
         channels = self.value(2).shape[1] * self.attributes["group"]
-        known = len(self.inputs) > _REACH
+        known = len(self.inputs) > _REACH_INPUT
         if not (self.int8 and known and self.runs_on_bytes() and channels >= _FEWEST_ROUNDED):
             return None
-        return np.maximum(self.value(_REACH), _LEAST_REACH) / np.float32(_MIDDLE - 1)
+        return np.maximum(self.value(_REACH_INPUT), _LEAST_REACH) / np.float32(_MIDDLE - 1)
 
 
 def _quantize(
