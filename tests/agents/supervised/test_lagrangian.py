@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_rl.agents.supervised.trainer import LagrangeMultipliers
+from dfs_rl.agents.supervised.lagrangian import LagrangeMultipliers
 from dfs_rl.errors import CheckpointError
 
 
