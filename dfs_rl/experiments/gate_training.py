@@ -99,27 +99,13 @@ def validate(config: TrainAgentConfig, dataset: Dataset, backbone: Backbone) -> 
     # A single image may use the whole gate; images that exit early lower the mean.
     costs = backbone.costs
     # Rules cost nothing, and ship where the gate costs too much.
-    starts_from_rule = config.resolved_start == "rule"
-    least_macs = 0.0 if starts_from_rule else gate.least_macs
+    least_macs = 0.0 if config.resolved_start == "rule" else gate.least_macs
     for name, macs in (("budget", least_macs), ("per_input_budget", gate.macs)):
         budget = getattr(config, name)
         if budget is not None:
             gated_budget(costs, budget, gate_macs=macs, name=name)
         check_highest_budget(budget, costs, gate_macs=gate.macs, passes=passes.limit, name=name)
-    if starts_from_rule:
-        _report_cheap_budget(config.budget, costs, gate)
     return f"{config.algo}-{dataset.name}"
-
-
-def _report_cheap_budget(budget: float | None, costs: CostTable, gate: LearnedGate) -> None:
-    """Print that a budget is below all costs of a gate, so that the tuned rules ship for it."""
-    least = 100.0 * (costs.fixed_cost(gate_macs=gate.least_macs) + float(costs.least_costs()[0]))
-    if budget is not None and budget < least:
-        print_status(
-            f"The budget is {costs.cost_text(budget, 3)}, but an image costs at least "
-            f"{costs.cost_text(least, 3)} with a learned gate, so the tuned rules will ship; for a "
-            f"learned gate give a higher budget, or --hidden below {gate.hidden}."
-        )
 
 
 def _check_memory(
@@ -295,6 +281,7 @@ def _start_gate(
         return uniform.best_at(weights)
 
     if rules is not None:
+        rules.check_budget(config.budget, gate)
         clone_rules(gate, rules.for_task(task), task, seed=config.seed)
     elif config.resolved_start == "uniform":
         frozen, images, reward, budget = task.backbone, task.images, task.reward, task.budget

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -88,6 +89,32 @@ class TunedRules:
     def images_seen(self) -> int:
         """Number of images that were run to tune the rules, repeats counted."""
         return len(self._searched) * len(self._searched.settings)
+
+    @property
+    def least_cost(self) -> float:
+        """Mean cost of the cheapest rule on val, in percent."""
+        return min(self._cost(self._records(self._val, i)) for i in range(len(self.gate.rules)))
+
+    def check_budget(self, budget: float | None, gate: LearnedGate) -> None:
+        """Print that only the rules can hold a budget in percent, so that they ship for it.
+
+        Raises:
+            ConfigError: If they cannot hold it either.
+        """
+        in_words, costs, macs = partial(self.costs.cost_text, digits=3), self.costs, gate.least_macs
+        least = 100.0 * (costs.fixed_cost(gate_macs=macs) + float(costs.least_costs()[0]))
+        if budget is None or budget >= least:
+            return
+        given = f"budget is {in_words(budget)}, but an image costs at least"
+        if budget < self.least_cost:
+            raise ConfigError(
+                f"{given} {in_words(self.least_cost)} with the cheapest tuned rule and "
+                f"{in_words(least)} with a learned gate; give a higher budget."
+            )
+        print_status(
+            f"The {given} {in_words(least)} with a learned gate, so the tuned rules will ship; for "
+            f"a learned gate give a higher budget, or --hidden below {gate.hidden}."
+        )
 
     def set_cost_weight(self, task: Task) -> None:
         """Set the gate of all rules to the one with the highest reward at the cost weight."""

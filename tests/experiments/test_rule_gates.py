@@ -146,6 +146,16 @@ def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
     assert trace.computation.mean() <= 0.5
 
 
+def test_a_budget_below_rules_and_gate_is_refused_before_the_training(tuned, tmp_path, capsys):
+    least, _ = tuned[0].gate.budget_conditioning.budget_range
+    assert tuned[0].least_cost == least
+    run, flags = tmp_path / "run", ["--timesteps", "2000", "--num-envs", "64", "--passes", "2"]
+    assert main([*flags, "--budget", f"{0.99 * least}", "--run-dir", str(run)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{least:.3g} % with the cheapest tuned rule and 0.568 % with a learned gate" in said
+    assert (run / "metrics.jsonl").read_text() == ""
+
+
 def test_what_ships_is_never_worse(tmp_path):
     run = tmp_path / "run"
     flags = ["--passes", "2", "--timesteps", "3000", "--num-envs", "64", "--budget", "0.9"]
