@@ -91,11 +91,12 @@ def preview_backbone(config: RunConfig, dataset: Dataset) -> StoredBackbone:
     data set not trained.
 
     Raises:
-        ConfigError: If a gate has only one bit option to choose from.
+        ConfigError: If a gate has only one bit option to choose from, or a setting has no effect.
         DataError: If it was made for other data.
     """
     dataset = dataset.clean
     constructor = _constructor(config)
+    _check_supernet_epochs(config)
     if _needs_supernet(config):
         wanted = supernet_config(config, dataset)
         backbone = supernet_training.build(wanted, dataset)  # same cost as the trained one
@@ -181,6 +182,16 @@ def supernet_config(config: RunConfig, dataset: Dataset) -> TrainBackboneConfig:
 def _needs_supernet(config: RunConfig) -> bool:
     """Return True if the backbone is a default supernet, trained now or by an earlier run."""
     return config.backbone_source is None and config.dataset != DIGITS
+
+
+def _check_supernet_epochs(config: RunConfig) -> None:
+    """Check that epochs are given only for a default supernet."""
+    epochs, source = config.supernet_epochs, config.backbone_source
+    if epochs != RunConfig.supernet_epochs and not _needs_supernet(config):
+        given = f"backbone is {source}" if source else f"{config.dataset} come with a backbone"
+        raise ConfigError(
+            f"supernet_epochs is {epochs}, but {given}, so no supernet is trained; leave it out."
+        )
 
 
 def _constructor(config: RunConfig) -> str | None:

@@ -74,6 +74,7 @@ BAD = {
         ("--algo dqn --algorithm.buffer-size 9", "one update of 32 episodes of 6 steps"),
         ("--algo maskable_ppo", "algo is 'maskable_ppo', which requires a per-input budget"),
         ("--image-size 16", "takes images as they come"),
+        ("--supernet-epochs 5", "supernet_epochs is 5, but digits come with a backbone"),
     ],
     "train_gumbel": [
         ("--budget 0.3", "budget 0.3 % is not enough"),
