@@ -8,6 +8,7 @@ from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -55,11 +56,11 @@ class TensorBoard(TensorBoardOutputFormat):
 class ProgressBar:
     """Progress bar with timesteps and metrics of the training and of the last validation.
 
-    If stderr is no terminal, there is a line per validation instead.
+    If stderr is no terminal, there is a line per validation instead. ``cost`` names the cost model.
     """
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, total: int, *, cost: str = COMPUTATION) -> None:
+        self._total, self._cost = total, cost
         self._bar: tqdm[Any] | None = None
         self._validated: dict[str, str] = {}
 
@@ -67,7 +68,7 @@ class ProgressBar:
         """Show the metrics of a validation, for a gate for all budgets estimates."""
         self._validated = {
             "val accuracy": f"{record['accuracy']:.1f} %",
-            "computation": f"{record['computation']:.2f} %",
+            self._cost: f"{record['computation']:.2f} %",
         }
         if not sys.stderr.isatty():
             several = len(record.get("points", ())) > 1
@@ -76,7 +77,7 @@ class ProgressBar:
             print_status(
                 f"step {min(timesteps, self._total):,} of {self._total:,}: "
                 f"val accuracy {about}{record['accuracy']:.2f} %, "
-                f"computation {about}{record['computation']:.3f} %; "
+                f"{self._cost} {about}{record['computation']:.3f} %; "
                 f"reward {record['reward']:.4f} and {record['patterns']} distinct patterns{over}"
             )
 

@@ -34,7 +34,7 @@ from dfs_rl.experiments.config import (
     resume_command,
     with_percent_budgets,
 )
-from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run, figure_prefix
+from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
@@ -312,7 +312,7 @@ def _evaluate_at(
         command=shlex.join(run.record().command),
         evaluation=shlex.join(command),
         backbone=weights_digest(before if before.is_dir() else run.path / BACKBONE_FOLDER),
-        figure_prefix=f"{plots}/{figure_prefix(asked)}",
+        figure_prefix=f"{plots}/{evaluation.figure_prefix}",
         images_seen=sum(training.images_seen.values()),
         seconds=training.seconds,
         summary=evaluation.summary,

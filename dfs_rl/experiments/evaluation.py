@@ -86,6 +86,12 @@ class Evaluation:
     stored: bool = field(default=False, repr=False)
 
     @property
+    def figure_prefix(self) -> str:
+        """File name prefix of the figures."""
+        parts = self.path.stem.split("-", 1)[1:]
+        return "".join(f"{part}-" for part in parts)
+
+    @property
     def results_path(self) -> Path:
         """File with the per-image results of every method."""
         name = self.path.name.replace("summary", "outcomes")
@@ -130,9 +136,10 @@ def evaluate_run(
     """Evaluate a run and store ``summary.json`` and ``plots/`` in it, or in ``store``'s folder.
 
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
-    ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-drop-1.json`` for one
-    that loses at most a point, ``summary-mixed.json`` for a given stream, ``summary-measured.json``
-    with the times of a given profile, and ``summary-only-cascade.json`` for this baseline alone.
+    ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-at-15-ms.json`` for one
+    with the cost latency, ``summary-drop-1.json`` for one that loses at most a point,
+    ``summary-mixed.json`` for a given stream, ``summary-measured.json`` with the times of a given
+    profile, and ``summary-only-cascade.json`` for this baseline alone. Figures are named likewise.
     Stored results are returned if they belong to the same weights, images, precision, times,
     baselines and search limits, otherwise replaced.
 
@@ -163,7 +170,7 @@ def evaluate_run(
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or model is None else []
-    name = "-".join(["summary", *shown, *_point(config), *only]) + ".json"
+    name = "-".join(["summary", *shown, *_point(config, measured), *only]) + ".json"
     profile = None if measured is None else measured.profile
     ran = BASELINES if baselines is None else baselines
     identity = _identity(config, data.fingerprint, profile, ran)
@@ -203,7 +210,7 @@ def evaluate_run(
         per_image = per_image_results_of(methods, costs, measured)
         save_per_image_results(evaluation.results_path, *per_image)
         plots = output_folder / folder.plots_dir.name
-        write_figures(plots, figure_prefix(config, only), summary, drawn)
+        write_figures(plots, evaluation.figure_prefix, summary, drawn)
         # Written last: a summary implies that its figures exist.
         write_json(path, config_to_dict(summary))
         return evaluation
@@ -287,18 +294,16 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
     return f"budget-conditioned, at a preference where val images cost {cost}"
 
 
-def figure_prefix(config: EvaluateConfig, only: Sequence[str] = ()) -> str:
-    """Return the file name prefix of an evaluation's figures; its budget is in percent."""
-    shown = [config.split] if config.split != "test" else []
-    return "".join(f"{part}-" for part in [*shown, *_point(config), *only])
-
-
-def _point(config: EvaluateConfig) -> list[str]:
+def _point(config: EvaluateConfig, measured: CostTable | None) -> list[str]:
     """Return the parts of file names that tell stream, setting of the gate, and given times."""
-    stream = [] if config.corruptions is None else [config.corruptions]
-    settings = {"at": config.budget, "drop": config.max_accuracy_drop}
-    measured = [] if config.profile is None else ["measured"]
-    return [*stream, *(f"{name}-{v:g}" for name, v in settings.items() if v is not None), *measured]
+    parts = [] if config.corruptions is None else [config.corruptions]
+    if config.budget is not None and measured is not None and config.profile is None:
+        parts.append(f"at-{config.budget * measured.total_cost / 100.0:g}-ms")
+    elif config.budget is not None:
+        parts.append(f"at-{config.budget:g}")
+    if config.max_accuracy_drop is not None:
+        parts.append(f"drop-{config.max_accuracy_drop:g}")
+    return parts if config.profile is None else [*parts, "measured"]
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:

@@ -145,7 +145,7 @@ def train(
     device = resolve_device(config.device)
     backbone = stored.backbone.to(device)
     gate_steps, total = _length(config, backbone.costs)
-    bar = ProgressBar(total)
+    bar = ProgressBar(total, cost=config.cost)
     session = RunSession(run, LearningState, report=bar.report)
     resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)

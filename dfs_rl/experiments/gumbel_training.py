@@ -196,7 +196,7 @@ def train(
     """
     device = resolve_device(config.device)
     total, size = steps_and_size(config, stored.backbone.costs.n_layers, len(dataset.agent))
-    bar = bar or ProgressBar(total * size)
+    bar = bar or ProgressBar(total * size, cost=config.cost)
     session = RunSession(run, SupervisedState, report=bar.report)
     backbone: Backbone = stored.backbone.to(device).eval()
     costs, agent = backbone.costs, dataset.agent.to(device)

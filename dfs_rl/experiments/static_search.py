@@ -171,7 +171,7 @@ def train(
     Ctrl-C finishes the current table, saves and ends with KeyboardInterrupt; a second one ends at
     once.
     """
-    bar = bar or ProgressBar(search_timesteps(config, stored.backbone.costs))
+    bar = bar or ProgressBar(search_timesteps(config, stored.backbone.costs), cost=config.cost)
     search = StaticSearch(config, stored, dataset, run, bar)
     find = resolve_name(STATIC_METHODS[config.method].find)
     bar.start(0)

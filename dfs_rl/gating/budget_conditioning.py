@@ -143,7 +143,7 @@ class BudgetConditioning:
         least, most = self.budget_range
         if not budget >= least:
             raise ConfigError(
-                f"budget {in_words(budget)} is below the smallest computation of this gate, whose "
+                f"budget {in_words(budget)} is below the smallest cost of this gate, whose "
                 f"images cost {in_words(least)} to {in_words(most)} on average."
             )
         last = max(i for i, cost in enumerate(self.computations) if cost <= budget)

@@ -21,15 +21,16 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
 def test_progress_is_shown(monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
-    bar = ProgressBar(256)
+    bar = ProgressBar(256, cost="latency")
     bar.report(0, RECORD)
     bar.report(300, RECORD)  # the last rollout goes on to its end
     make_agent(PPOConfig()).learn(256, UpdateCallback(bar=bar), log_interval=sys.maxsize)
     if stream.isatty():
         assert "256/256" in stream.getvalue()
         assert "val accuracy=91.2 %" in stream.getvalue()
+        assert "latency=1.23 %" in stream.getvalue()
         assert "step 0 of 256" not in stream.getvalue()
     else:
         first, last = stream.getvalue().splitlines()
-        assert first.startswith("step 0 of 256: val accuracy 91.25 %, computation 1.234 %")
+        assert first.startswith("step 0 of 256: val accuracy 91.25 %, latency 1.234 %")
         assert last.startswith("step 256 of 256: ")

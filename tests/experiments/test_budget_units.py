@@ -106,7 +106,8 @@ def test_the_same_budget_in_both_units(agent):
     model.set_budget(most * FULL_MS / 100 * 1.001, unit="ms")
     assert model.gate.preference == dfs_rl.load(agent, budget=1.001 * most).gate.preference
     assert evaluate_main([str(agent), "--budget", f"{ms}", "--budget-unit", "ms"]) == 0
-    assert (agent / f"summary-at-{percent:g}.json").is_file()
+    assert (agent / f"summary-at-{ms:g}-ms.json").is_file()
+    assert (agent / "plots" / f"at-{ms:g}-ms-accuracy.png").is_file()
 
 
 @pytest.mark.parametrize(

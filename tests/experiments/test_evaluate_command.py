@@ -207,7 +207,7 @@ def test_backbone_alone_gets_uniform_options(make_run, tmp_path, digits):
     result = evaluate(run, digits)
     assert result.path == run.path / "summary-test.json"
     assert {method.role for method in result.summary.methods} == {"fixed"}
-    assert [path.name for path in run.plots_dir.iterdir()] == ["accuracy.png"]
+    assert [path.name for path in run.plots_dir.iterdir()] == ["test-accuracy.png"]
     with pytest.raises(ConfigError, match=r"budget is 2 %.* no gate"):
         evaluate(run, digits, budget=2.0)
     with pytest.raises(ConfigError, match=r"baselines is \['cascade'\].* no gate"):

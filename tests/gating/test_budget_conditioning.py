@@ -66,7 +66,7 @@ def test_preferences_are_evenly_spread_in_any_part(n):
 def test_budget_is_never_exceeded(computations, budget):
     conditioned = conditioning(*computations)
     if budget < computations[0]:
-        with pytest.raises(ConfigError, match="is below the smallest computation"):
+        with pytest.raises(ConfigError, match="is below the smallest cost"):
             conditioned.preference_for_budget(budget)
         return
     preference = conditioned.preference_for_budget(budget)
