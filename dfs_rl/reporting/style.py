@@ -33,7 +33,7 @@ PURPLE = "#a0309a"
 
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
-_MACHINE_LENGTH = 24
+_MACHINE_LENGTH = 20
 DASHED = (0, (4, 3))
 METHOD_STYLES = ((VERMILION, "*"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "D"))
 """Colour and marker of each method in colour; more colours are not distinguishable by everyone."""
@@ -95,8 +95,8 @@ def cost_axis(cost: CostName, figures: EvaluationSummary | ComparisonOfRuns) -> 
         full = figures.options[-1] if figures.cost_model == LATENCY else FULL
         return f"{figures.cost_model} per image, % of all gated layers at {full} bit, log scale"
     assert figures.timing is not None, "measured times have their conditions"
-    machine = short_middle(figures.timing.machine, _MACHINE_LENGTH)
-    return f"measured ms per image, log scale ({machine}, {figures.timing.load})"
+    timing, machine = figures.timing, short_middle(figures.timing.machine, _MACHINE_LENGTH)
+    return f"measured ms per image, log scale ({machine}, {timing.runtime}, {timing.load})"
 
 
 def option_colours(options: BitOptions) -> list[Colour]:

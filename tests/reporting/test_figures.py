@@ -71,7 +71,7 @@ def test_accuracy_plot_over_measured_time(measured_summary):
     opened(figure)
     overview, near = figure.axes
     assert overview.get_xlabel() == (
-        "measured ms per image, log scale (a machine, 1 thread, batch size 1)"
+        "measured ms per image, log scale (a machine, torch, 1 thread, batch size 1)"
     )
     places = {
         round(float(x), 3) for line in overview.lines for x in np.atleast_1d(line.get_xdata())
