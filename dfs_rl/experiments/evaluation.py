@@ -138,8 +138,9 @@ def evaluate_run(
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
     ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-at-15-ms.json`` for one
     with the cost latency, ``summary-drop-1.json`` for one that loses at most a point,
-    ``summary-mixed.json`` for a given stream, ``summary-measured.json`` with the times of a given
-    profile, and ``summary-only-cascade.json`` for this baseline alone. Figures are named likewise.
+    ``summary-mixed.json`` for a given stream, ``summary-measured-torch.json`` with the times of a
+    given profile of that runtime, and ``summary-only-cascade.json`` for this baseline alone.
+    Figures are named likewise.
     Stored results are returned if they belong to the same weights, images, precision, times,
     baselines and search limits, otherwise replaced.
 
@@ -170,8 +171,9 @@ def evaluate_run(
     only = [] if baselines is None else ["only", *baselines]
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or model is None else []
-    name = "-".join(["summary", *shown, *_point(config, measured), *only]) + ".json"
     profile = None if measured is None else measured.profile
+    point = _point(config, costs, None if config.profile is None else profile)
+    name = "-".join(["summary", *shown, *point, *only]) + ".json"
     ran = BASELINES if baselines is None else baselines
     identity = _identity(config, data.fingerprint, profile, ran)
     if found := _stored_evaluation(folder.path / name, identity):
@@ -294,16 +296,16 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
     return f"budget-conditioned, at a preference where val images cost {cost}"
 
 
-def _point(config: EvaluateConfig, measured: CostTable | None) -> list[str]:
+def _point(config: EvaluateConfig, costs: CostTable, given: LatencyProfile | None) -> list[str]:
     """Return the parts of file names that tell stream, setting of the gate, and given times."""
-    parts = [] if config.corruptions is None else [config.corruptions]
-    if config.budget is not None and measured is not None and config.profile is None:
-        parts.append(f"at-{config.budget * measured.total_cost / 100.0:g}-ms")
-    elif config.budget is not None:
-        parts.append(f"at-{config.budget:g}")
+    parts: list[str] = [] if config.corruptions is None else [config.corruptions]
+    if config.budget is not None:
+        percent, full = config.budget, costs.total_cost
+        in_words = f"{percent:g}" if costs.profile is None else f"{percent * full / 100.0:g}-ms"
+        parts.append(f"at-{in_words}")
     if config.max_accuracy_drop is not None:
         parts.append(f"drop-{config.max_accuracy_drop:g}")
-    return parts if config.profile is None else [*parts, "measured"]
+    return parts if given is None else [*parts, f"measured-{given.runtime}"]
 
 
 def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:

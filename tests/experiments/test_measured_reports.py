@@ -60,13 +60,24 @@ def test_evaluate_takes_a_profile(runs, profile, capsys):
     assert evaluate_main([str(run), "--profile", str(profile), *SHORT]) == 0
     shown = capsys.readouterr()
     assert "measured ms" in shown.out
-    summary = read_json(run / "summary-measured.json")
+    summary = read_json(run / "summary-measured-torch.json")
     assert summary["methods"][0]["milliseconds"] == pytest.approx(milliseconds(run))
     assert (run / "summary.json").read_bytes() == before
     names = {path.name for path in (run / "plots").glob("measured-*")}
-    assert {"measured-accuracy.png", "measured-accuracy_ms.png"} <= names
+    assert {"measured-torch-accuracy.png", "measured-torch-accuracy_ms.png"} <= names
     assert evaluate_main([str(run), "--profile", str(profile), *SHORT]) == 0
     assert "have changed" in sentence(capsys)
+
+
+def test_profiles_of_two_runtimes_have_their_own_files(runs, profile, tmp_path):
+    run, other = runs["macs"], tmp_path / "onnx.json"
+    versions = list(library_versions("onnx"))
+    write_json(other, read_json(profile) | {"runtime": "onnx", "versions": versions})
+    assert evaluate_main([str(run), "--profile", str(profile), *SHORT]) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*measured-torch*")}
+    assert evaluate_main([str(run), "--profile", str(other), *SHORT]) == 0
+    assert len(before) == len(list(run.rglob("*measured-onnx*"))) == 6
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_a_run_with_the_cost_latency_has_its_times(runs, profile, capsys):
