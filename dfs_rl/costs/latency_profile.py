@@ -178,7 +178,7 @@ def read_latency_profile(path: str | Path) -> LatencyProfile:
         ConfigError: If it is no profile.
     """
     record = read_json(Path(path))
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "parts" not in record:
         raise ConfigError(f"{path} is no latency profile; python -m dfs_rl.profile writes one.")
     return config_from_dict(record, LatencyProfile, str(path))
 

@@ -182,9 +182,9 @@ def test_impossible_times_are_refused(tmp_path, changes: dict[str, float], messa
 def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
     with pytest.raises(RunFolderError, match="does not exist"):
         read_latency_profile(tmp_path / "none.json")
-    for content in ([1], {"machine": "m"}):
+    for content in ([1], {"machine": "m"}, {"format": 5, "machine": {"system": "Linux"}}):
         write_json(tmp_path / "other.json", content)
-        with pytest.raises(ConfigError, match=r"other\.json"):
+        with pytest.raises(ConfigError, match=r"other\.json is no .* dfs_rl\.profile writes one"):
             read_latency_profile(tmp_path / "other.json")
     path = saved(tmp_path, PLAIN)
     with pytest.raises(ConfigError, match="was measured with a machine"):
