@@ -218,7 +218,8 @@ def _allowed(fault: ErrorDetails) -> str:
     """Describe the allowed values of a setting for one of pydantic's errors."""
     if fault["type"] == "literal_error":
         expected = str(fault["ctx"]["expected"]).replace(" or ", ", ")
-        return f"one of {expected}" if "," in expected else expected
+        near = closest(str(fault["input"]), expected.split(", "))
+        return f"one of {expected}{near}" if "," in expected else expected
     if fault["type"] == "too_long":
         return f"a list of {fault['ctx']['max_length']}"
     if fault["type"] == "too_short":
@@ -251,6 +252,12 @@ def _dataclass_in(hint: object) -> type | None:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
     return next((found for part in get_args(hint) if (found := _dataclass_in(part))), None)
+
+
+def closest(value: str, choices: Sequence[str]) -> str:
+    """Return the end of a list of quoted choices that names the closest; empty if none is close."""
+    close = difflib.get_close_matches(value, [choice.strip("'") for choice in choices], n=1)
+    return f"; the closest one is {close[0]!r}" if close else ""
 
 
 def allowed_names(name: str, names: Sequence[str]) -> str:

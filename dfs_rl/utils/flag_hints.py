@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from dfs_rl.utils.config import chosen_blocks
+from dfs_rl.utils.config import chosen_blocks, closest
 
 ADVANCED = "advanced"
 """Block of the flags that have no prefix, but come last on the help page."""
@@ -54,7 +54,8 @@ def _sentence(complaint: str, flags: type) -> str:
         return f"{found[1]} needs a value after it"
     if found := re.match(r"invalid choice (.+) for argument '(.+?)'.*?\((.*?),?\)", complaint):
         choices = sorted(found[3].split(", "))  # in the complaint the order is random
-        return f"{found[2]} is {found[1]}; allowed are {', '.join(choices)}"
+        near = closest(found[1].strip("'"), choices)
+        return f"{found[2]} is {found[1]}; allowed are {', '.join(choices)}{near}"
     if found := re.match(r"Unrecognized options: (\S+)", complaint):
         return f"{found[1]!r} is no argument of this command"
     if found := re.match(r"--(\S+): .*(?:\[(.*)\]|to float: (.*))$", complaint):

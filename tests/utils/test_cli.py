@@ -159,6 +159,7 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
     ("argv", "sentence"),
     [
         ("--algo x", "--algo is 'x'; allowed are 'a2c', 'ppo'; see "),
+        ("--algo pop", "--algo is 'pop'; allowed are 'a2c', 'ppo'; the closest one is 'ppo'; see "),
         ("--sed=1", "--sed is no flag of this command; the closest one is --seed; see "),
         ("--ppo.clip-rang 1", "--ppo.clip-rang is no flag of this command; the closest one is --p"),
         ("--n_epochs 1", "--n_epochs is no flag of this command; the closest one is --ppo.n-epoc"),

@@ -114,7 +114,7 @@ def test_values_arrive_with_their_declared_type(tmp_path, text, name, value):
         ("weight: true", "weight is true; allowed is a number."),
         ("weight: null", "weight is null; allowed is a number."),
         ("backbone: 1", "backbone is 1; allowed is text."),
-        ("algo: ppoo", "algo is 'ppoo'; allowed is one of 'ppo', 'a2c'."),
+        ("algo: ppoo", "algo is 'ppoo'; allowed is one of 'ppo', 'a2c'; the closest one is 'ppo'."),
         ("workers: all", "workers is 'all'; allowed is a whole number or 'auto'."),
         ("bits: 3", "bits is 3; allowed is a list."),
         ("bits: [1, x]", "bits[1] is 'x'; allowed is a whole number."),
