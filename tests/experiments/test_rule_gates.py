@@ -171,8 +171,9 @@ def test_what_ships_is_never_worse(tmp_path):
     _, trace = model(load_dataset("digits").val.images)
     assert trace.computation.mean() <= 0.9 + 1e-6
     summary = json.loads((run / "summary.json").read_text())
-    keys = [method["key"] for method in summary["methods"]]
-    assert "tuned_rule" in keys
+    labels = {method["key"]: method["label"] for method in summary["methods"]}
+    assert labels["tuned_rule"] == "best tuned rule"
+    assert labels["gate"] in {"PPO", "PPO, tuned rule"}
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def _has_own_passes(setup: EvaluationSetup) -> bool:
 @register_baseline("tuned_rule", applies=_has_own_passes)
 def _tuned_rule(setup: EvaluationSetup) -> Iterator[MethodResult]:
     """Choose the best rule over the passes that the gate has, within its cost."""
-    return _threshold_rule(setup, setup.passes, key="tuned_rule", label="tuned rule")
+    return _threshold_rule(setup, setup.passes, key="tuned_rule", label="best tuned rule")
 
 
 def _threshold_rule(
