@@ -309,8 +309,8 @@ def _table(stored: StoredBackbone, *, n_images: int) -> str:
     for bits, point in zip(accuracies, uniform_points(backbone, accuracies), strict=True):
         rows.append(f"{bits:>4}  {point.accuracy:17.2f}  {point.computation:13.2f}")
     for depth, by_bits in stored.info.depth_accuracy.items():
-        layers = "-".join(map(str, backbone.stages))
-        rows.append(f"with the first {depth} of {layers} layers of the stages:")
+        layers, n = "-".join(map(str, backbone.stages)), len(backbone.stages)
+        rows.append(f"the first {depth} of the {layers} layers of {n} stages, the others skipped:")
         for bits, accuracy in by_bits.items():
             mix = backbone.at_depths([int(d) for d in depth.split("-")], int(bits))
             options = torch.tensor([backbone.options.indices(mix)])

@@ -174,8 +174,8 @@ def test_elastic_depth_measures_and_prints_nested_depths(tmp_path, capsys):
     stored = load_stored_backbone(run)
     assert list(stored.info.depth_accuracy) == ["1-1-1"]
     assert list(stored.info.depth_accuracy["1-1-1"]) == ["4", "32"]
-    _, nested = shown.split("with the first 1-1-1 of 2-2-2 layers of the stages:\n")
-    bits, accuracy, computation = map(float, nested.splitlines()[1].split())
+    _, nested = shown.split("the first 1-1-1 of the 2-2-2 layers of 3 stages, the others skipped:")
+    bits, accuracy, computation = map(float, nested.splitlines()[2].split())
     measured = stored.info.depth_accuracy["1-1-1"]["32"]
     assert (bits, accuracy) == (32, pytest.approx(measured, abs=0.006))
     macs = stored.backbone.costs.layer_macs
