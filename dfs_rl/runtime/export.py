@@ -103,8 +103,14 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
             f"{path} exists and is no file of an earlier export; give another path or remove it."
         )
     metadata = {name: json.dumps(value) for name, value in _metadata(model).items()}
-    backbone, int8 = _inference_form(model.backbone), format == "onnx-int8"
-    return _write(onnx_model(model, backbone, int8=int8, metadata=metadata), Path(path))
+    backbone = _inference_form(model.backbone)
+    content = onnx_model(model, backbone, int8=_rounds(format), metadata=metadata)
+    return _write(content, Path(path))
+
+
+def _rounds(format: Format) -> bool:  # noqa: A002
+    """Return True if convolutions of a format round their outputs to 8 bit."""
+    return format == "onnx-int8"
 
 
 def _write_parts(model: GatedModel, path: Path) -> Path:
@@ -142,13 +148,18 @@ def _write(content: "onnx.ModelProto", path: Path) -> Path:
     return path
 
 
-def export_options_graph(backbone: GatedBackbone, path: str | Path, *, int8: bool = False) -> Path:
+def export_options_graph(
+    backbone: GatedBackbone,
+    path: str | Path,
+    *,
+    format: Format = "onnx",  # noqa: A002
+) -> Path:
     """Write a network without a gate into an ONNX file that takes the options as an input.
 
     The branches are those of ``export``. The graph has the inputs ``images``, float32 in [0, 1]
     ``[1, c, h, w]``, and ``options``, int64 ``[1, layers]``: the index of each layer's bit option,
     or ``CostTable.exit_action`` at an exit. Its output is ``logits``. Latency profiles measure it.
-    ``int8`` is for the format ``onnx-int8``.
+    ``format`` is one with branches.
 
     Raises:
         ConfigError: If the extra ``export`` is missing, the network has an operator that ONNX
@@ -157,7 +168,7 @@ def export_options_graph(backbone: GatedBackbone, path: str | Path, *, int8: boo
     check_extra()
     from dfs_rl.runtime.onnx_file import options_model
 
-    return _write(options_model(_inference_form(backbone), int8=int8), Path(path))
+    return _write(options_model(_inference_form(backbone), int8=_rounds(format)), Path(path))
 
 
 def _inference_form(backbone: GatedBackbone) -> GatedBackbone:

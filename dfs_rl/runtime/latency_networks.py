@@ -220,8 +220,7 @@ def timed_networks(
     with TemporaryDirectory() as folder:
         path = Path(folder, "network.onnx")
         files = [export(one, path, format=runtime).read_bytes() for one in models]
-        int8 = runtime == "onnx-int8"
-        content = export_options_graph(model.backbone, path, int8=int8).read_bytes()
+        content = export_options_graph(model.backbone, path, format=runtime).read_bytes()
     gated = [OnnxSession(file, threads=threads) for file in files]
     fixed = OnnxSession(content, threads=threads)
     return [OnnxNetwork(gated, fixed, model=model, batch_size=n) for n in batch_sizes]
