@@ -45,7 +45,7 @@ def test_program_lists_commands_and_shows_its_version(capsys):
 @pytest.mark.parametrize("name", ["train-agent", "train_agent"])
 def test_program_runs_a_command_with_its_arguments(name, capsys):
     assert main([name, "--timesteps", "x"]) == 2
-    assert capsys.readouterr().err.startswith("error: --timesteps: 'x' is no whole number")
+    assert capsys.readouterr().err.startswith("error: --timesteps is 'x'; allowed: a whole number")
 
 
 def test_unknown_command_is_one_sentence(capsys):

@@ -38,7 +38,7 @@ def gated_budget(
             if budget / 100.0 - costs.fixed_cost() >= cheapest:
                 narrower = ", or a narrower gate with --hidden"
         raise ConfigError(
-            f"{name} {costs.cost_text(budget)} is not enough for the cheapest choice of every "
+            f"{name} is {costs.cost_text(budget)}, too little for the cheapest choice of every "
             f"layer, which with the fixed parts of the network{gate} costs "
             f"{costs.cost_text(100.0 * (cheapest + fixed))}; give a higher one{narrower}."
         )

@@ -90,12 +90,15 @@ class BudgetConditioning:
 
         ``in_words`` is as in ``preference_for_budget``.
         """
+        if budget > self.rounded_range[1]:
+            raise self._out_of_range(budget, in_words)
+
+    def _out_of_range(self, budget: float, in_words: Callable[[float], str]) -> ConfigError:
         least, most = self.rounded_range
-        if budget > most:
-            raise ConfigError(
-                f"budget is {in_words(budget)}, but the images of this gate cost "
-                f"{in_words(least)} to {in_words(most)} on average; give a budget in this range."
-            )
+        return ConfigError(
+            f"budget is {in_words(budget)}, but the images of this gate cost {in_words(least)} to "
+            f"{in_words(most)} on average; give a budget in this range."
+        )
 
     @property
     def smallest_accuracy_drop(self) -> float:
@@ -140,12 +143,8 @@ class BudgetConditioning:
         Raises:
             ConfigError: If the budget is below the smallest cost, or nothing was measured.
         """
-        least, most = self.budget_range
-        if not budget >= least:
-            raise ConfigError(
-                f"budget {in_words(budget)} is below the smallest cost of this gate, whose "
-                f"images cost {in_words(least)} to {in_words(most)} on average."
-            )
+        if not budget >= self.budget_range[0]:
+            raise self._out_of_range(budget, in_words)
         last = max(i for i, cost in enumerate(self.computations) if cost <= budget)
         if last == len(self.computations) - 1:
             return 1.0
@@ -201,8 +200,8 @@ class CostWeightRange(_LogRange):
         """
         if not self.lowest <= weight <= self.highest:
             raise ConfigError(
-                f"cost weight {weight:g} is not among those that the gate learns, {self.lowest:g} "
-                f"to {self.highest:g}."
+                f"cost_weight is {weight:g}; allowed are those that the gate learns, "
+                f"{self.lowest:g} to {self.highest:g}."
             )
         return math.log(self.highest / weight) / math.log(self.highest / self.lowest)
 

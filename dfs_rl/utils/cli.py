@@ -82,7 +82,7 @@ def _parse_int(
         except ValueError:
             number = float(words[0]) if "e" in words[0].lower() else math.nan
             if not number.is_integer():
-                raise ValueError(f"{words[0]!r} is no whole number") from None
+                raise ValueError(f"not converted to int: {words[0]!r}") from None
             return int(number)
 
     if info.type is not int:

@@ -58,7 +58,7 @@ def _sentence(complaint: str, flags: type) -> str:
         return f"{found[2]} is {found[1]}; allowed are {', '.join(choices)}{near}"
     if found := re.match(r"Unrecognized options: (\S+)", complaint):
         return f"{found[1]!r} is no argument of this command"
-    if found := re.match(r"--(\S+): .*(?:\[(.*)\]|to float: (.*))$", complaint):
+    if found := re.match(r"--(\S+): .*(?:\[(.*)\]|to (?:float|int): (.*))$", complaint):
         name, value = found[1], found[2] or found[3] or "empty"
         return f"--{name} is {value}; allowed: {_in_words(_flag_types(flags)[name])}"
     return complaint

@@ -193,5 +193,5 @@ def test_one_budget_has_one_target():
 def test_budgets_below_the_cheapest_are_refused():
     costs = CostTable(options=BitOptions((2, 32)), layer_macs=(300, 100))
     config = TrainGumbelConfig(budget=1.0, budgets=(0.1, 3.0))
-    with pytest.raises(ConfigError, match=r"budget 0.1 % is not enough"):
+    with pytest.raises(ConfigError, match=r"budget is 0.1 %, too little"):
         targets(config, costs, gate_macs=0.0)

@@ -243,7 +243,7 @@ def test_notice_of_exits_precedes_the_refusal(command, backbone, tmp_path, capsy
     assert command.main(flags) == 2
     notice, error = capsys.readouterr().err.splitlines()
     assert "does not use the backbone's exits" in notice
-    assert "is not enough" in error
+    assert "too little" in error
     assert not run.exists()
 
 

@@ -210,7 +210,7 @@ def test_bad_steps():
 def test_bad_cost_weight():
     with pytest.raises(ConfigError, match=r"no cost_weight_range and one cost weight, 20"):
         make().reset(options={"cost_weight": 3.0})
-    with pytest.raises(ConfigError, match="cost weight 99 is not among"):
+    with pytest.raises(ConfigError, match="cost_weight is 99; allowed are"):
         make(cost_weight_range=(1.0, 9.0)).reset(options={"cost_weight": 99.0})
 
 

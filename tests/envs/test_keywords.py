@@ -203,7 +203,7 @@ def test_unknown_keyword(form):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"budget": 0.5}, ConfigError, "budget 0.5 % is not enough"),
+        ({"budget": 0.5}, ConfigError, "budget is 0.5 %, too little"),
         ({"render_mode": "human"}, ConfigError, "render_mode is 'human'"),
         ({"cost_weight_range": [1.0, "2"]}, ConfigError, r"cost_weight_range\[1\] is '2'"),
         ({"cost_weight_range": (5.0, 1.0)}, ConfigError, "the cost weights run from 5 to 1"),

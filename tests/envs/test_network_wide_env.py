@@ -155,7 +155,7 @@ def test_images_are_spread_over_the_split():
 
 def test_bad_steps_and_settings():
     toy = {"backbone": ToyBackbone(), "dataset": toy_image_set()}
-    with pytest.raises(ConfigError, match=r"budget 0\.1 % is not enough for the cheapest choice"):
+    with pytest.raises(ConfigError, match=r"budget is 0\.1 %, too little for the cheapest choice"):
         NetworkWideEnv(**toy, budget=0.1)
     with pytest.raises(ConfigError, match="cost is -1"):
         planted(cost_weight=-1.0)

@@ -205,7 +205,7 @@ def budget_range_of(run: Path) -> tuple[float, float]:
 
 def test_comparison_trains_and_reports_failures(contest):
     # The LSTM costs more than 1.5 % of this small network.
-    assert "Failed: dfs_lstm-seed0-at-1.5: budget 1.5 % is not enough" in contest.shown
+    assert "Failed: dfs_lstm-seed0-at-1.5: budget is 1.5 %, too little" in contest.shown
     runs = {path.name for path in (contest.folder / "gates").iterdir() if path.is_dir()}
     assert runs == {"ppo-seed0", "gumbel_ff-seed0", "dfs_lstm-seed0-at-90"}
     assert len({gate.label for gate in gates_of(contest.folder) if gate.budget == 90.0}) == 3

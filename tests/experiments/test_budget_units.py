@@ -225,9 +225,9 @@ def test_a_high_budget_in_measured_time_is_reported(capsys):
 
 def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):
     said = refusal(train_static.main, [*in_ms, "--budget", "0.693"])
-    assert "budget 1 % (0.693 ms) is not enough" in said
+    assert "budget is 1 % (0.693 ms), too little" in said
     assert "costs 4.11255 % (2.85 ms)" in said  # 0.75 and 0.1 * 21 ms
-    with pytest.raises(ConfigError, match=r"budget 1 % \(0\.693 ms\) is below .* ms\) on average"):
+    with pytest.raises(ConfigError, match=r"budget is 1 % \(0\.693 ms\), but .* ms\) on average"):
         dfs_rl.load(agent, budget=0.693, budget_unit="ms")
 
 

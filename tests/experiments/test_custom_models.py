@@ -237,7 +237,7 @@ def test_constructor_draws_are_reproducible():
 def test_a_budget_that_nobody_gave_is_told_apart(refusal):
     write("ownnets")
     said = refusal(train_gumbel.main, ["--backbone", "ownnets:make"])
-    assert said.startswith("error: budget 1 % is not enough for the cheapest choice of every layer")
+    assert said.startswith("error: budget is 1 %, too little for the cheapest choice of every")
     assert said.endswith("; give a higher one. 1 % is the default of --budget.")
 
 

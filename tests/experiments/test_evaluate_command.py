@@ -165,7 +165,7 @@ def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
     assert low.summary.methods[0].detail.endswith("cost 0.5 %")
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
-    with pytest.raises(ConfigError, match=r"budget 0\.2 %"):
+    with pytest.raises(ConfigError, match=r"budget is 0\.2 %"):
         evaluate(folder, digits, budget=0.2)
     assert evaluate(folder, digits, search=SHORT, budget=60.0).path.name == "summary-at-60.json"
     files = sorted(folder.path.rglob("*"))

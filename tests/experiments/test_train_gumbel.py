@@ -125,7 +125,7 @@ def test_cotraining_uses_labels_alone_by_default(tmp_path):
 
 def test_lowest_budget_that_no_choice_meets_is_named(refusal):
     said = refusal(main, [*TINY, "--budgets", "0.1", "5"])
-    assert "lowest budget 0.1 % is not enough" in said
+    assert "lowest budget is 0.1 %, too little" in said
     assert "default" not in said
 
 

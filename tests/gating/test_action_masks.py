@@ -21,7 +21,7 @@ def test_masks_allow_what_some_completion_allows(bits, after, budget, gate_macs)
     every = costs.canonicalize(torch.tensor(list(actions))).unique(dim=0)
     within = every[costs.computation(every, gate_macs=gate_macs) <= budget + 1e-9]
     if len(within) == 0:
-        with pytest.raises(ConfigError, match=f"budget {budget} % is not enough"):
+        with pytest.raises(ConfigError, match=f"budget is {budget} %, too little"):
             gated_budget(costs, budget, gate_macs=gate_macs)
         return
     action_costs = costs.action_costs()

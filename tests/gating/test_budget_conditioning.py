@@ -66,7 +66,7 @@ def test_preferences_are_evenly_spread_in_any_part(n):
 def test_budget_is_never_exceeded(computations, budget):
     conditioned = conditioning(*computations)
     if budget < computations[0]:
-        with pytest.raises(ConfigError, match="is below the smallest cost"):
+        with pytest.raises(ConfigError, match="give a budget in this range"):
             conditioned.preference_for_budget(budget)
         return
     preference = conditioned.preference_for_budget(budget)
@@ -179,7 +179,7 @@ def test_bad_computations(computations):
 
 
 def test_bad_queries():
-    with pytest.raises(ConfigError, match=r"cost weight 11 is not among .*, 1 to 10"):
+    with pytest.raises(ConfigError, match=r"cost_weight is 11; allowed are .*, 1 to 10"):
         CostWeightRange(lowest=1.0, highest=10.0).preference(11.0)
     with pytest.raises(ConfigError, match="not measured"):
         BudgetConditioning().preference_for_budget(1.0)

@@ -149,7 +149,7 @@ def test_budget_of_a_conditioned_gate(run):
     assert (model(images())[1].bits == 0).all()
     model.set_budget(7.0)
     assert (model(images())[1].bits == 8).all()
-    with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 8 % on average"):
+    with pytest.raises(ConfigError, match=r"budget is 1 %, but .* cost 2 % to 8 % on average"):
         model.set_budget(1.0)
 
 
@@ -184,7 +184,7 @@ def test_budget_of_rules(run):
     for drop, expected in ((0.5, ([8], [3])), (1.5, ([4], [2])), (10.5, ([2], [1]))):
         model.set_max_accuracy_drop(drop)
         assert bits(model) == expected
-    with pytest.raises(ConfigError, match=r"budget 1 % is below .* cost 2 % to 20 % on average"):
+    with pytest.raises(ConfigError, match=r"budget is 1 %, but .* cost 2 % to 20 % on average"):
         dfs_rl.load(run, budget=1.0)
     with pytest.raises(ConfigError, match=r"drop is 0\.4, but the smallest .* 0\.5"):
         dfs_rl.load(run, max_accuracy_drop=0.4)

@@ -70,7 +70,7 @@ def test_budget_counts_the_gate():
     backbone, images = ToyBackbone(), toy_images(64)
     model = GatedModel(backbone, learned(), budget=30.0)
     assert float(model(images)[1].computation.max()) <= 30.0
-    with pytest.raises(ConfigError, match="budget 2 %"):
+    with pytest.raises(ConfigError, match="budget is 2 %"):
         GatedModel(backbone, learned(), budget=2.0)(images)
 
 

@@ -167,9 +167,9 @@ def test_checks_across_fields_see_files_and_flags(tmp_path, capsys):
         ("--run x", "--run is no flag of this command; the closest one is --run-dir; see "),
         ("--zzz 1", "--zzz is no flag of this command; see "),
         ("zzz", "'zzz' is no argument of this command; see "),
-        ("--seed x", "--seed: 'x' is no whole number; "),
-        ("--seed 1e-1", "--seed: '1e-1' is no whole number; "),
-        ("--seed 1.0", "--seed: '1.0' is no whole number; "),
+        ("--seed x", "--seed is 'x'; allowed: a whole number; "),
+        ("--seed 1e-1", "--seed is '1e-1'; allowed: a whole number; "),
+        ("--seed 1.0", "--seed is '1.0'; allowed: a whole number; "),
         ("--weights x/net.pt", "weights: x/net.pt does not exist."),
         ("--dataset ./no", "data set './no' does not exist; allowed are "),
         ("--seed", "--seed needs a value after it; see "),
@@ -317,7 +317,7 @@ def test_as_a_process_in_an_ascii_locale():
     assert (done.returncode, json.loads(done.stdout)) == (0, [4, False, "PASSIVE"])
     refused = run("--seed", "x")
     assert refused.returncode == 2
-    said = "error: --seed: 'x' is no whole number; see p --help.\n"
+    said = "error: --seed is 'x'; allowed: a whole number; see p --help.\n"
     assert refused.stderr == said
     assert "--seed INT" in run("--help").stdout
 

@@ -129,5 +129,5 @@ def test_other_checkpoints_and_budgets_are_refused(tmp_path):
     run.save_checkpoint(CHECKPOINT, {"x": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="has no scores of static bit tables"):
         search(run, "greedy")
-    with pytest.raises(ConfigError, match=r"budget 0\.01 % is not enough"):
+    with pytest.raises(ConfigError, match=r"budget is 0\.01 %, too little"):
         search(new_run(tmp_path / "low"), "ddpg", budget=0.01)

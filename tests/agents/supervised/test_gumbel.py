@@ -192,5 +192,5 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_budget_must_suffice(tmp_path):
-    with pytest.raises(ConfigError, match=r"budget 0.001 % is not enough"):
+    with pytest.raises(ConfigError, match=r"budget is 0.001 %, too little"):
         train(new_run(tmp_path / "run"), make_config(budget=0.001))
