@@ -11,12 +11,15 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.data.images import ImageSet
 from dfs_rl.evaluation.curves import CurvePoint
 from dfs_rl.evaluation.evaluator import evaluate_gate, evaluate_static_table
+from dfs_rl.evaluation.metrics import PairedDifference, paired_difference
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.budget_conditioning import (
     MIN_PREFERENCE_GAP,
     BudgetConditioning,
     preference_grid,
 )
 from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.storage import StoredGate
 
 N_PREFERENCES = 9
 """Smallest number of measured preferences, evenly spaced."""
@@ -81,11 +84,21 @@ def calibrate_budget_conditioning(
         middle = sum(ends) / 2
         found[middle] = measure(middle)
     preferences, points = zip(*sorted(found.items()), strict=True)
-    largest = (backbone.options.full,) * backbone.costs.n_layers
-    full = evaluate_static_table(backbone, images, largest, name="full")
+    full = _full_precision(backbone, images)
     return BudgetConditioning(
         computations=tuple(point.computation for point in points),
         preferences=preferences,
         accuracies=tuple(point.accuracy for point in points),
         full_precision_accuracy=full.accuracy,
     )
+
+
+def accuracy_drop(backbone: GatedBackbone, gate: StoredGate, images: ImageSet) -> PairedDifference:
+    """Return the accuracy at the largest bits minus that of a gate at its preference, in points."""
+    records = evaluate_gate(backbone, gate, images, budget=gate.budget)
+    return paired_difference(_full_precision(backbone, images).correct, records.correct)
+
+
+def _full_precision(backbone: GatedBackbone, images: ImageSet) -> GateRecords:
+    largest = (backbone.options.full,) * backbone.costs.n_layers
+    return evaluate_static_table(backbone, images, largest, name="full")

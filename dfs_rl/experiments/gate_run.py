@@ -7,7 +7,7 @@ from functools import partial
 
 from dfs_rl.backbones import StoredBackbone, load_stored_backbone
 from dfs_rl.data import Dataset
-from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
+from dfs_rl.evaluation.budget_conditioning import accuracy_drop, calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
 from dfs_rl.experiments.config import (
     EvaluateConfig,
@@ -156,14 +156,11 @@ class GateRun:
         gate = load_gate(path)
         if not isinstance(gate, LearnedGate | RuleGate) or gate.budget_conditioning is None:
             return ()
-        costs = stored.backbone.costs
+        costs, device = stored.backbone.costs, resolve_device(self.config.device)
+        backbone, val = stored.backbone.to_inference().to(device), self.dataset.val.to(device)
         if isinstance(gate, LearnedGate):
             print_status("Measuring the cost of the gate at each preference on the val split ...")
-            device = resolve_device(self.config.device)
-            backbone = stored.backbone.to_inference().to(device)
-            gate.budget_conditioning = calibrate_budget_conditioning(
-                backbone, gate.to(device), self.dataset.val.to(device)
-            )
+            gate.budget_conditioning = calibrate_budget_conditioning(backbone, gate.to(device), val)
         measured = gate.budget_conditioning
         least, most = measured.budget_range
         in_words = partial(costs.cost_text, digits=3)
@@ -187,4 +184,10 @@ class GateRun:
             )
         gate.preference = shipped_preference(self.config, measured, gate.preference)
         save_gate(gate, path)
+        if drop is not None:
+            lost, low, high = accuracy_drop(backbone, gate, val)
+            print_status(
+                f"At its point it loses {lost:.2f} points of accuracy on {len(val):,} val images "
+                f"(95 %: {low:.2f} to {high:.2f}). It was chosen on them, so others may lose more."
+            )
         return tuple(zip(measured.computations, measured.accuracies, strict=True))

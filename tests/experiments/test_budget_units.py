@@ -3,6 +3,7 @@
 By the made-up profile, the gated layers take 69.3 ms in full precision: 0.1 * 33 ms times 1 to 6.
 """
 
+import re
 import shutil
 
 import pytest
@@ -177,6 +178,28 @@ def test_a_gate_is_set_to_its_loss_of_accuracy(plain, capsys):
     assert evaluate_main([str(plain), "--max-accuracy-drop", f"{drop}", "--split", "val"]) == 0
     method = read_json(plain / f"summary-val-drop-{drop:g}.json")["methods"][0]
     assert method["accuracy"] == pytest.approx(reached)
+
+
+def test_the_loss_of_accuracy_is_told_with_its_interval(tmp_path, capsys):
+    run, val = tmp_path / "run", load_dataset("digits").val
+    flags = ["--passes", "1", "--max-accuracy-drop", "1.5", "--run-dir", str(run)]
+    assert train_cascade.main(flags) == 0
+    told = re.search(r"loses ([-\d.]+) .*\(95 %: ([-\d.]+) to ([-\d.]+)\)", capsys.readouterr().err)
+    right = dfs_rl.load(run)(val.images)[0].argmax(dim=1) == val.labels
+    backbone = default_digits().to_inference()
+    with torch.inference_mode():
+        h = backbone.stem(val.images)
+        for layer in backbone.layers:
+            h = layer(h, 32)
+        full = backbone.head(h).argmax(dim=1) == val.labels
+    lost, won = int((full & ~right).sum()), int((right & ~full).sum())
+    n = len(val) + 2  # an image for each is added
+    mean = (lost - won) / n
+    margin = 1.96 * ((lost + won + 2) / n - mean**2) ** 0.5 / n**0.5
+    expected = [(lost - won) / len(val), mean - margin, mean + margin]
+    assert [float(each) for each in told.groups()] == pytest.approx(
+        [100 * each for each in expected], abs=0.006
+    )
 
 
 # --- what is refused -----------------------------------------------------------------------------
