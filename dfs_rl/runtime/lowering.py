@@ -21,7 +21,7 @@ from dfs_rl.runtime.tracing import DOMAIN
 
 Array = NDArray[np.floating[Any]]
 _BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
-_LARGEST_BIAS = 2.0**30
+_LARGEST_BIAS, _LARGEST_SUM = 2.0**30, 2**15 - 1
 _IMAGES = "images"
 _FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convolution of floats
 _FEWEST_ROUNDED = 8  # for which a convolution of integers that rounds its output is faster
@@ -72,11 +72,13 @@ def lower(
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] in inputs:
             node.input[0] = _IMAGES  # only the batch size is open, and the images are there first
-        if node.domain != DOMAIN:
-            nodes.append(node)
-            continue
         builder = Builder(node.output[0])
-        _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants, int8=int8))
+        if node.domain == DOMAIN:
+            _LOWERINGS[node.op_type](builder, _Operator(graph, node, constants, int8=int8))
+        elif node.op_type == "Clip" and _Operator(graph, node, constants, int8=int8).is_cut_off():
+            builder.node("Relu", node.input[0], output=node.output[0])
+        else:
+            builder.nodes.append(node)
         nodes += builder.nodes
         constants |= builder.constants
     return _merge_linear(nodes, constants), constants
@@ -144,24 +146,40 @@ class _Operator:
         It rounds the bias to a product of two codes, which moves few codes of 8 bit by one. At
         fewer bits that matters more, and is for ``int8`` alone.
         """
-        return self.range() == _BYTES[np.dtype(np.uint8)] or (self.int8 and self.range()[0] == 0)
+        return self.int8 or self.range() == _BYTES[np.dtype(np.uint8)]
+
+    def zero(self) -> int:
+        """Return the byte of code 0: integer kernels are fast for unsigned bytes alone."""
+        return -self.range()[0]
 
     def feeds_quantizer(self) -> bool:
         """Return whether a convolution in integers makes, after a ReLU, the codes of another."""
         relu = self._only(self.graph.node, lambda node: self.output in node.input)
-        if relu is None or relu.op_type != "Relu" or not self.runs_on_bytes():
+        if relu is None or not self.runs_on_bytes():
             return False
         conv = self._convolution(lambda node: relu.output[0] in node.input)
         leaves = {value.name for value in self.graph.output} & {self.output, relu.output[0]}
-        return conv is not None and not leaves and conv.runs_on_bytes()
+        return conv is not None and not leaves and conv.runs_on_bytes() and conv.cuts_off(relu)
+
+    def cuts_off(self, relu: NodeProto) -> bool:
+        """Return whether the codes of the input are the same without the ReLU or ReLU6."""
+        smallest, largest = self.range()
+        if relu.op_type != "Clip":
+            return relu.op_type == "Relu" and smallest == 0
+        low, high = (numpy_helper.to_array(self._constants[name]) for name in relu.input[1:])
+        return bool(low == smallest == 0 and np.rint(high * self.value(1)) >= largest)
+
+    def is_cut_off(self) -> bool:
+        """Return whether integer kernels run on both sides of a ReLU6, without it."""
+        conv = self._convolution(lambda node: self.inputs[0] in node.output)
+        return conv is not None and conv.feeds_quantizer()
 
     def follows_fused(self) -> bool:
         """Return whether the input comes from a convolution that ``feeds_quantizer``."""
         relu = self._only(self.graph.node, lambda node: self.inputs[0] in node.output)
-        if relu is None or relu.op_type != "Relu":
+        if relu is None or relu.op_type not in ("Relu", "Clip"):
             return False
-        conv = self._convolution(lambda node: relu.input[0] in node.output)
-        return conv is not None and conv.feeds_quantizer()
+        return _Operator(self.graph, relu, self._constants, int8=self.int8).is_cut_off()
 
     def _convolution(self, wanted: Callable[[NodeProto], bool]) -> "_Operator | None":
         """Return the quantized convolution for which ``wanted`` is true, if no other node is."""
@@ -183,20 +201,27 @@ class _Operator:
 
 
 def _quantize(
-    builder: Builder, x: str, inverse_scale: Array, limits: tuple[int, int], *, fused: bool = False
+    builder: Builder,
+    x: str,
+    inverse_scale: Array,
+    limits: tuple[int, int],
+    *,
+    zero: int = 0,
+    fused: bool = False,
 ) -> str:
-    """Add the nodes that quantize ``x``; return the codes.
+    """Add the nodes that quantize ``x``; return the codes, all of them larger by ``zero``.
 
     Dividing by the scale would round a few codes otherwise than our product with its inverse; in
     front of integer kernels it is ``fused`` with them.
     """
-    dtype = np.dtype(np.uint8 if limits[0] == 0 else np.int8)
+    limits = limits[0] + zero, limits[1] + zero
+    dtype = np.dtype(np.uint8 if limits[0] >= 0 else np.int8)
     scale = np.ones((), np.float32)
     if fused:
         scale = np.reciprocal(inverse_scale)
     else:
         x = builder.node("Mul", x, builder.constant(inverse_scale))
-    parameters = builder.constant(scale), builder.constant(np.zeros((), dtype))
+    parameters = builder.constant(scale), builder.constant(np.asarray(zero, dtype))
     codes = builder.node("QuantizeLinear", x, *parameters)
     if limits != _BYTES[dtype]:
         ends = (builder.constant(np.asarray(limit, dtype)) for limit in limits)
@@ -204,10 +229,12 @@ def _quantize(
     return codes
 
 
-def _dequantize(builder: Builder, codes: str, scale: Array, limits: tuple[int, int]) -> str:
-    """Add the node that multiplies codes by their scale; return the values."""
-    zero = np.zeros((), np.uint8 if limits[0] == 0 else np.int8)
-    return builder.node("DequantizeLinear", codes, builder.constant(scale), builder.constant(zero))
+def _dequantize(
+    builder: Builder, codes: str, scale: Array, limits: tuple[int, int], *, zero: int = 0
+) -> str:
+    """Add the node that multiplies codes, less ``zero``, by their scale; return the values."""
+    shift = np.asarray(zero, np.uint8 if limits[0] + zero >= 0 else np.int8)
+    return builder.node("DequantizeLinear", codes, builder.constant(scale), builder.constant(shift))
 
 
 def _lower_conv(builder: Builder, conv: _Operator) -> None:
@@ -215,28 +242,30 @@ def _lower_conv(builder: Builder, conv: _Operator) -> None:
     input_scale = np.reciprocal(inverse_scale)
     codes, scale, bias = conv.value(2), conv.value(3), conv.value(4)
     geometry = {k: v for k, v in conv.attributes.items() if k not in ("qmin", "qmax", "sides")}
-    integers = _integer_weight(codes, scale / input_scale, bias / input_scale)
+    largest = conv.range()[1] + conv.zero()
+    integers = _integer_weight(codes, scale / input_scale, bias / input_scale, largest)
     feeds, rounded = conv.feeds_quantizer(), conv.rounded_scale()
     fused = feeds or rounded is not None or conv.follows_fused()
-    x = _quantize(builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
+    quantize = partial(_quantize, builder, conv.inputs[0], inverse_scale, conv.range(), fused=fused)
     if integers is None or not (feeds or rounded is not None):
         # onnxruntime has no fast convolution of integers to floats.
         if geometry["group"] == 1 and codes.shape[1] >= _FEWEST_CHANNELS:
-            _multiply_windows(builder, conv, x)
+            _multiply_windows(builder, conv, quantize(zero=conv.zero()))
             return
-        x = builder.node("Cast", x, to=TensorProto.FLOAT)
+        x = builder.node("Cast", quantize(), to=TensorProto.FLOAT)
         weight = _float_weight(builder, codes, scale.reshape(-1, 1, 1, 1))
         builder.node("Conv", x, weight, builder.constant(bias), output=conv.output, **geometry)
         return
     codes, scale, bias_codes = integers
+    x = quantize(zero=conv.zero())
     if feeds:
-        x = _dequantize(builder, x, input_scale, conv.range())
+        x = _dequantize(builder, x, input_scale, conv.range(), zero=conv.zero())
         weight = _integers(builder, codes, scale, axis=0)
         added = _integers(builder, bias_codes, scale * input_scale, axis=0, dtype=np.int32)
         builder.node("Conv", x, weight, added, output=conv.output, **geometry)
         return
     assert rounded is not None
-    inputs = input_scale, np.zeros((), np.uint8)
+    inputs = input_scale, np.asarray(conv.zero(), np.uint8)
     weights = codes.astype(np.int8), scale, np.zeros(len(codes), np.int8)
     output = builder.constant(rounded), builder.constant(np.asarray(_MIDDLE, np.uint8))
     constants = *map(builder.constant, (*inputs, *weights)), *output
@@ -255,7 +284,8 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
     x = builder.node("Transpose", x, perm=[0, 2, 3, 1])
     if any(pads):
         before, after = pads[:2], pads[2:]
-        x = builder.node("Pad", x, builder.constant(ints([0, *before, 0, 0, *after, 0])))
+        sizes = builder.constant(ints([0, *before, 0, 0, *after, 0]))
+        x = builder.node("Pad", x, sizes, builder.constant(np.asarray(conv.zero(), np.uint8)))
     if kernel != [1, 1] or strides != [1, 1]:
         axes, steps = builder.constant(ints([1, 2])), builder.constant(ints(strides))
         shifted = []
@@ -267,7 +297,7 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
         x = builder.node("Concat", *shifted, axis=3)
     rows = builder.constant(ints([0, sides[0] * sides[1], -1]))
     x = builder.node("Reshape", x, rows)
-    x = _dequantize(builder, x, np.ones((), np.float32), conv.range())
+    x = _dequantize(builder, x, np.ones((), np.float32), conv.range(), zero=conv.zero())
     weight = _integers(builder, codes.transpose(2, 3, 1, 0).reshape(-1, out), scale, axis=1)
     product = builder.node("Transpose", builder.node("MatMul", x, weight), perm=[0, 2, 1])
     image = builder.node("Reshape", product, builder.constant(ints([0, out, *sides])))
@@ -275,23 +305,28 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
     builder.node("Add", image, builder.constant(bias.reshape(-1, 1, 1)), output=conv.output)
 
 
-def _integer_weight(codes: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array] | None:
+def _integer_weight(
+    codes: Array, scale: Array, bias: Array, largest: int
+) -> tuple[Array, Array, Array] | None:
     """Return codes, positive scales and bias codes of an integer convolution.
 
     The codes of a channel are multiplied to fill their range: the scale, in which the bias is
-    rounded, becomes finer.
+    rounded, becomes finer. CPUs without 8-bit dot products add two products in 16 bits, where those
+    of multiplied codes fit.
 
     Args:
         codes: Weight codes, ``[out, in, height, width]``.
         scale: Factor of each output channel, ``[out]``; may be negative or 0.
         bias: Addend in units of the input scale, ``[out]``.
+        largest: Largest byte of the input.
 
     Returns:
         ``None`` if the result does not fit the integers.
     """
     codes = codes * np.sign(scale).reshape(-1, 1, 1, 1)
     scale = np.where(scale == 0, np.float32(1), np.abs(scale))
-    factor = np.maximum(127 // np.abs(codes).max(axis=(1, 2, 3)).clip(min=1), 1)
+    most = min(127, _LARGEST_SUM // (2 * largest))
+    factor = np.maximum(most // np.abs(codes).max(axis=(1, 2, 3)).clip(min=1), 1)
     codes = codes * factor.reshape(-1, 1, 1, 1)
     scale = (scale / factor).astype(np.float32)
     bias_codes = np.rint(bias / scale)
@@ -304,7 +339,10 @@ def _integer_weight(codes: Array, scale: Array, bias: Array) -> tuple[Array, Arr
 def _lower_linear(builder: Builder, linear: _Operator) -> None:
     codes, scale = linear.value(2), linear.value(3).reshape(-1)
     fused, rows = linear.attributes["fused"], linear.attributes["rank"] == _ROWS
-    x = _quantize(builder, linear.inputs[0], linear.value(1), linear.range(), fused=bool(fused))
+    zero = 0 if rows else linear.zero()
+    x = _quantize(
+        builder, linear.inputs[0], linear.value(1), linear.range(), zero=zero, fused=bool(fused)
+    )
     added = builder.constant(linear.value(4))
     if rows:  # too small for integers: few nodes matter most
         x = builder.node("Cast", x, to=TensorProto.FLOAT)
@@ -312,7 +350,7 @@ def _lower_linear(builder: Builder, linear: _Operator) -> None:
         builder.node("Gemm", x, weight, added, output=linear.output, transB=1)
         return
     scale = scale * linear.value(1)
-    x = _dequantize(builder, x, np.reciprocal(linear.value(1)), linear.range())
+    x = _dequantize(builder, x, np.reciprocal(linear.value(1)), linear.range(), zero=zero)
     weight = _integers(builder, codes.T, scale if len(scale) > 1 else scale[0], axis=1)
     product = builder.node("MatMul", x, weight)
     builder.node("Add", product, added, output=linear.output)

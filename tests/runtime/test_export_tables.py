@@ -1,16 +1,21 @@
 """Exported static bit tables answer as ours do, at each bit width and operator."""
 
+from itertools import repeat
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import dfs_rl
 from dfs_rl.backbones import AdaptiveMobileNet, AdaptiveResNet, ResNet, VisionTransformer
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.runtime import OnnxModel
+from dfs_rl.runtime.onnx_session import OnnxSession
+from dfs_rl.training.calibration import calibrate_norms, calibrate_scales
 from tests.helpers.networks import network, pictures_for
 
 
@@ -71,8 +76,40 @@ def test_int8_rounds_what_convolutions_add_to_the_shortcut(bits, tmp_path):
     assert operators.count("QLinearConv") == 1
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_int8_runs_signed_inputs_and_relu6_in_integers(bits, tmp_path):
+    shape = {"bits": (0, bits, 32), "blocks": (2,) * 5, "width": 32, "stem_bits": 32}
+    net, images = network(AdaptiveMobileNet, **shape), pictures_for(AdaptiveMobileNet, 64)
+    for each in (32, bits):
+        calibrate_norms(net, repeat(images), [[(each,) * 5]] * 20)
+        calibrate_scales(net, images, parts=[net])
+    model = GatedModel(net.to_inference(), TableGate([2, 2, 2, 2, 1], options=net.options))
+    path = dfs_rl.export(model, tmp_path / "int8.onnx", format="onnx-int8")
+    file = onnx.load(path)
+    (rounding,) = [node for node in file.graph.node if node.op_type == "QLinearConv"]
+    # The convolutions in front of it are fused with the quantizer after them, without ReLU6.
+    assert sum(node.op_type == "Relu" for node in file.graph.node) == 2
+    output = helper.make_tensor_value_info(rounding.output[0], TensorProto.UINT8, None)
+    file.graph.output.append(output)
+    pixels = images.numpy().astype(np.float32) / 255
+    codes = OnnxSession(file.SerializeToString(), threads=1).run({"images": pixels})[-1]
+
+    rounded, outputs = net.to_inference(), []
+    last = rounded.network.blocks[4].path[0].convolutions[2].at(bits, 0)
+    scale = round_output(last, net.blocks[4].path[0].convolutions[2].norm, bits)
+    last.register_forward_hook(lambda _, __, y: outputs.append(y.clone()))
+    GatedModel(rounded, model.gate)(images)
+    distance = ((outputs[0] / scale).round() + 128 - torch.from_numpy(codes)).abs()
+    assert distance.max() <= 2  # a code of the input may differ by one, see lowering
+    assert distance.mean() < 0.25
+    assert len(np.unique(codes)) > 100
+
+
 def round_output(convolution, norm, bits):
-    """Let torch round the output of a convolution to 8 bit, in six deviations of its norm."""
+    """Let torch round a convolution's output to 8 bit, in six deviations of its norm.
+
+    Return the size of a step.
+    """
     row = norm.norm_row(bits)
     mean, deviation = norm.norm_bias[row].detach(), norm.norm_weight[row].detach()
     scale = float((mean.abs() + 6 * deviation.abs()).max()) / 127
@@ -80,6 +117,7 @@ def round_output(convolution, norm, bits):
     convolution.register_forward_hook(
         lambda _, __, y: torch.fake_quantize_per_tensor_affine(y, scale, 128, 0, 255)
     )
+    return scale
 
 
 def check_table(net, table, images, folder, tolerance):
