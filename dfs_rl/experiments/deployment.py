@@ -41,6 +41,12 @@ def run_export(invocation: Invocation[ExportConfig]) -> None:
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)
     print_status(f"Written to {path}, {size / 2**20:.1f} MiB.")
+    if config.format != "torch":
+        print_status(
+            "Run it with dfs_rl.runtime.OnnxModel, or in an onnxruntime session of your own with "
+            "session.x64quantprecision set to 1 where the CPU lacks 8-bit dot products (VNNI, "
+            "AMX): without it sums of 8-bit products can overflow there."
+        )
 
 
 def run_profile(invocation: Invocation[ProfileConfig]) -> None:

@@ -24,7 +24,12 @@ _BYTES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 _LARGEST_BIAS, _LARGEST_SUM = 2.0**30, 2**15 - 1
 _IMAGES = "images"
 _FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convolution of floats
-_FEWEST_ROUNDED = 8  # for which a convolution of integers that rounds its output is faster
+_FEWEST_ROUNDED = 8
+"""Channels from which a convolution of integers rounds its output.
+
+It is faster for the few of images too, but their codes are large, and overflow easily on CPUs
+without 8-bit dot products.
+"""
 _MIDDLE = 128  # code of 0 in an unsigned byte
 _ROWS = 2  # rank of a batch of vectors
 _REACH_INPUT = 5  # input of a convolution: the largest output, if it is known
@@ -149,8 +154,12 @@ class _Operator:
         return self.int8 or self.range() == _BYTES[np.dtype(np.uint8)]
 
     def zero(self) -> int:
-        """Return the byte of code 0: integer kernels are fast for unsigned bytes alone."""
-        return -self.range()[0]
+        """Return the byte of code 0, which ``int8`` shifts so that no code is negative.
+
+        CPUs with 8-bit dot products multiply unsigned bytes alone. Others are exact only for signed
+        ones, unless they are told to be, as ``OnnxModel`` does.
+        """
+        return -self.range()[0] if self.int8 else 0
 
     def feeds_quantizer(self) -> bool:
         """Return whether a convolution in integers makes, after a ReLU, the codes of another."""
@@ -285,7 +294,8 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
     if any(pads):
         before, after = pads[:2], pads[2:]
         sizes = builder.constant(ints([0, *before, 0, 0, *after, 0]))
-        x = builder.node("Pad", x, sizes, builder.constant(np.asarray(conv.zero(), np.uint8)))
+        dtype = np.uint8 if conv.range()[0] + conv.zero() == 0 else np.int8
+        x = builder.node("Pad", x, sizes, builder.constant(np.asarray(conv.zero(), dtype)))
     if kernel != [1, 1] or strides != [1, 1]:
         axes, steps = builder.constant(ints([1, 2])), builder.constant(ints(strides))
         shifted = []
