@@ -49,7 +49,6 @@ def search_rules(
     passes: PassSettings,
     *,
     n_costed: int | None = None,
-    tolerance: float = 0.0,
 ) -> list[FoundRule | None]:
     """Return the best rule within each budget on the mean computation, ``None`` if there is none.
 
@@ -58,12 +57,11 @@ def search_rules(
 
     ``budgets`` are in percent, ascending. With the answer "last" each pass costs more than the one
     before, which it replaces. The mean computation is that of the first ``n_costed`` images, by
-    default all. ``tolerance`` is a loss in the criterion for the sake of few sequences of settings
-    over all budgets: the fewer, the less chance is in their choice.
+    default all.
     """
     search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs))
     search.run()
-    return search.rules(tolerance)
+    return search.rules()
 
 
 def useful_settings(outputs: PassOutputs, costs: CostTable) -> PassOutputs:
@@ -202,18 +200,15 @@ class _Search:
         scores = (reached - for_passes).masked_fill(last < 0, -math.inf)
         self._optima[sequence] = thresholds, cells, costs[cells], scores
 
-    def rules(self, tolerance: float) -> list[FoundRule | None]:
-        """Return the best rule of few sequences within each budget."""
+    def rules(self) -> list[FoundRule | None]:
+        """Return the best rule within each budget, of equals the one with the fewest passes."""
         sequences = sorted(self._optima, key=len)
         scores = torch.stack([self._optima[each][3] for each in sequences])  # [sequences, budgets]
-        if not bool((scores > -math.inf).any()):
-            return [None] * len(self.budgets)
-        kept = sorted(_few_rows(scores, tolerance))
         found: list[FoundRule | None] = []
-        for budget, column in enumerate(scores[kept].unbind(dim=1)):
+        for budget, column in enumerate(scores.unbind(dim=1)):
             row = _first_of_largest(column)
             there = column[row] > -math.inf
-            found.append(self._rule(sequences[kept[row]], budget) if there else None)
+            found.append(self._rule(sequences[row], budget) if there else None)
         return found
 
     def _rule(self, sequence: tuple[int, ...], budget: int) -> FoundRule:
@@ -226,23 +221,6 @@ class _Search:
         n = (*thresholds, 0.0).index(0.0)  # below 0 is no image
         settings = tuple(self.outputs.settings[i] for i in sequence[: n + 1])
         return FoundRule(Rule(passes=settings, thresholds=tuple(thresholds[:n])), cost, score)
-
-
-def _few_rows(scores: Tensor, tolerance: float) -> list[int]:
-    """Return rows of which one is within the tolerance of the best in every column.
-
-    Each is the row that gains most over those before it, the first of equals.
-    """
-    floor = scores[scores > -math.inf].min().item() - 1.0
-    scores = scores.clamp(min=floor)
-    best = scores.amax(dim=0) - tolerance
-    rows: list[int] = []
-    reached = torch.full_like(best, floor)
-    while bool((reached < best - _ROUNDING).any()):
-        gained = scores.maximum(reached).minimum(best).sum(dim=1)
-        rows.append(_first_of_largest(gained))
-        reached = reached.maximum(scores[rows[-1]])
-    return rows
 
 
 def _first_of_largest(values: Tensor) -> int:

@@ -10,10 +10,8 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 
-_N_RULES, _N_BUDGETS = 64, 100
+_N_RULES, _N_BUDGETS = 256, 100
 """Largest number of rules of a gate for all budgets, and of budgets that show their range."""
-_TOLERANCE = 0.001
-"""Loss in the criterion for few sequences of settings, which are as good on new images."""
 _LEAST_GAIN = 0.001  # gain in the criterion for which a rule may cost twice as much
 
 
@@ -47,9 +45,7 @@ def tuned_gate(
     outputs = useful_settings(outputs, costs)
 
     def search(budgets: Sequence[float], passes: PassSettings) -> list[FoundRule]:
-        rules = search_rules(
-            outputs, costs, budgets, passes, n_costed=len(val), tolerance=_TOLERANCE
-        )
+        rules = search_rules(outputs, costs, budgets, passes, n_costed=len(val))
         return [rule for rule in rules if rule is not None]
 
     spent = outputs.computations(costs).tolist()
