@@ -20,7 +20,7 @@ def gate():
 
 def test_rules_become_better_with_their_cost(gate):
     assert gate.passes == CANDIDATES[0]  # independent errors average out
-    assert 10 <= len(gate.rules) <= 64
+    assert 100 < len(gate.rules) <= 256
     assert len(set(gate.rules)) == len(gate.rules)
     spent = gate.budget_conditioning.computations
     assert all(a < b for a, b in pairwise(spent))
@@ -49,6 +49,22 @@ def test_a_budget_selects_a_rule_within_it(gate):
         spent = VAL.records(gate.rule, "mean", name="rule").computation(COSTS).mean().item()
         assert spent <= budget + 1e-9
     gate.preference = 1.0
+
+
+def test_rules_for_all_budgets_are_as_good_as_a_rule_for_one(gate):
+    def score(rule):
+        records = SEARCHED.records(rule, "mean", name="rule")
+        gained = records.accuracy / 100 + 0.1 * records.log_likelihood.mean().item()
+        return gained - 0.001 * (len(rule.passes) - 1)
+
+    lost = []
+    for budget in torch.linspace(1.05 * LOW, MIDDLE, 20).tolist():
+        gate.preference = gate.budget_conditioning.preference_for_budget(budget)
+        alone = tuned_gate(AGENT, VAL, COSTS, CANDIDATES[:1], budget=budget)
+        lost.append(score(alone.rule) - score(gate.rule))
+    gate.preference = 1.0
+    assert max(lost) < 0.004  # the budgets of the rules are steps apart
+    assert sum(lost) / len(lost) < 0.001
 
 
 def test_gate_for_one_budget():
