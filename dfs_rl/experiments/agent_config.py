@@ -13,7 +13,6 @@ from dfs_rl.agents.hyperparameters import (
     ALGORITHM_CONFIGS,
     AlgorithmConfig,
     AlgorithmName,
-    CoTrainConfig,
     FeatureChoice,
     OnPolicyConfig,
     Start,
@@ -84,7 +83,6 @@ class TrainAgentConfig(GateTrainingConfig):
         precision: Number format of the frozen backbone; "auto" selects bfloat16 on GPUs.
         reward: Terms of the reward.
         algorithm: Hyperparameters of --algo.
-        cotrain: Training of the backbone with --backbone-mode co-train.
     """
 
     KIND: ClassVar = "train_agent"
@@ -119,7 +117,6 @@ Examples:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     reward: RewardTerms = field(default_factory=RewardTerms)
     algorithm: AlgorithmConfig = None  # type: ignore[assignment] # None: from ``algo``
-    cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,6 +282,11 @@ Examples:
             if not lowest <= cost <= highest:
                 cost = math.sqrt(lowest * highest)
         return RewardWeights(**vars(self.reward), cost=cost)
+
+    @property
+    def uses_exits(self) -> bool:
+        """True if the gate may take a backbone's exits."""
+        return self.exits
 
     def for_backbone(self, costs: "CostTable") -> Self:
         """Return the configuration with a single pass by default on a network with exits."""

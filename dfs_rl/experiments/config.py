@@ -279,8 +279,8 @@ class GateRunConfig(RunConfig):
 
     @property
     def uses_exits(self) -> bool:
-        """True if the gate may take a backbone's exits, by default as the setting ``exits``."""
-        return getattr(self, "exits", False)
+        """True if the gate may take a backbone's exits."""
+        return False
 
     @property
     def cotrains(self) -> bool:
@@ -324,6 +324,7 @@ class GateTrainingConfig(GateRunConfig):
         val_repeats: Episodes per val image and validation, each with another budget; higher values
             compare gates for all budgets more precisely if val is small. One for other gates.
         checkpoint_every: Timesteps between checkpoints; default as --eval-every.
+        cotrain: Training of the backbone with --backbone-mode co-train.
     """
 
     max_accuracy_drop: NonNegativeFloat | None = None
@@ -336,6 +337,7 @@ class GateTrainingConfig(GateRunConfig):
     eval_every: PositiveInt | None = None
     val_repeats: PositiveInt = 1
     checkpoint_every: PositiveInt | None = None
+    cotrain: CoTrainConfig = field(default_factory=CoTrainConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -352,9 +354,8 @@ class GateTrainingConfig(GateRunConfig):
 
     def _check_cotrain(self) -> None:
         """Check that only co-training has settings in its block."""
-        block: CoTrainConfig = self.cotrain  # type: ignore[attr-defined] # of the subclasses
-        usual = vars(type(block)())
-        given = {name: value for name, value in vars(block).items() if value != usual[name]}
+        usual = vars(type(self.cotrain)())
+        given = {name: value for name, value in vars(self.cotrain).items() if value != usual[name]}
         if given and not self.cotrains:
             name, value = next(iter(given.items()))
             raise ConfigError(

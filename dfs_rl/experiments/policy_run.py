@@ -48,6 +48,11 @@ class PolicyGateConfig(GateRunConfig):
     exits: bool = True
     name: Annotated[str, Field(min_length=1)] = "SB3 policy"
 
+    @property
+    def uses_exits(self) -> bool:
+        """True if the gate may take a backbone's exits."""
+        return self.exits
+
 
 def make_policy_run(
     config: PolicyGateConfig, dataset: Dataset, policy: Policy, normalize: Normalization | None
