@@ -27,11 +27,10 @@ _FEWEST_CHANNELS = 32  # for which a product of integers is faster than a convol
 _FEWEST_ROUNDED = 8
 """Channels from which a convolution of integers rounds its output.
 
-It is faster for the few of images too, but their codes are large, and overflow easily on CPUs
-without 8-bit dot products.
+It would be faster for images too, but overflows easily without 8-bit dot products: codes are large.
 """
 _MIDDLE = 128  # code of 0 in an unsigned byte
-_ROWS = 2  # rank of a batch of vectors
+_ROWS, _BOUNDS = 2, 2  # rank of a batch of vectors, bounds of a ReLU6
 _REACH_INPUT = 5  # input of a convolution: the largest output, if it is known
 _LEAST_REACH = np.float32(1e-6)
 
@@ -173,9 +172,12 @@ class _Operator:
     def cuts_off(self, relu: NodeProto) -> bool:
         """Return whether the codes of the input are the same without the ReLU or ReLU6."""
         smallest, largest = self.range()
-        if relu.op_type != "Clip":
-            return relu.op_type == "Relu" and smallest == 0
-        low, high = (numpy_helper.to_array(self._constants[name]) for name in relu.input[1:])
+        if relu.op_type == "Relu":
+            return smallest == 0
+        bounds = [self._constants[name] for name in relu.input[1:] if name in self._constants]
+        if relu.op_type != "Clip" or len(bounds) != _BOUNDS:
+            return False
+        low, high = (numpy_helper.to_array(bound) for bound in bounds)
         return bool(low == smallest == 0 and np.rint(high * self.value(1)) >= largest)
 
     def is_cut_off(self) -> bool:
