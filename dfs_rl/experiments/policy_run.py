@@ -18,7 +18,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.config import GateRunConfig, create_run
+from dfs_rl.experiments.config import GateRunConfig, create_run, with_percent_budgets
 from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
@@ -61,6 +61,7 @@ def make_policy_run(
     loaded, timesteps = load_policy(policy)
     normalization = normalization_of(policy, normalize)
     preview = preview_backbone(config, dataset)
+    config = with_percent_budgets(config, preview.backbone.costs)
     if not config.uses_exits:
         preview.backbone.set_exits(())
     convert = partial(

@@ -11,9 +11,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 import dfs_rl
+from dfs_rl.backbones import default_digits
 from dfs_rl.data import load_dataset
 from dfs_rl.envs import ENV_ID
 from dfs_rl.errors import ConfigError
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.io import write_json
+from tests.helpers.latencies import made_up_profile
 from tests.helpers.small_backbone import small_backbone
 
 COSTS = {"reward": {"cost": 5.0}}
@@ -100,6 +104,20 @@ def test_one_gate_for_all_budgets(tmp_path):
     with pytest.raises(ConfigError, match="policy observes"):
         dfs_rl.gate_from_sb3(model, run_dir=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_budget_in_milliseconds(made, tmp_path):
+    profile = made_up_profile(default_digits().costs, gate_macs=1e6)  # 69.3 ms at 32 bit
+    write_json(tmp_path / "profile.json", config_to_dict(profile))
+    model = dfs_rl.gate_from_sb3(
+        made.model.policy,
+        run_dir=tmp_path / "run",
+        cost="latency",
+        latency={"profile": tmp_path / "profile.json", "other_machine": True},
+        budget=20.79,
+        budget_unit="ms",
+    ).load()
+    assert model.budget == pytest.approx(30.0)
 
 
 def test_unknown_setting(tmp_path, made):
