@@ -15,7 +15,7 @@ from dfs_rl.evaluation.records import GateRecords, concatenate
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.batch_indexing import gather_rows
 from dfs_rl.gating.execution import gather_state, run_head, run_layer, run_stem
-from dfs_rl.gating.networks import LearnedGate, macs_taken
+from dfs_rl.gating.networks import LearnedGate, computed_macs, macs_taken
 from dfs_rl.gating.passes import confidence
 from dfs_rl.gating.rollout import rollout
 
@@ -68,6 +68,7 @@ def _with_gate_macs(records: GateRecords, gate: Gate, costs: CostTable) -> GateR
     return replace(
         records,
         gate_macs=gate.macs,
+        computed_pass_macs=computed_macs(gate, costs),
         gate_macs_taken=records.total(taken) if differ else None,
         excess_macs=records.total(excess) if isinstance(gate, LearnedGate) else None,
     )

@@ -30,8 +30,9 @@ class GateRecords:
     log_likelihood: Tensor  # log-probability of the true class, float64 [n]
     confidence: Tensor  # largest class probability, float64 [n]
     gate_macs: float = 0.0  # MACs per image of the gate in a pass
+    computed_pass_macs: float = 0.0  # likewise by the cost model computation
     gate_macs_taken: Tensor | None = None  # those of each image if they differ, all passes, [n]
-    excess_macs: Tensor | None = None  # part of them that the model computation leaves out, [n]
+    excess_macs: Tensor | None = None  # part of all that the model computation leaves out, [n]
     first_exit: int | None = None  # index of the first exit that runs, if exits are all the gate
     earlier: EarlierPasses | None = None  # passes before the last one
 
@@ -122,8 +123,9 @@ class GateRecords:
             macs = passed_exits_macs(costs, self.options, first=self.first_exit)
         elif self.gate_macs_taken is not None and self.excess_macs is not None:
             # So has each decision of a learned gate, in every pass.
+            whole = self.computed_pass_macs
             macs = self.total(
-                lambda options: costs.decided_macs(self.gate_macs, costs.n_layers_run(options))
+                lambda options: costs.decided_macs(whole, costs.n_layers_run(options))
             )
         return self.total(costs.computation, gate_macs=macs) * (costs.total_cost / 100.0)
 

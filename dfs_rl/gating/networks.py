@@ -249,6 +249,13 @@ def macs_taken(gate: Gate, n_layers_run: Tensor, costs: CostTable) -> Tensor:
     return gate.macs_taken(n_layers_run)
 
 
+def computed_macs(gate: Gate, costs: CostTable) -> float:
+    """Return the multiply-accumulates of a gate in a pass by the cost model ``computation``."""
+    if not isinstance(gate, LearnedGate):
+        return gate.macs
+    return gate.macs - float(costs.excess_macs(torch.tensor(gate.feature_macs).double()))
+
+
 def observed_macs(gate: Gate) -> float:
     """Return the multiply-accumulates of a gate that its observations count."""
     return gate.observed_macs if isinstance(gate, LearnedGate) else gate.macs

@@ -112,6 +112,7 @@ MEASURED = PARTS.with_cost_model(
         (
             {  # the exit is before the last layer, so both images make all decisions
                 "gate_macs": 1000.0,
+                "computed_pass_macs": 1000.0,
                 "gate_macs_taken": torch.tensor([1000.0, 400.0]),
                 "excess_macs": torch.tensor([0.0, 0.0]),
             },

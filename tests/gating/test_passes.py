@@ -5,17 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dfs_rl.backbones import ResNet
 from dfs_rl.costs import BitOptions
+from dfs_rl.data import ImageSet
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
-from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.passes import AGAIN, PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.latencies import made_up_profile
+from tests.helpers.networks import network, pictures_for
 from tests.helpers.toy_backbone import BITS, CHANNELS, ToyBackbone
 from tests.helpers.toy_env import toy_image_set, toy_kwargs
 
@@ -162,6 +165,30 @@ def test_measured_times_of_all_passes(after):
     records = evaluate_gate(backbone, gate, image_set)
     torch.testing.assert_close(records.computation(costs), trace.computation)
     torch.testing.assert_close(records.milliseconds(costs), measured)
+
+
+@pytest.mark.parametrize("after", [(), (1,)], ids=["no exits", "exits"])
+def test_measured_times_depend_on_no_other_cost(after):
+    times = []
+    for cost in ("computation", "macs"):  # which counts features at 8 bit as much as at 32
+        net, images = network(ResNet), pictures_for(ResNet)
+        net.set_exits(after)
+        net.set_cost_model(cost)
+        gate = MLPGate(
+            net.feature_sizes,
+            net.options,
+            feature_macs=net.feature_macs,
+            exits=exit_info(net),
+            passes=PassSettings(limit=2),
+        )
+        for parameter in gate.parameters():  # the spent cost must not change decisions
+            torch.nn.init.zeros_(parameter)
+        gate.networks[-1][2].bias.data[AGAIN] = 1.0
+        records = evaluate_gate(net, gate, ImageSet(images, torch.zeros(len(images)).long()))
+        assert (records.earlier.n_passes == 2).all()
+        measured = net.costs.with_cost_model("latency", made_up_profile(net.costs))
+        times.append(records.milliseconds(measured))
+    torch.testing.assert_close(*times)
 
 
 def test_errors():
