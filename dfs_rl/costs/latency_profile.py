@@ -84,7 +84,8 @@ class LatencyProfile:
         layer_macs: MACs of each gated layer, which identify the network.
         fixed_macs: MACs of each never-gated part, likewise.
         fixed_bits: Bit width of each never-gated part, likewise.
-        gate_macs: MACs per image of the gate that was measured, features included.
+        gate_macs: MACs per image of the gate that was measured, features included, by the cost
+            model ``computation``.
         parts: Time of each part.
         checks: Whole networks, uniform and random.
     """

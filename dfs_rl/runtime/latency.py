@@ -21,7 +21,7 @@ from dfs_rl.costs.latency_profile import (
 from dfs_rl.costs.machine import library_versions, machine_name
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LearnedGate
+from dfs_rl.gating.networks import LearnedGate, computed_macs
 from dfs_rl.runtime.latency_fit import CostFit, Floats, fit_costs, split_time
 from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import NetworkRuns, time_runs
@@ -74,7 +74,7 @@ def measure_latency(
         layer_macs=costs.layer_macs,
         fixed_macs=tuple(part.macs for part in costs.fixed),
         fixed_bits=tuple(part.bits for part in costs.fixed),
-        gate_macs=gate.macs,
+        gate_macs=computed_macs(gate, costs),
         parts=tuple(parts),
         checks=tuple(checks),
     )

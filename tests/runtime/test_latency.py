@@ -157,6 +157,15 @@ def test_own_gate_and_exits():
     assert torch.get_num_threads() == before
 
 
+def test_macs_of_the_gate_are_those_of_computation():
+    net = network(ResNet, bits=(0, 32))
+    computed = net.feature_macs
+    net.set_cost_model("macs")  # which counts features at 8 bit as much as at 32
+    gate = MLPGate(net.feature_sizes, net.options, feature_macs=net.feature_macs)
+    profile = dfs_rl.profile(GatedModel(net, gate), batch_sizes=[1], calls=20)
+    assert profile.gate_macs == sum(gate.layer_macs) + computed
+
+
 def test_onnx_has_the_same_parts():
     pytest.importorskip("onnxruntime")
     net = network(ResNet, bits=(0, 8, 32))
