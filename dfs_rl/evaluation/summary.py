@@ -144,8 +144,7 @@ def summarize(
             cost_model=costs.cost_model,
         )
         if measured is not None:
-            macs = float(torch.as_tensor(records.computed_gate_macs).max())
-            verdict += gate_time_sentences(macs, measured)
+            verdict += gate_time_sentences(records.computed_pass_macs, measured)
         histogram = tuple(map(tuple, records.histogram(costs.n_actions).tolist()))
         if records.earlier is not None:
             found = records.pass_histograms(costs.n_actions).tolist()

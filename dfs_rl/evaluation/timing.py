@@ -120,7 +120,7 @@ def timing_of(costs: CostTable) -> Timing:
 def gate_time_sentences(gate_macs: float, costs: CostTable) -> tuple[str, ...]:
     """Return that the time of a gate is an estimate if the measured gate is of another size.
 
-    ``gate_macs`` are those of the gate by the cost model ``computation``; ``costs`` count latency.
+    ``gate_macs`` are those of a pass by the cost model ``computation``; ``costs`` count latency.
     """
     assert costs.profile is not None, "the cost model latency has a profile"
     ratio = gate_macs / costs.profile.gate_macs

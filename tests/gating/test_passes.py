@@ -10,7 +10,9 @@ from dfs_rl.costs import BitOptions
 from dfs_rl.data import ImageSet
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.errors import CheckpointError, ConfigError
+from dfs_rl.evaluation.baselines.registry import MethodResult
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.summary import summarize
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
@@ -189,6 +191,25 @@ def test_measured_times_depend_on_no_other_cost(after):
         measured = net.costs.with_cost_model("latency", made_up_profile(net.costs))
         times.append(records.milliseconds(measured))
     torch.testing.assert_close(*times)
+
+
+@pytest.mark.parametrize(("ratio", "estimated"), [(1, False), (3, True)])
+def test_the_time_of_a_measured_gate_is_no_estimate(ratio, estimated):
+    gate, costs = learned(seed=2), ToyBackbone().costs
+    profile = made_up_profile(costs, gate_macs=ratio * gate.macs)
+    records = evaluate_gate(ToyBackbone(), gate, toy_image_set())
+    assert records.earlier.n_passes.max() == 3
+    summary = summarize(
+        [MethodResult(key="gate", label="", role="gate", records=(records,), selection=records)],
+        costs,
+        measured=costs.with_cost_model("latency", profile),
+        identity="",
+        dataset="",
+        fingerprint="",
+        split="test",
+        class_names=("a", "b", "c"),
+    )
+    assert ("estimate" in " ".join(summary.verdict)) == estimated
 
 
 def test_errors():
