@@ -77,7 +77,8 @@ def normalization_of(policy: Policy, given: Normalization | None) -> VecNormaliz
     algorithm. A saved file can run code.
 
     Raises:
-        ConfigError: If ``given`` is neither a wrapper nor a path.
+        ConfigError: If ``given`` is neither a wrapper nor a path, or none is found although the
+            algorithm observed normalised values.
         CheckpointError: If the file cannot be read.
     """
     if given is None and isinstance(policy, BaseAlgorithm):
@@ -95,7 +96,31 @@ def normalization_of(policy: Policy, given: Normalization | None) -> VecNormaliz
             f"normalize is a {type(given).__name__}; allowed are a VecNormalize or the path of a "
             "saved one."
         )
+    if given is None and _saw_other_values(policy):
+        raise ConfigError(
+            "normalize is not given, but the algorithm has observed values outside of its "
+            "observation space, as a VecNormalize returns them; give that wrapper or its file."
+        )
     return given if given is not None and given.norm_obs else None
+
+
+def _saw_other_values(policy: Policy) -> bool:
+    """Return whether the last observations of an algorithm lie outside of its space."""
+    if isinstance(policy, BasePolicy):
+        return False
+    if isinstance(policy, BaseAlgorithm):
+        space, seen = policy.observation_space, policy._last_obs
+    else:
+        data = load_from_zip_file(policy, device="cpu")[0] or {}
+        space, seen = data["observation_space"], data.get("_last_obs")
+    if seen is None:
+        return False
+    parts = [(space[k], v) for k, v in seen.items()] if isinstance(seen, dict) else [(space, seen)]
+    return any(
+        bool(((values < part.low) | (values > part.high)).any())
+        for part, values in parts
+        if isinstance(part, gymnasium.spaces.Box)
+    )
 
 
 @torch.no_grad()

@@ -94,6 +94,17 @@ def test_saved_policy_is_the_same_gate(made):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_statistics_of_a_saved_policy_are_not_left_out(made, tmp_path):
+    best, statistics = tmp_path / "best_model.zip", tmp_path / "statistics.pkl"
+    made.model.save(best)
+    made.model.get_vec_normalize_env().save(statistics)
+    for policy in (best, PPO.load(best)):
+        with pytest.raises(ConfigError, match="normalize is not given"):
+            dfs_rl.gate_from_sb3(policy, run_dir=tmp_path / "run")
+    gate = dfs_rl.gate_from_sb3(best, normalize=statistics, run_dir=tmp_path / "run")
+    assert gate.validation == made.gate.validation
+
+
 def test_one_gate_for_all_budgets(tmp_path):
     env_settings = {"cost_weight_range": (0.5, 50.0)}
     model = learned(**env_settings)
