@@ -169,6 +169,10 @@ class GatedModel(nn.Module):
             DataError: If the shape, type, range or device of the images does not match the network.
         """
         images = self._preprocess(images)
+        if torch.is_autocast_enabled(images.device.type):  # gates decide in float32
+            with torch.autocast(images.device.type, enabled=False):
+                answer: tuple[Tensor, Trace] = self.forward(images)
+            return answer
         if len(images) == 1:
             form = self._single_image_form()
             if form.usable:

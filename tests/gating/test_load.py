@@ -300,6 +300,19 @@ def test_images_that_cannot_be_resized(tmp_path, shape):
         dfs_rl.load(tmp_path)(torch.zeros(shape))
 
 
+def test_autocast_changes_nothing():
+    backbone, pictures = network((4, 32)).to_inference(), images(1)
+    gate = MLPGate(backbone.feature_sizes, backbone.options)
+    for each in gate.networks:
+        each[2].bias.data[1] = 9.0  # every layer at 32 bit
+    model = GatedModel(backbone, gate.eval())
+    expected, trace = model(pictures)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, cast = model(pictures)
+    assert torch.equal(logits, expected)
+    assert torch.equal(cast.options, trace.options)
+
+
 def test_compiled_model_is_the_same(run):
     model = dfs_rl.load(run)
     compiled = torch.compile(model, backend="eager")
