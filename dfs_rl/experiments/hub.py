@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
 
-from dfs_rl.backbones.storage import STRUCTURE_FILE
+from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments.api import TrainedGate
@@ -80,17 +80,18 @@ def model_card(path: Path, repository: str, *, licence: str) -> str:
     conditioning = getattr(gate, "budget_conditioning", None)
     name = repository.partition("/")[2]
     figures = summary.methods[0]
+    dataset = load_info(path / BACKBONE_FOLDER).dataset  # without the name of a stream
     data = ModelCardData(
         license=licence,
         library_name="dfs-rl",
         pipeline_tag="image-classification",
         tags=["dynamic-inference", "quantization"],
-        datasets=[summary.dataset] if _HUB_DATASET.fullmatch(summary.dataset) else None,
+        datasets=[dataset] if _HUB_DATASET.fullmatch(dataset) else None,
         model_name=name,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=summary.dataset,
+                dataset_type=dataset,
                 dataset_name=summary.dataset,
                 dataset_split=summary.split,
                 metric_type=kind,

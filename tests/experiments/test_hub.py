@@ -11,6 +11,8 @@ from huggingface_hub import ModelCard, constants
 
 import dfs_rl
 from dfs_rl.errors import CheckpointError, ConfigError, HubError, RunFolderError
+from dfs_rl.experiments.hub import model_card
+from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.hub_server import running_hub
 
@@ -87,6 +89,19 @@ def test_card_has_figures_licence_and_command(pushed, trained):
     ]
     assert f'dfs_rl.load("{ADDRESS}")' in card.text
     assert " ".join(RunFolder.open(trained.gate.path).record().command) in card.text
+
+
+def test_card_links_the_data_of_a_stream(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.gate.path, run)
+    summary, structure = run / "summary.json", run / "backbone" / "backbone.json"
+    write_json(summary, read_json(summary) | {"dataset": "user/data-mixed"})
+    record = read_json(structure)
+    write_json(structure, record | {"info": record["info"] | {"dataset": "user/data"}})
+    card = ModelCard(model_card(run, "user/gate", licence="mit"))
+    assert card.data.datasets == ["user/data"]
+    assert {each.dataset_type for each in card.data.eval_results} == {"user/data"}
+    assert {each.dataset_name for each in card.data.eval_results} == {"user/data-mixed"}
 
 
 def test_page_runs(hub, trained, tmp_path, monkeypatch, capsys):
