@@ -26,6 +26,7 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import exit_info
+from dfs_rl.gating.observation import scaled_budget
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.shared_network import ACTIVATIONS, SharedMLPGate
 
@@ -35,6 +36,8 @@ Normalization = VecNormalize | str | Path
 """Wrapper that normalised the observations of a policy, or the file that it was saved to."""
 _ACTORS = ActorCriticPolicy, MaskableActorCriticPolicy
 _FLATTENING = CombinedExtractor, FlattenExtractor
+_SEEN_ALIKE = 1e-3
+"""Rounding tolerance of an observed budget that was normalised."""
 
 
 def load_policy(policy: Policy) -> tuple[BasePolicy, int]:
@@ -104,15 +107,19 @@ def normalization_of(policy: Policy, given: Normalization | None) -> VecNormaliz
     return given if given is not None and given.norm_obs else None
 
 
+def _last_observations(policy: Policy) -> tuple[Any, Any]:
+    """Return the observation space of an algorithm and what it saw last, None if unknown."""
+    if isinstance(policy, BasePolicy):
+        return policy.observation_space, None
+    if isinstance(policy, BaseAlgorithm):
+        return policy.observation_space, policy._last_obs
+    data = load_from_zip_file(policy, device="cpu")[0] or {}
+    return data["observation_space"], data.get("_last_obs")
+
+
 def _saw_other_values(policy: Policy) -> bool:
     """Return whether the last observations of an algorithm lie outside of its space."""
-    if isinstance(policy, BasePolicy):
-        return False
-    if isinstance(policy, BaseAlgorithm):
-        space, seen = policy.observation_space, policy._last_obs
-    else:
-        data = load_from_zip_file(policy, device="cpu")[0] or {}
-        space, seen = data["observation_space"], data.get("_last_obs")
+    space, seen = _last_observations(policy)
     if seen is None:
         return False
     parts = [(space[k], v) for k, v in seen.items()] if isinstance(seen, dict) else [(space, seen)]
@@ -191,14 +198,20 @@ def gate_of_policy(
 
 
 def check_environment(
-    policy: Policy, backbone: GatedBackbone, *, passes: PassSettings, budget: float | None
+    policy: Policy,
+    backbone: GatedBackbone,
+    *,
+    passes: PassSettings,
+    budget: float | None,
+    normalization: VecNormalize | None = None,
 ) -> None:
-    """Raise ConfigError if settings differ from the environment that an algorithm has, if any.
+    """Raise ConfigError if settings differ from the environment that an algorithm has, or had.
 
     The observations of environments with different settings can have the same shape.
     """
     env = policy.get_env() if isinstance(policy, BaseAlgorithm) else None
     if env is None or isinstance(env.unwrapped, SubprocVecEnv) or not env.has_attr("task"):
+        _check_budget_seen(_last_observations(policy)[1], backbone, normalization, budget)
         return
     task = env.get_attr("task", 0)[0]
     for name, theirs, ours in (("passes", task.passes, passes), ("budget", task.budget, budget)):
@@ -217,6 +230,27 @@ def check_environment(
         raise ConfigError(
             "the backbone has other weights than that of the policy's environment, although it is "
             "of the same shape; give its own backbone."
+        )
+
+
+def _check_budget_seen(
+    seen: Any,  # noqa: ANN401 - observations of any form
+    backbone: GatedBackbone,
+    normalization: VecNormalize | None,
+    budget: float | None,
+) -> None:
+    """Check that observations, if there are any, contain a budget."""
+    if seen is None:
+        return
+    if normalization is not None:
+        seen = normalization.unnormalize_obs(seen)
+    context = seen["context"] if isinstance(seen, dict) else seen  # which begins with the context
+    left = 1.0 if budget is None else scaled_budget(backbone.costs, budget, gate_macs=0.0)
+    if not np.allclose(context[:, 1], left, atol=_SEEN_ALIKE):
+        given = "not given" if budget is None else f"{backbone.costs.cost_text(budget)}"
+        raise ConfigError(
+            f"budget is {given}, but the algorithm has observed "
+            f"{'none' if context[0, 1] == 1.0 else 'another one'}; give that of its environment."
         )
 
 

@@ -74,7 +74,13 @@ def make_policy_run(
         name=config.name,
     )
     convert(preview.backbone)  # an error leaves no folder behind
-    check_environment(policy, preview.backbone, passes=config.passes, budget=config.budget)
+    check_environment(
+        policy,
+        preview.backbone,
+        passes=config.passes,
+        budget=config.budget,
+        normalization=normalization,
+    )
     command, fingerprint = (f"dfs_rl.{config.KIND}",), dataset.fingerprint
     run = create_run(config, f"sb3-{dataset.name}", command=command, fingerprint=fingerprint)
     with run.lock():

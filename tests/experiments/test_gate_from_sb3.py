@@ -105,6 +105,18 @@ def test_statistics_of_a_saved_policy_are_not_left_out(made, tmp_path):
     assert gate.validation == made.gate.validation
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_budget_of_a_saved_policy_must_be_its_own(normalize, tmp_path):
+    model = learned(budget=60.0, normalize=normalize)
+    model.save(tmp_path / "saved.zip")
+    given = {"normalize": model.get_vec_normalize_env(), "run_dir": tmp_path / "run"}
+    for wrong in ({}, {"budget": 50.0}):
+        with pytest.raises(ConfigError, match="budget is"):
+            dfs_rl.gate_from_sb3(tmp_path / "saved.zip", **given, **wrong)
+    gate = dfs_rl.gate_from_sb3(tmp_path / "saved.zip", **given, budget=60.0)
+    assert gate.load().budget == 60.0
+
+
 def test_one_gate_for_all_budgets(tmp_path):
     env_settings = {"cost_weight_range": (0.5, 50.0)}
     model = learned(**env_settings)
