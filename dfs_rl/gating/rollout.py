@@ -1,5 +1,6 @@
 """Rollouts of a batch under a gate, for evaluation and deployment."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ def rollout(
         and gate.budget_conditioning is not None
     ):
         preferences = torch.full((n,), gate.preference, device=images.device)
+    if isinstance(gate, LearnedGate):
+        gate = copy.copy(gate)  # with a memory of its own: threads may share a model
     gate.reset(n)
     run = _Pass(backbone, gate, n, budget, preferences)
     settings = passes_of(gate)

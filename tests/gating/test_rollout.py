@@ -8,7 +8,7 @@ from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import MLPGate
+from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate
 from dfs_rl.gating.observation import observe
 from dfs_rl.gating.rollout import rollout
 from tests.helpers.random_gate import RandomGate
@@ -23,10 +23,10 @@ from tests.helpers.toy_backbone import (
 )
 
 
-def learned(**settings):
+def learned(*, kind=MLPGate, **settings):
     """Return a gate that chooses different options for different images."""
     torch.manual_seed(0)
-    gate = MLPGate(CHANNELS, BitOptions(BITS), **{"hidden": 4, **settings})
+    gate = kind(CHANNELS, BitOptions(BITS), **{"hidden": 4, **settings})
     with torch.no_grad():
         for parameter in gate.parameters():
             parameter.mul_(4.0)
@@ -52,6 +52,24 @@ def test_learned_gate_equals_plain_loop():
             seen = observe(backbone, state, budget=None)
             state = run_layer(backbone, state, gate.decide(seen.features, layer, seen.context))
         assert torch.equal(state.options[0], together.options[i])
+
+
+@pytest.mark.parametrize("kind", [LSTMGate, OneShotGate])
+def test_rollouts_do_not_share_the_memory_of_a_gate(kind):
+    """As threads may interrupt each other, another one runs inside the first layer."""
+    backbone, gate, images = ToyBackbone(), learned(kind=kind), toy_images(16)
+    expected = rollout(backbone, gate, images).options
+    layer, inner = backbone.layers[0], []
+
+    def interrupted(hidden, bits):
+        if not inner:
+            inner.append(None)
+            inner.append(rollout(backbone, gate, images[:5]).options)
+        return layer(hidden, bits)
+
+    backbone.layers[0] = interrupted
+    assert torch.equal(rollout(backbone, gate, images).options, expected)
+    assert torch.equal(inner[1], expected[:5])
 
 
 @pytest.mark.parametrize("bits", [(0, 2, 4, 8), (2, 4, 8)])
