@@ -123,7 +123,7 @@ class BudgetConditioning:
         if not drop >= smallest - _ROUNDING:
             raise ConfigError(
                 f"max_accuracy_drop is {drop:g}, but the smallest drop of this gate against full "
-                f"precision is {smallest:.6g} points, on the val split."
+                f"precision is {math.ceil(1e4 * smallest) / 1e4:g} points, on the val split."
             )
         lowest = max(self.accuracies) - (drop - smallest) - _ROUNDING
         measured = zip(self.computations, self.accuracies, self.preferences, strict=True)

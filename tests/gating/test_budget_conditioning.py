@@ -1,6 +1,7 @@
 """Budget conditioning: cost weights, budgets and measured costs of preferences."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,19 @@ def test_budgets_above_the_range_are_refused():
         conditioned.check_not_above(budget)
     with pytest.raises(ConfigError, match=r"budget is 6\.3742 %.* 0\.5001 % to 6\.3741 %"):
         conditioned.check_not_above(6.3742)
+
+
+def test_printed_bounds_are_allowed():
+    measured = BudgetConditioning(
+        computations=(0.81234543, 5.0),
+        accuracies=(50.0, 100.0),
+        full_precision_accuracy=100.23148148,
+    )
+    for query in (measured.preference_for_budget, measured.preference_for_accuracy_drop):
+        with pytest.raises(ConfigError) as raised:
+            query(0.1)
+        bound = re.findall(r"\d+\.\d+", str(raised.value))[1]
+        assert 0.0 <= query(float(bound)) <= 1.0
 
 
 def test_no_preference_inside_a_jump_of_the_cost():
