@@ -28,6 +28,8 @@ from dfs_rl.utils.trusted_import import trusting
 def run_export(invocation: Invocation[ExportConfig]) -> None:
     """Export a gate and its network."""
     config = invocation.config
+    out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
+    check_writable(out)
     model = load(
         config.run,
         budget=config.budget,
@@ -36,7 +38,6 @@ def run_export(invocation: Invocation[ExportConfig]) -> None:
     )
     if config.budget is not None:
         model.check_budget(config.budget, config.budget_unit)
-    out = config.out or Path("gate-parts" if config.format == "torch" else "gate.onnx")
     path = export(model, out, format=config.format)
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)
