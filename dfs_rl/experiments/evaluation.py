@@ -138,9 +138,9 @@ def evaluate_run(
     The file is ``summary-val.json`` for the val split, ``summary-test.json`` for a backbone's run,
     ``summary-at-0.8.json`` for a gate for all budgets at 0.8 %, ``summary-at-15-ms.json`` for one
     with the cost latency, ``summary-drop-1.json`` for one that loses at most a point,
-    ``summary-mixed.json`` for a given stream, ``summary-measured-torch.json`` with the times of a
-    given profile of that runtime, and ``summary-only-cascade.json`` for this baseline alone.
-    Figures are named likewise.
+    ``summary-mixed.json`` for a given stream, ``summary-bfloat16.json`` in this precision,
+    ``summary-measured-torch.json`` with the times of a given profile of that runtime, and
+    ``summary-only-cascade.json`` for this baseline alone. Figures are named likewise.
     Stored results are returned if they belong to the same weights, images, precision, times,
     baselines and search limits, otherwise replaced.
 
@@ -305,6 +305,8 @@ def _point(config: EvaluateConfig, costs: CostTable, given: LatencyProfile | Non
         parts.append(f"at-{in_words}")
     if config.max_accuracy_drop is not None:
         parts.append(f"drop-{config.max_accuracy_drop:g}")
+    if config.precision != EvaluateConfig.precision:
+        parts.append(config.precision)
     return parts if given is None else [*parts, f"measured-{given.runtime}"]
 
 

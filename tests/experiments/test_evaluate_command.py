@@ -152,6 +152,13 @@ def test_val_split_has_its_own_files(make_run, tmp_path, digits):
     assert names == [f"val-{name}" for name in GATE_FILES]
 
 
+def test_another_precision_has_its_own_files(copied, digits):
+    before = (copied.path / "summary.json").read_bytes()
+    result = evaluate(copied, digits, search=SHORT, precision="bfloat16")
+    assert result.path == copied.path / "summary-bfloat16.json"
+    assert (copied.path / "summary.json").read_bytes() == before
+
+
 def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
     conditioning = BudgetConditioning(computations=(0.5, 60.0))
     folder = make_run(tmp_path / "run", budget_conditioning=conditioning)
