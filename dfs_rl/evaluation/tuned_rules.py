@@ -11,7 +11,7 @@ from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 
 _N_RULES, _N_BUDGETS = 256, 100
-"""Largest number of rules of a gate for all budgets, and of budgets that show their range."""
+"""Number of budgets, each with a rule in a gate for all budgets, and of those for their range."""
 _LEAST_GAIN = 0.001  # gain in the criterion for which a rule may cost twice as much
 
 
@@ -55,7 +55,9 @@ def tuned_gate(
     fronts = [(search(budgets, passes), passes) for passes in candidates]
     front, passes = max(fronts, key=lambda pair: sum(found.score for found in pair[0]))
     last = max(front, key=lambda one: one.score - _LEAST_GAIN * math.log2(one.computation))
-    found = search(_budgets(least, last.computation, _N_RULES), passes)
+    # The accuracy can jump where a setting becomes affordable.
+    jumps = [cost for cost in spent if least < cost < last.computation]
+    found = search(sorted([*_budgets(least, last.computation, _N_RULES), *jumps]), passes)
     rules = {one.computation: one.rule for one in found}  # each once
     return _gate(list(rules.values()), val, costs, passes)
 
