@@ -136,8 +136,8 @@ def verdict_sentences(
             and (c.relative_milliseconds or 0.0) > with_cost_tolerance(1.0)
         ]
         sentences.append(
-            f"Its measured time is {milliseconds:.3g} ms per image{share}; over "
-            f"{100 * COST_TOLERANCE:g} % faster and not significantly less accurate: "
-            f"{'; '.join(faster) or 'none of its baselines'}."
+            f"Its measured time is {milliseconds:.3g} ms per image{share}. Baselines over "
+            f"{100 * COST_TOLERANCE:g} % faster that are not significantly less accurate: "
+            f"{'; '.join(faster) or 'none'}."
         )
     return tuple(sentences)

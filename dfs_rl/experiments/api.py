@@ -258,7 +258,7 @@ def evaluate(
     if isinstance(gate, TrainedGate):
         gate, trust_code = gate.path, True
     config = _config(EvaluateConfig, None, run=gate, **settings)
-    with trusting(code=trust_code):
+    with _threads(config.threads), trusting(code=trust_code):
         return evaluate_run(config, dataset, baselines=baselines)
 
 
@@ -385,12 +385,18 @@ def _working(
     config: TrainBackboneConfig | GateRunConfig | CompareConfig, *, trust_code: bool = False
 ) -> Iterator[None]:
     """Within the block, trust the constructor that the caller names, and use the threads asked."""
+    with _threads(config.threads), trusting(code=trust_code):
+        if is_constructor(config.backbone):
+            trust_constructor(str(config.backbone))
+        yield
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Within the block, let torch use ``n`` threads."""
     before = torch.get_num_threads()
-    set_threads(config.threads)
+    set_threads(n)
     try:
-        with trusting(code=trust_code):
-            if is_constructor(config.backbone):
-                trust_constructor(str(config.backbone))
-            yield
+        yield
     finally:
         torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.utils.config import (
-    NonNegativeFloat,
+    Percentage,
     PositiveFloat,
     PositiveInt,
     Seed,
@@ -200,7 +200,7 @@ class GateSettings:
 
     budget: PositiveFloat | None = None
     budget_unit: BudgetUnit = "percent"
-    max_accuracy_drop: NonNegativeFloat | None = None
+    max_accuracy_drop: Percentage | None = None
 
 
 @configuration
@@ -327,7 +327,7 @@ class GateTrainingConfig(GateRunConfig):
         cotrain: Training of the backbone with --backbone-mode co-train.
     """
 
-    max_accuracy_drop: NonNegativeFloat | None = None
+    max_accuracy_drop: Percentage | None = None
     timesteps: PositiveInt = 600_000
     seed: Seed = 0
     hidden: PositiveInt | None = None

@@ -5,7 +5,7 @@ from typing import ClassVar
 from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, check_one_aim
-from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, Seed, configuration
+from dfs_rl.utils.config import Percentage, PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import AnswerRule
 
 
@@ -41,7 +41,7 @@ Examples:
         *("passes", "mirrored", "answer", "run_dir"),
     )
 
-    max_accuracy_drop: NonNegativeFloat | None = None
+    max_accuracy_drop: Percentage | None = None
     passes: PositiveInt = 3
     mirrored: Flip = None
     answer: AnswerRule | None = None

@@ -31,6 +31,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_INT)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Percentage = Annotated[float, Field(ge=0, le=100)]
 PositiveUnitInterval = Annotated[float, Field(gt=0, le=1)]
 
 _NO_DEFAULT = dataclasses.MISSING
