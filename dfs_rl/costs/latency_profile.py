@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dfs_rl.costs.cost_models import LATENCY
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.utils.config import (
     NonNegativeInt,
     PositiveFloat,
@@ -175,12 +175,18 @@ def read_latency_profile(path: str | Path) -> LatencyProfile:
     """Read a profile that ``python -m dfs_rl.profile`` wrote.
 
     Raises:
-        RunFolderError: If the file is missing or damaged.
-        ConfigError: If it is no profile.
+        RunFolderError: If the file cannot be read.
+        ConfigError: If it is no profile, or damaged.
     """
-    record = read_json(Path(path))
+    wrong = ConfigError(f"{path} is no latency profile; python -m dfs_rl.profile writes one.")
+    try:
+        record = read_json(Path(path))
+    except RunFolderError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise wrong from error
     if not isinstance(record, dict) or "parts" not in record:
-        raise ConfigError(f"{path} is no latency profile; python -m dfs_rl.profile writes one.")
+        raise wrong
     return config_from_dict(record, LatencyProfile, str(path))
 
 

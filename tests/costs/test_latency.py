@@ -186,6 +186,9 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
         write_json(tmp_path / "other.json", content)
         with pytest.raises(ConfigError, match=r"other\.json is no .* dfs_rl\.profile writes one"):
             read_latency_profile(tmp_path / "other.json")
+    (tmp_path / "README.md").write_text("# A page")
+    with pytest.raises(ConfigError, match=r"README\.md is no latency profile"):
+        read_latency_profile(tmp_path / "README.md")
     path = saved(tmp_path, PLAIN)
     with pytest.raises(ConfigError, match="was measured with a machine"):
         load_latency_profile(LatencySettings(profile=path))
