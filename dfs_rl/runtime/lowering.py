@@ -181,7 +181,7 @@ class _Operator:
         return bool(low == smallest == 0 and np.rint(high * self.value(1)) >= largest)
 
     def is_cut_off(self) -> bool:
-        """Return whether integer kernels run on both sides of a ReLU6, without it."""
+        """Return whether integer kernels run on both sides of a ReLU or ReLU6, without it."""
         conv = self._convolution(lambda node: self.inputs[0] in node.output)
         return conv is not None and conv.feeds_quantizer()
 
