@@ -67,6 +67,16 @@ def test_rules_for_all_budgets_are_as_good_as_a_rule_for_one(gate):
     assert sum(lost) / len(lost) < 0.001
 
 
+def test_a_setting_is_used_from_its_own_cost_on(gate):
+    costs = gate.budget_conditioning.computations
+    for cost in SEARCHED.computations(COSTS).unique().tolist():
+        if LOW < cost < costs[-1]:
+            alone = tuned_gate(AGENT, VAL, COSTS, CANDIDATES[:1], budget=cost)
+            gate.preference = gate.budget_conditioning.preference_for_budget(cost)
+            assert gate.rule == alone.rule
+    gate.preference = 1.0
+
+
 def test_gate_for_one_budget():
     gate = tuned_gate(AGENT, VAL, COSTS, CANDIDATES, budget=20.0)
     assert gate.budget_conditioning is None
