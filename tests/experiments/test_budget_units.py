@@ -158,15 +158,19 @@ def test_finished_runs_are_compared_at_milliseconds(agent, plain, tmp_path, caps
 # --- accuracy ------------------------------------------------------------------------------------
 
 
+def right_at_full_precision(images):
+    backbone = default_digits().to_inference()
+    with torch.inference_mode():
+        h = backbone.stem(images.images)
+        for layer in backbone.layers:
+            h = layer(h, 32)
+        return backbone.head(h).argmax(dim=1) == images.labels
+
+
 def test_a_gate_is_set_to_its_loss_of_accuracy(plain, capsys):
     gate, val = load_gate(plain / "gate"), load_dataset("digits").val
     measured = gate.budget_conditioning
-    backbone = default_digits().to_inference()
-    with torch.inference_mode():
-        h = backbone.stem(val.images)
-        for layer in backbone.layers:
-            h = layer(h, 32)
-        right = backbone.head(h).argmax(dim=1) == val.labels
+    right = right_at_full_precision(val)
     assert measured.full_precision_accuracy == pytest.approx(100 * float(right.double().mean()))
     cheapest = measured.computations.index(min(measured.computations))
     assert gate.preference == measured.preferences[cheapest]  # it may lose 100 points
@@ -186,12 +190,7 @@ def test_the_loss_of_accuracy_is_told_with_its_interval(tmp_path, capsys):
     assert train_cascade.main(flags) == 0
     told = re.search(r"loses ([-\d.]+) .*\(95 %: ([-\d.]+) to ([-\d.]+)\)", capsys.readouterr().err)
     right = dfs_rl.load(run)(val.images)[0].argmax(dim=1) == val.labels
-    backbone = default_digits().to_inference()
-    with torch.inference_mode():
-        h = backbone.stem(val.images)
-        for layer in backbone.layers:
-            h = layer(h, 32)
-        full = backbone.head(h).argmax(dim=1) == val.labels
+    full = right_at_full_precision(val)
     lost, won = int((full & ~right).sum()), int((right & ~full).sum())
     n = len(val) + 2  # an image for each is added
     mean = (lost - won) / n
