@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dfs_rl.backbones.base import Backbone
-from dfs_rl.backbones.interfaces import GatedBackbone
+from dfs_rl.backbones.interfaces import GatedBackbone, activations
 from dfs_rl.costs import SKIP
 
 _TEMPORARIES = 8
@@ -14,13 +14,9 @@ _TEMPORARIES = 8
 @torch.inference_mode()
 def forward_bytes(backbone: GatedBackbone) -> int:
     """Return the approximate bytes of one image in the inference form."""
-    image = _images(backbone, 1)
-    hidden = backbone.stem(image)
-    largest = hidden.nbytes
-    for layer in backbone.layers:
-        hidden = layer(hidden, backbone.options[backbone.options.full])
-        largest = max(largest, hidden.nbytes)
-    return image.nbytes + _TEMPORARIES * largest
+    image, full = _images(backbone, 1), backbone.options[backbone.options.full]
+    seen = activations(backbone, backbone.stem(image), full)
+    return image.nbytes + _TEMPORARIES * max(hidden.nbytes for hidden in seen)
 
 
 def backward_bytes(backbone: Backbone) -> int:

@@ -60,7 +60,6 @@ class AdaptiveVisionTransformerConfig(TokenConfig, AdaptiveConfig):
 
 
 def _branches(config: TokenConfig, bits: Sequence[int], *, norm_sets: int = 1) -> list[Branch]:
-    """Make the branches of a block that runs at ``bits``."""
     attention = SelfAttention(config.width, config.heads, bits, per_channel=config.per_channel)
     return make_branches(
         attention, config.width, bits, per_channel=config.per_channel, norm_sets=norm_sets
@@ -75,7 +74,6 @@ class _PositionedTokens(TokenBackbone):
         self.positions = nn.Parameter(_waves(config.tokens, config.width))
 
     def begin(self, tokens: Tensor) -> Tensor:
-        """Add the positions."""
         return tokens + self.positions.reshape(tokens.shape[1:])
 
 

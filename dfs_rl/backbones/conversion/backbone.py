@@ -13,16 +13,13 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.conversion.residual_search import Span, find
 from dfs_rl.backbones.conversion.selection import (
     FractionalizeConfig,
-    FractionalizeReport,
     GatedPart,
     choose_parts,
-    describe_parts,
-    describe_rest,
+    make_report,
 )
 from dfs_rl.backbones.conversion.submodules import Piece, make_swaps
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
 from dfs_rl.backbones.probe import pool_grid
-from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalLayer, calibrating
@@ -75,12 +72,7 @@ class Fractionalized(Backbone):
         if config.signed:
             self._set_signs(config.signed)
         self.finish_making(signed=True)
-        can_skip = SKIP in config.bits
-        self.report = FractionalizeReport(
-            gated=describe_parts(parts, self.costs.layer_macs, can_skip=can_skip),
-            left_alone=describe_rest(findings, traced, parts),
-            fixed_macs=sum(part.macs for part in self.costs.fixed),
-        )
+        self.report = make_report(findings, traced, parts, self.costs)
         self._check_digest(_digest(self, traced))
 
     def parts(self, hidden: Tensor, *, grid: int | None = None) -> Tensor:
@@ -133,7 +125,6 @@ class Fractionalized(Backbone):
         self._set_signs(config.signed)
 
     def _operators(self) -> list[FractionalLayer]:
-        """Return the operators that quantize, in order."""
         pieces = [self.before, *self.blocks, self.after]
         return [m for piece in pieces for m in piece.modules() if isinstance(m, FractionalLayer)]
 

@@ -97,7 +97,6 @@ class _Watcher(fx.Interpreter):
         self.values: list[tuple[str, Tensor]] = []
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - whatever the operator returns
-        """Run an operator."""
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor):
             self.values.append((f"{n.meta['module']}.", value))

@@ -23,7 +23,7 @@ from dfs_rl.backbones.conversion.residual_search import (
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of
 from dfs_rl.backbones.network import check_precision
-from dfs_rl.costs import FULL, SKIP
+from dfs_rl.costs import FULL, SKIP, CostTable
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import configuration
 
@@ -193,8 +193,8 @@ def _with_activation(end: fx.Node) -> fx.Node:
 def _named_parts(
     findings: Findings, traced: Traced, layers: Sequence[str], *, can_skip: bool
 ) -> tuple[GatedPart, ...]:
-    parts = [_named_part(name, findings, traced, can_skip=can_skip) for name in layers]
-    parts.sort(key=lambda part: part.span.start)
+    found = (_named_part(name, findings, traced, can_skip=can_skip) for name in layers)
+    parts = sorted(found, key=lambda part: part.span.start)
     for earlier, later in pairwise(parts):
         if later.span.start < earlier.span.end:
             raise ConfigError(
@@ -244,25 +244,20 @@ def _whole_part(name: str, own: Sequence[fx.Node], findings: Findings, traced: T
     raise ConfigError(f"layers has {name!r}, which cannot be gated: {why}; name another module.")
 
 
-def describe_parts(
-    parts: Sequence[GatedPart], macs: Sequence[int], *, can_skip: bool
-) -> tuple[GatedModule, ...]:
-    """Describe gated layers that cost ``macs``."""
-    return tuple(
+def make_report(
+    findings: Findings, traced: Traced, parts: Sequence[GatedPart], costs: CostTable
+) -> FractionalizeReport:
+    """Report the gated layers, and everything else that multiplies, with the reason."""
+    can_skip = SKIP in costs.options
+    gated_modules = tuple(
         GatedModule(
             name=part.name,
             modules=_modules(part.nodes),
             shortcut=_shortcut(part) if can_skip else None,
-            macs=cost,
+            macs=macs,
         )
-        for part, cost in zip(parts, macs, strict=True)
+        for part, macs in zip(parts, costs.layer_macs, strict=True)
     )
-
-
-def describe_rest(
-    findings: Findings, traced: Traced, parts: Sequence[GatedPart]
-) -> tuple[LeftAlone, ...]:
-    """Return everything that multiplies and is not gated, with the reason."""
     gated = frozenset().union(*(part.nodes for part in parts))
     named = [part.name for part in parts if not part.branches]
     reasons = {
@@ -275,7 +270,11 @@ def describe_rest(
         known = name in reasons or any(is_within(name, module) for module in reasons if module)
         if node not in gated and not known:
             reasons[name] = _reason(node, parts)
-    return tuple(LeftAlone(name, reason) for name, reason in reasons.items())
+    return FractionalizeReport(
+        gated=gated_modules,
+        left_alone=tuple(LeftAlone(name, reason) for name, reason in reasons.items()),
+        fixed_macs=sum(part.macs for part in costs.fixed),
+    )
 
 
 def _reason(node: fx.Node, parts: Sequence[GatedPart]) -> str:

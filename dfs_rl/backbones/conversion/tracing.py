@@ -218,7 +218,6 @@ class _Recorder(fx.Transformer):
                 )
 
     def record(self) -> fx.GraphModule:
-        """Copy all nodes and describe them."""
         made = self.transform()
         made.graph.eliminate_dead_code()
         made.recompile()
@@ -233,7 +232,6 @@ class _Recorder(fx.Transformer):
         return made
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - proxies and constants
-        """Copy or compute a node."""
         name = name_of(n)
         if n.op == "output":
             (logits,) = (self.env[node] for node in n.all_input_nodes)
@@ -301,11 +299,7 @@ class _Recorder(fx.Transformer):
         return proxy
 
     def _check_write(self, n: fx.Node, changed: fx.Node | None, *, constant: bool) -> None:
-        """Check that no other node shows what an operator writes.
-
-        Raises:
-            _LostWriteError: If one does.
-        """
+        """Raise _LostWriteError if another node shows what an operator writes."""
         written = _storages([target.meta.get("val") for target in _written(n)])
         if constant:  # computed once, by really writing
             lost = bool(written & self.read)
