@@ -206,7 +206,7 @@ class _Search:
         scores = torch.stack([self._optima[each][3] for each in sequences])  # [sequences, budgets]
         found: list[FoundRule | None] = []
         for budget, column in enumerate(scores.unbind(dim=1)):
-            row = _first_of_largest(column)
+            row = int((column >= column.max() - _ROUNDING).int().argmax())  # the first of equals
             there = column[row] > -math.inf
             found.append(self._rule(sequences[row], budget) if there else None)
         return found
@@ -221,10 +221,6 @@ class _Search:
         n = (*thresholds, 0.0).index(0.0)  # below 0 is no image
         settings = tuple(self.outputs.settings[i] for i in sequence[: n + 1])
         return FoundRule(Rule(passes=settings, thresholds=tuple(thresholds[:n])), cost, score)
-
-
-def _first_of_largest(values: Tensor) -> int:
-    return int((values >= values.max() - _ROUNDING).int().argmax())
 
 
 def _thresholds(confidence: Tensor, steps: int) -> Tensor:

@@ -84,7 +84,6 @@ class Timing:
         return next((bits for bits in self.options if bits >= _NATIVE_BITS), self.options[-1])
 
     def _is_faster(self, bits: int, other: int) -> bool:
-        """Return True if an option takes clearly less time than another one."""
         times = dict(zip(self.options, self.layer_milliseconds, strict=True))
         return times[bits] <= (1.0 - _CLEAR_GAIN) * times[other]
 

@@ -81,7 +81,6 @@ def html_report(
 
 
 def _notes(comparison: ComparisonOfRuns) -> dict[str, str]:
-    """Return the notes below tables, by name of the table."""
     return _NOTES if _has_several_seeds(comparison) else {**_NOTES, "points": _ONE_SEED_NOTE}
 
 

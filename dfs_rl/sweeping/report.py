@@ -91,7 +91,6 @@ def _trial_texts(trial: TrialRecord, labels: Mapping[str, str]) -> dict[str, str
 
 
 def _cells(table: pd.DataFrame) -> tuple[Sequence[str], Groups]:
-    """Return head and rows."""
     return list(table.columns), [table.values.tolist()]
 
 

@@ -173,7 +173,6 @@ def sweep_yaml(file: SweepFile) -> str:
 def _run_sweep(
     file: SweepFile, shared: Dataset, reference_point: CurvePoint, folder: RunFolder
 ) -> None:
-    """Run or resume a sweep and write all results into its folder."""
     start = time.perf_counter()
     storage = folder.config(SweepConfig).storage_path or str((folder.path / "tune").resolve())
     log, first = folder.path / "ray.log", file.base["seed"]
@@ -284,7 +283,6 @@ def _commands(file: SweepFile, folder: RunFolder, chosen: Sequence[TrialRecord])
 
 
 def _write(folder: RunFolder, record: SweepRecord) -> None:
-    """Write the report into the folder and the summary to the screen."""
     write_bytes_atomic(folder.path / _RESULTS, results_csv(record).encode())
     write_json(folder.path / "sweep.json", config_to_dict(record))
     page = sweep_page(record, sweep_figures(record), sweep_yaml(record.file))

@@ -135,13 +135,11 @@ class _TrialReporter:
             self._report(overall, [*self._done, self._value(run)])
 
     def add(self, run: RunFolder, points_on_val: tuple[CurvePoint, ...]) -> None:
-        """Add and report a finished run."""
         self._done.append(self._value(run))
         self._points.append(points_on_val)
         self._report(FULL_PROGRESS * len(self._done) / self._n_seeds, self._done)
 
     def fail(self, error: Exception) -> None:
-        """Report that the trial has failed."""
         known = isinstance(error, DfsRlError)
         name = "" if known else f"{type(error).__name__}: "
         tune.report(

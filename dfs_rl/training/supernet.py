@@ -52,6 +52,7 @@ from dfs_rl.utils.constants import ELASTIC_PARTS, Recipe
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer scales
+_EVALUATED = 500  # images of a batch that measures accuracy
 
 
 class Position(NamedTuple):
@@ -78,14 +79,12 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
-def accuracy_of(
-    backbone: Backbone, images: ImageSet, bits: int | BitMix, *, batch_size: int = 500
-) -> float:
+def accuracy_of(backbone: Backbone, images: ImageSet, bits: int | BitMix) -> float:
     """Return the accuracy in percent of the inference form with all images at the same bits."""
     frozen = backbone.to_inference()
     right = 0
     with torch.inference_mode():
-        for batch in batches(images, batch_size):
+        for batch in batches(images, _EVALUATED):
             hidden = run_layers(frozen, frozen.stem(batch.images), bits)
             right += int((frozen.head(hidden).argmax(dim=1) == batch.labels).sum())
     return 100.0 * right / len(images)
@@ -347,7 +346,6 @@ class SupernetTrainer:
                 yield self._batch(epoch, step, rows)
 
     def _batch(self, epoch: int, step: int, rows: Tensor) -> ImageSet:
-        """Return the augmented images of a step with their labels."""
         batch = self.images.subset(rows)
         draws = torch_generator(self.seed, "augment", epoch, step, device=self.device)
         images = augment(batch.images, draws, pad=self.config.pad, flip=self.flip)

@@ -81,7 +81,7 @@ def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]
     name = _SYNONYMS.get(name, name)
     full = f"{block}.{name}" if block else name
     own: dict[str, list[str]] = {}  # flags by the part after their block
-    for each in flag_names(flags):
+    for each in _flag_types(flags):
         own.setdefault(each.rpartition(".")[2], []).append(f"--{each}")
     if name in own:
         return f"; the closest one is {_listed(own[name])}"
@@ -89,10 +89,10 @@ def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]
         f"--{setting} {choice}"
         for part, (setting, types) in getattr(config_type, "CHOICES", {}).items()
         for choice in types
-        if part == block and name in flag_names(types[choice])
+        if part == block and name in _flag_types(types[choice])
     ]
     owners = owners or [
-        command for command, config in commands.items() if full in flag_names(resolve_name(config))
+        command for command, config in commands.items() if full in _flag_types(resolve_name(config))
     ]
     if owners:
         return f"; it belongs to {_listed(owners)}"
@@ -100,13 +100,8 @@ def _hint(flag: str, flags: type, config_type: type, commands: Mapping[str, str]
     return f"; the closest one is {_listed(own[close[0]])}" if close else ""
 
 
-def flag_names(cls: type) -> list[str]:
-    """Return the names of the flags of a dataclass, without dashes before them."""
-    return list(_flag_types(cls))
-
-
 def _flag_types(cls: type) -> dict[str, Any]:
-    """Return the types of the flags of a dataclass by ``flag_names``."""
+    """Return the types of the flags of a dataclass by their names, without dashes before them."""
     types: dict[str, Any] = {}
     hints = get_type_hints(cls, include_extras=True) | chosen_blocks(cls, {})
     for field in dataclasses.fields(cls):

@@ -231,7 +231,6 @@ def _made_by(name: str) -> nn.Module:
 
 
 def _check_given(model: object, example_input: object) -> None:
-    """Check the types and shapes of the arguments."""
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model is a {type(model).__name__}; give the network itself, a torch.nn.Module."

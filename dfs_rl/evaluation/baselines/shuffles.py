@@ -58,27 +58,24 @@ def shuffle_decisions(
     The number of passes and their views stay together. The options of a pass go to images with as
     many passes, so the marginals of each layer and pass and the mean cost stay the same.
     """
-    exit_action = costs.exit_action if costs.exits else None
     options = decisions[0]
     several = options.shape[1] > 1
     moved, mirrored = shuffle_patterns(decisions, generator, costs) if several else decisions
     before, after = passes_run(options), passes_run(moved)
     shuffled = moved.clone()
     for i in range(options.shape[1]):
-        found = shuffle_options(options[before[:, i], i], generator, exit_action)
+        found = shuffle_options(options[before[:, i], i], generator, costs.exit_action)
         shuffled[after[:, i], i] = found
     return shuffled, mirrored
 
 
-def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: int | None) -> Tensor:
+def shuffle_options(options: Tensor, generator: torch.Generator, exit_action: int) -> Tensor:
     """Shuffle each layer's actions, int64 ``[n, layers]``, independently of the other layers.
 
     Marginals and mean cost stay the same; only the relation of options to images is lost. With
     exits, the images that reach a layer receive the actions of those that reached it before.
     """
     rank = torch.rand(options.shape, generator=generator).argsort(dim=0)
-    if exit_action is None:
-        return options.gather(0, rank)
     shuffled = torch.full_like(options, exit_action)
     arrived = arrived_before = torch.ones(len(options), dtype=torch.bool)
     for layer in range(options.shape[1]):

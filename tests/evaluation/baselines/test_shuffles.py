@@ -45,7 +45,7 @@ def rows(decisions):
 def test_shuffling_keeps_marginals_exits_and_cost(costs, seed, n):
     generator = torch.Generator().manual_seed(seed)
     options = costs.canonicalize(torch.randint(0, costs.n_actions, (n, 4), generator=generator))
-    shuffled = shuffle_options(options, generator, costs.exit_action if costs.exits else None)
+    shuffled = shuffle_options(options, generator, costs.exit_action)
     assert torch.equal(shuffled.sort(dim=0).values, options.sort(dim=0).values)
     assert torch.equal(costs.canonicalize(shuffled), shuffled)
     means = [float(costs.fractions(each).mean()) for each in (options, shuffled)]
@@ -55,7 +55,7 @@ def test_shuffling_keeps_marginals_exits_and_cost(costs, seed, n):
 def test_shuffling_makes_options_independent():
     # Each layer agrees with the image's half; afterwards neither holds.
     options = torch.arange(2).repeat_interleave(2000)[:, None].expand(-1, 2).contiguous()
-    shuffled = shuffle_options(options, torch.Generator().manual_seed(0), None).double()
+    shuffled = shuffle_options(options, torch.Generator().manual_seed(0), 2).double()
     for other in (options[:, 0].double(), shuffled[:, 1]):
         # Agreement of independent halves is one half, with a standard error of 0.8 %.
         agreement = (shuffled[:, 0] == other).double().mean().item()
