@@ -14,6 +14,8 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.modules import FractionalConvNorm
 from dfs_rl.utils.config import PositiveInt, configuration
 
+_Side = Annotated[int, Field(ge=MIN_SIDE)]
+
 
 def check_precision(bits: tuple[int, ...], stem_bits: int) -> None:
     """Check that the bit widths exist, and that gated layers can run."""
@@ -43,17 +45,13 @@ class NetworkConfig:
     width: PositiveInt
     in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
     n_classes: Annotated[int, Field(ge=MIN_CLASSES)] = 10
-    image_size: tuple[int, int] = (32, 32)
+    image_size: tuple[_Side, _Side] = (32, 32)
     bits: tuple[int, ...] = DEFAULT_BITS
     stem_bits: int = 8
     per_channel: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.bits, self.stem_bits)
-        if min(self.image_size) < MIN_SIDE:
-            raise ConfigError(
-                f"image_size is {self.image_size}; sides of at least {MIN_SIDE} pixels are needed."
-            )
 
     @property
     def run_bits(self) -> tuple[int, ...]:

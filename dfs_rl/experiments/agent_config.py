@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 from typing_extensions import Self
@@ -23,7 +23,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import Flip, GateTrainingConfig
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
-from dfs_rl.utils.constants import AnswerRule
+from dfs_rl.utils.constants import AnswerRule, Precision
 
 if TYPE_CHECKING:
     from dfs_rl.costs import CostTable
@@ -114,7 +114,7 @@ Examples:
     features: FeatureChoice | None = None
     exits: bool = True
     init_gate: Path | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     reward: RewardTerms = field(default_factory=RewardTerms)
     algorithm: AlgorithmConfig = None  # type: ignore[assignment] # None: from ``algo``
 

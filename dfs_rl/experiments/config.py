@@ -22,7 +22,7 @@ from dfs_rl.utils.config import (
     chosen_blocks,
     configuration,
 )
-from dfs_rl.utils.constants import DIGITS, Corruptions
+from dfs_rl.utils.constants import DIGITS, Corruptions, Precision
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
 ReportedSplit = Literal["test", "val"]
-Precision = Literal["auto", "float32", "bfloat16"]
 N_VALIDATIONS = 20
 """Default number of validations in a run."""
 DEFAULT_BUDGET = 1.0

@@ -12,7 +12,7 @@ from dfs_rl.utils.config import (
     UnitInterval,
     configuration,
 )
-from dfs_rl.utils.constants import OptimizerName
+from dfs_rl.utils.constants import OptimizerName, Precision
 
 
 @configuration
@@ -54,4 +54,4 @@ class SupernetConfig:
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     feature_weight: NonNegativeFloat | None = None
     calibration_rounds: PositiveInt = 12
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"

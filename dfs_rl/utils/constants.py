@@ -13,6 +13,7 @@ AnswerRule = Literal["mean", "last", "surest"]
 ELASTIC_PARTS = 4
 """Equal parts of a batch with the recipe elastic, two of which run again with skipped layers."""
 OptimizerName = Literal["sgd", "adamw"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Stem = Literal["cifar", "imagenet"]
 """Stem of a network of adaptive depth: a 3 x 3 convolution, or 7 x 7 with stride 2 and pooling."""
 Granularity = Literal["path", "block"]

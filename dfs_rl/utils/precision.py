@@ -1,11 +1,10 @@
 """Floating-point precision of networks by device."""
 
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from dfs_rl.utils.constants import Precision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

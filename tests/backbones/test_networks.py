@@ -193,7 +193,7 @@ def test_gates_see_the_mean_over_tokens(name):
         (ResNetConfig, {"width": 0}, "width is 0"),
         (ResNetConfig, {"in_channels": 5}, "in_channels is 5; it must be at most 4"),
         (ResNetConfig, {"n_classes": 1}, "n_classes is 1"),
-        (ResNetConfig, {"image_size": (3, 8)}, "image_size is"),
+        (ResNetConfig, {"image_size": (3, 8)}, r"image_size\[0\] is 3; it must be at least 4"),
         (ResNetConfig, {"stem_bits": 0}, "stem_bits is 0"),
         (ResNetConfig, {"bits": (4, 2)}, "bit options"),
         (ResNetConfig, {"bits": (0,)}, r"bits is \[0\]"),
