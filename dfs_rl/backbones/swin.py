@@ -94,8 +94,7 @@ class WindowAttention(SelfAttention):
     See ``SelfAttention`` for the other arguments.
 
     Args:
-        size: Rows and columns of tokens, multiples of ``window``.
-        window: Rows and columns of a window.
+        size: Rows and columns of tokens.
         shifted: Whether windows begin half a window later, so that tokens of different ones meet.
     """
 
@@ -106,12 +105,11 @@ class WindowAttention(SelfAttention):
         bits: Sequence[int],
         *,
         size: MapSize,
-        window: int,
         shifted: bool,
         per_channel: bool,
     ) -> None:
         super().__init__(width, heads, bits, per_channel=per_channel)
-        self.window = window
+        self.window = window = window_of(size)
         # A side that one window covers stays as it is.
         self.shift = tuple(window // 2 if shifted and n > window else 0 for n in size)
         self.position_bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
@@ -204,13 +202,12 @@ class AdaptiveSwin(TokenBackbone, AdaptiveNetwork):
     ) -> TransformerBlock:
         """Make the n-th block of a stage; every second one has shifted windows."""
         config = self.config
-        size, width = config.map_sizes[stage], config.width * 2**stage
+        width = config.width * 2**stage
         attention = WindowAttention(
             width,
             config.heads * 2**stage,
             bits,
-            size=size,
-            window=window_of(size),
+            size=config.map_sizes[stage],
             shifted=n % 2 == 1,
             per_channel=config.per_channel,
         )

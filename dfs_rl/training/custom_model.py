@@ -1,15 +1,22 @@
 """Backbone from a user's network, made by a constructor ``module:function``."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone
-from dfs_rl.backbones.conversion.convert import construct
+from dfs_rl.backbones import (
+    Backbone,
+    BackboneInfo,
+    Fractionalized,
+    StoredBackbone,
+    fractionalize,
+)
+from dfs_rl.backbones.conversion.convert import load_weights, made_by
 from dfs_rl.costs import DEFAULT_BITS
 from dfs_rl.data import Dataset, channel_statistics
-from dfs_rl.errors import DataError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.training.ptq import calibrate
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.logging import print_status
@@ -39,18 +46,31 @@ def build_custom_backbone(
     Raises:
         DataError: If the network does not fit the data set.
         ConfigError: If the network cannot be built, or gated.
+        CheckpointError: If the weights cannot be read or do not fit.
     """
-    statistics = channel_statistics(dataset.train.images)
-    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (statistics.mean, statistics.std))
-    backbone = construct(
-        name,
-        (dataset.train.images[:_EXAMPLES].float() / 255 - mean) / std,
-        statistics,
-        bits=DEFAULT_BITS if bits is None else bits,
-        stem_bits=stem_bits,
-        per_channel=per_channel,
-        weights=weights,
-    )
+    backbone = made_by(name)
+    if not isinstance(backbone, Backbone):
+        if weights is not None:
+            load_weights(backbone, weights)
+        mean, std = dataclasses.astuple(channel_statistics(dataset.train.images))
+        shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
+        backbone = fractionalize(
+            backbone,
+            (dataset.train.images[:_EXAMPLES].float() / 255 - shift) / scale,
+            DEFAULT_BITS if bits is None else bits,
+            stem_bits=stem_bits,
+            per_channel=per_channel,
+            mean=mean,
+            std=std,
+            constructor=name,
+        )
+    elif weights is not None:
+        raise ConfigError(
+            f"weights is {weights}, but {name} returns a backbone; let it load them into the model "
+            "that it makes one of."
+        )
+    elif isinstance(backbone, Fractionalized):
+        backbone.config = dataclasses.replace(backbone.config, constructor=name)
     if backbone.n_classes != dataset.n_classes or backbone.image_shape != dataset.image_shape:
         raise DataError(
             f"the network of {name} takes images of {list(backbone.image_shape)} and has "

@@ -114,49 +114,6 @@ def fractionalize(
     return backbone
 
 
-def construct(
-    name: str,
-    example_input: Tensor,
-    statistics: ChannelStatistics,
-    *,
-    bits: Sequence[int],
-    stem_bits: int = FULL,
-    per_channel: bool = True,
-    weights: Path | None = None,
-) -> Backbone:
-    """Make a backbone by a user's constructor, which returns a model or a finished backbone.
-
-    ``example_input`` is normalised by ``statistics``. A model loads ``weights``, a safetensors file
-    or state dict, and is converted, see ``fractionalize``.
-
-    Raises:
-        ConfigError: If the constructor cannot be imported, or its result cannot be used.
-        CheckpointError: If the weights cannot be read or do not fit.
-    """
-    made = _made_by(name)
-    if isinstance(made, Backbone):
-        if weights is not None:
-            raise ConfigError(
-                f"weights is {weights}, but {name} returns a backbone; let it load them into the "
-                "model that it makes one of."
-            )
-        if isinstance(made, Fractionalized):
-            made.config = replace(made.config, constructor=name)
-        return made
-    if weights is not None:
-        load_weights(made, weights)
-    return fractionalize(
-        made,
-        example_input,
-        bits,
-        stem_bits=stem_bits,
-        per_channel=per_channel,
-        mean=statistics.mean,
-        std=statistics.std,
-        constructor=name,
-    )
-
-
 def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fractionalized:
     """Make a stored backbone's structure again; its weights are those of the constructor.
 
@@ -166,7 +123,7 @@ def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fracti
     if config.constructor is None:
         raise ConfigError("the backbone names no constructor, so nothing can make it again.")
     with torch.device("cpu"):
-        made = _made_by(config.constructor)
+        made = made_by(config.constructor)
         if not isinstance(made, Backbone):
             return Fractionalized(
                 trace(made, torch.zeros(2, *config.image_shape)), config, statistics
@@ -220,7 +177,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     check_finite(model, path)
 
 
-def _made_by(name: str) -> nn.Module:
+def made_by(name: str) -> nn.Module:
+    """Return the model or finished backbone that a user's constructor makes.
+
+    Raises:
+        ConfigError: If it is not trusted, cannot be imported, or returns something else.
+    """
     made = call_constructor(name)
     if not isinstance(made, nn.Module):
         raise ConfigError(
