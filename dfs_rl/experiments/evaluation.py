@@ -48,13 +48,13 @@ from dfs_rl.gating.rules import RuleGate
 from dfs_rl.reporting.figures import write_figures
 from dfs_rl.reporting.images_plot import cheapest_and_most_expensive, images_plot
 from dfs_rl.reporting.tables import summary_text
+from dfs_rl.utils import precision
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.precision import resolve_frozen
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
 
@@ -339,7 +339,7 @@ def _load(
 ) -> tuple[GatedBackbone, GatedModel | None, GatedBackbone | None]:
     """Return a run's backbone, gate, and backbone before co-training, if it has the latter two."""
     device, budget, drop = resolve_device(config.device), config.budget, config.max_accuracy_drop
-    dtype = resolve_frozen(config.precision, device)
+    dtype = precision.resolve(config.precision, device, frozen=True)
     if folder.kind in _BACKBONE_KINDS:
         if budget is not None or drop is not None:
             given = f"max_accuracy_drop is {drop}" if budget is None else f"budget is {budget:g} %"

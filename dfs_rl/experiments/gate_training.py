@@ -149,7 +149,7 @@ def train(
     session = RunSession(run, LearningState, report=bar.report)
     resumed_at = session.state.timesteps if session.state else None
     initial = _initial_gate(config, run)
-    dtype = precision.resolve_frozen(config.precision, device)
+    dtype = precision.resolve(config.precision, device, frozen=True)
 
     def freeze() -> InferenceBackbone:
         return backbone.to_inference(dtype).to(device)

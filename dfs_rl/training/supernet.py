@@ -303,7 +303,8 @@ class SupernetTrainer:
     ) -> tuple[Tensor, list[Tensor]]:
         """Return logits, and if ``keep`` the outputs of ``compared`` layers, see ``run_parts``."""
         backbone, features = self.backbone, []
-        with precision.autocast(self.dtype, self.device):
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
             hidden = backbone.stem(images)
             for layer, output in enumerate(run_parts(backbone, hidden, mixes, sizes)):
                 hidden = output

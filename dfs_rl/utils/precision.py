@@ -1,7 +1,5 @@
 """Floating-point precision of networks by device."""
 
-from contextlib import AbstractContextManager
-
 import torch
 
 from dfs_rl.utils.constants import Precision
@@ -19,27 +17,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def resolve(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision setting; ``"auto"`` uses bfloat16 if it is fast."""
-    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
-        return torch.bfloat16
-    return torch.float32
+def resolve(precision: Precision, device: torch.device, *, frozen: bool = False) -> torch.dtype:
+    """Return the dtype of a precision setting; ``"auto"`` uses bfloat16 if it is fast.
 
-
-def resolve_frozen(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of a frozen network; ``"auto"`` uses bfloat16 only on fast GPUs.
-
-    On CPUs ``"auto"`` is float32: a frozen network runs its quantized options in 8-bit integers,
+    On CPUs a ``frozen`` network is then float32: it runs its quantized options in 8-bit integers,
     which is both faster and exact.
     """
-    if precision == "auto" and device.type == "cpu":
-        return torch.float32
-    return resolve(precision, device)
-
-
-def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
-    """Return a context for matrix products in ``dtype`` and sensitive operators in float32."""
-    context: AbstractContextManager[None] = torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16
-    )
-    return context
+    fast = has_fast_bfloat16(device) and not (frozen and device.type == "cpu")
+    if precision == "bfloat16" or (precision == "auto" and fast):
+        return torch.bfloat16
+    return torch.float32
