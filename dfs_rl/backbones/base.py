@@ -326,6 +326,7 @@ class InferenceBackbone(nn.Module):
             raise ConfigError(f"dtype is {dtype!r}; a frozen backbone computes in {allowed}.")
         self.dtype = dtype
         self.options = source.options
+        self.stages = source.stages
         self.costs = source.costs
         self.feature_sizes = source.feature_sizes
         self.feature_macs = source.feature_macs
@@ -346,11 +347,6 @@ class InferenceBackbone(nn.Module):
     def layers(self) -> Sequence[GatedLayer]:
         """The gated layers, in order."""
         return self.network.layers
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """Number of gated layers of each stage, see ``Backbone.stages``."""
-        return self.network.stages
 
     @property
     def feature_mean(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import gcd, isqrt
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from dfs_rl.utils.config import PositiveInt, configuration
 MapSize = tuple[int, int]
 
 _LARGEST_WINDOW = 7
-_PATCH, _SIDE = 4, 16  # pixels of a token; fewer where images would have fewer tokens in a column
 
 
 @configuration
@@ -42,6 +41,9 @@ class AdaptiveSwinConfig(TokenConfig, AdaptiveConfig):
             would have fewer than 16 tokens in a column.
         blocks: Blocks of each stage, at least 2: (2, 2, 6, 2) in Swin-T, (2, 2, 18, 2) in Swin-S.
     """
+
+    TOKENS: ClassVar[int] = 16
+    LARGEST_PATCH: ClassVar[float] = 4.0
 
     width: PositiveInt = 96
     blocks: tuple[int, ...] = (2, 2, 6, 2)
@@ -61,11 +63,6 @@ class AdaptiveSwinConfig(TokenConfig, AdaptiveConfig):
     def side_multiple(self) -> int:
         """Images with sides of its multiples have patches."""
         return int(2 ** (len(self.blocks) + 1))
-
-    @property
-    def wanted_patch(self) -> float:
-        """The default patch is the nearest of ``patches``."""
-        return min(_PATCH, self.image_size[0] / _SIDE)
 
     @property
     def last_width(self) -> int:

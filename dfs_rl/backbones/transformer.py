@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from dfs_rl.utils.config import PositiveInt, configuration
 
 MLP_RATIO = 4
 """Ratio of an MLP's hidden width to the width of tokens."""
-_SIDE = 8  # tokens along the side of an image, unless a patch is given
 
 
 @configuration
@@ -38,6 +37,9 @@ class TokenConfig(NetworkConfig):
         patch: Height and width of a token in pixels; by default about an eighth of the height.
         image_size: Height and width of the images in pixels, multiples of the patch.
     """
+
+    TOKENS: ClassVar[int] = 8  # in a column of an image, unless a patch is given
+    LARGEST_PATCH: ClassVar[float] = math.inf  # in pixels, likewise
 
     width: PositiveInt = 192
     heads: PositiveInt = 3
@@ -72,16 +74,12 @@ class TokenConfig(NetworkConfig):
         return 1
 
     @property
-    def wanted_patch(self) -> float:
-        """The default patch is the nearest of ``patches``."""
-        return self.image_size[0] / _SIDE
-
-    @property
     def patch_size(self) -> int:
-        """Height and width of a patch in pixels."""
+        """Height and width of a patch in pixels, by default the nearest of ``patches``."""
         if self.patch is not None:
             return self.patch
-        return min(self.patches, key=lambda patch: (abs(patch - self.wanted_patch), -patch))
+        wanted = min(self.LARGEST_PATCH, self.image_size[0] / self.TOKENS)
+        return min(self.patches, key=lambda patch: (abs(patch - wanted), -patch))
 
     @property
     def tokens(self) -> tuple[int, int]:
