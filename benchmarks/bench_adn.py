@@ -50,7 +50,7 @@ def train(
     )
     if alone is not None:
         trainer.full = alone
-    while trainer.position.epoch < trainer.epochs:
+    while trainer.epoch < trainer.epochs:
         for _ in trainer.train_epoch():
             pass
     return trainer

@@ -18,6 +18,7 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.constants import Recipe
 
+Maker = Callable[[Any, ChannelStatistics], Backbone]
 MakerT = TypeVar("MakerT", bound=Callable[..., Backbone])
 
 SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branches")
@@ -25,45 +26,40 @@ SETTINGS = ("first_block", "granularity", "stem", "patch", "heads", "gate_branch
 _MOST_LISTED = 3  # names of a series, such as vit1, vit2, ...
 
 
-class Family(NamedTuple):
-    """A class of backbones in storage: its configuration, a dataclass, and what makes one."""
-
-    config: type[Any]
-    make: Callable[[Any, ChannelStatistics], Backbone]
-
-
 class NamedBackbone(NamedTuple):
     """The network behind a name; see ``register_backbone`` for the values of its configuration."""
 
-    family: Family
+    config_type: type[Any]
+    maker: Maker
     fixed: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
     @property
     def settings(self) -> tuple[str, ...]:
         """Those of ``SETTINGS`` that the network has."""
-        names = {field.name for field in fields(self.family.config)} - set(self.fixed)
+        names = {field.name for field in fields(self.config_type)} - set(self.fixed)
         return tuple(name for name in SETTINGS if name in names)
 
     def config(self, **settings: Any) -> Any:  # noqa: ANN401 - each family has its own
         """Return the configuration with these settings; None stands for the default."""
         given = {name: value for name, value in settings.items() if value is not None}
-        return self.family.config(**{**self.defaults, **given, **self.fixed})
+        return self.config_type(**{**self.defaults, **given, **self.fixed})
 
     def make(self, statistics: ChannelStatistics, **settings: Any) -> Backbone:  # noqa: ANN401
         """Make the network, untrained, see ``config``."""
-        return self.family.make(self.config(**settings), statistics)
+        return self.maker(self.config(**settings), statistics)
 
 
-FAMILIES: dict[str, Family] = {}
-"""Families by the name in storage."""
+FAMILIES: dict[str, tuple[type[Any], Maker]] = {}
+"""Configuration, a dataclass, and maker of each class of backbones, by its name in storage."""
 _NAMES: dict[Recipe, dict[str, NamedBackbone]] = {recipe: {} for recipe in get_args(Recipe)}
 
 
-def register_family(name: str, family: Family) -> None:
+def register_family(name: str, config: type[Any], make: Maker) -> None:
     """Register a class of backbones for storage; ``ConfigError`` if another has the name."""
-    if FAMILIES.setdefault(name, family) != family:
-        raise ConfigError(f"family is {name!r}, which {FAMILIES[name].make.__name__} has already.")
+    known = FAMILIES.setdefault(name, (config, make))
+    if known != (config, make):
+        raise ConfigError(f"family is {name!r}, which {known[1].__name__} has already.")
 
 
 def register_backbone(
@@ -94,9 +90,8 @@ def register_backbone(
         raise ConfigError(f"name is {name!r}, which another backbone of recipe {recipe} has.")
 
     def register(backbone: MakerT) -> MakerT:
-        family = Family(config, backbone)
-        register_family(getattr(backbone, "family", name), family)
-        _NAMES[recipe][name] = NamedBackbone(family, fixed, defaults or {})
+        register_family(getattr(backbone, "family", name), config, backbone)
+        _NAMES[recipe][name] = NamedBackbone(config, backbone, fixed, defaults or {})
         return backbone
 
     return register

@@ -134,8 +134,8 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
     record = _described(path)
-    family = FAMILIES[str(record["kind"])]
-    config = _part(record, "config", family.config, path)
+    config_type, make = FAMILIES[str(record["kind"])]
+    config = _part(record, "config", config_type, path)
     statistics = _part(record, "statistics", ChannelStatistics, path)
     info = _part(record, "info", BackboneInfo, path)
     weights = load_tensors(folder / WEIGHTS_FILE)
@@ -144,7 +144,7 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
         weights |= load_tensors(folder / EXITS_FILE)
     # Made without memory, the network takes the file's tensors: nothing is allocated twice.
     with torch.device("meta"), trusting(trust_code):
-        backbone = family.make(config, statistics)
+        backbone = make(config, statistics)
         _set_exits(backbone, exits, path)
         profile = _part(record, _PROFILE, LatencyProfile, path) if _PROFILE in record else None
         backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)), profile)

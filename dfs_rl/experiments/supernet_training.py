@@ -27,7 +27,7 @@ from dfs_rl.experiments.config import create_run, resume_command
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
-from dfs_rl.training.supernet import Position, SupernetTrainer, depth_accuracies, uniform_accuracies
+from dfs_rl.training.supernet import SupernetTrainer, depth_accuracies, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import NonNegativeInt, config_to_dict
@@ -159,7 +159,7 @@ def train_supernet(
     session = RunSession(run, Progress)
     progress = session.state or Progress()
     if session.checkpoint is not None:
-        trainer.restore(session.checkpoint.tensors, Position(progress.epoch, progress.step))
+        trainer.restore(session.checkpoint.tensors, progress.epoch, progress.step)
         check_finite(trainer.backbone, f"the checkpoint in {run.checkpoint_dir}")
     val_subset = dataset.val.subset(torch.arange(min(config.eval_images, len(dataset.val)))).to(
         trainer.device
@@ -217,11 +217,12 @@ def _train_epoch(
             bar.set_postfix(loss=f"{losses.labels:.3f}", refresh=False)
             if stop.requested:
                 break
-    epoch, step = trainer.position
-    if step == 0:
+    if trainer.step == 0:
         n = trainer.steps_per_epoch
         labels, distillation = labels / n, distillation / n
-    return Progress(epoch=epoch, step=step, labels=labels, distillation=distillation)
+    return Progress(
+        epoch=trainer.epoch, step=trainer.step, labels=labels, distillation=distillation
+    )
 
 
 def _log_epoch(

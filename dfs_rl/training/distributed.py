@@ -139,7 +139,7 @@ class ParallelTrainer(SupernetTrainer):
         self.backbone.train()
         while (order := _exchange(None)) is not None:
             if isinstance(order, dict):
-                self.restore(order, self.position)
+                self.restore(order, self.epoch, self.step)
             else:
                 with suppress(TrainingError):  # the leader raises the same error
                     self._train_step(*order)

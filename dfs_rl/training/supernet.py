@@ -55,13 +55,6 @@ _STEP_IMAGES = 512  # images that set quantizer scales
 _EVALUATED = 500  # images of a batch that measures accuracy
 
 
-class Position(NamedTuple):
-    """Completed epochs of a training, and completed steps of the current one."""
-
-    epoch: int
-    step: int
-
-
 class StepLosses(NamedTuple):
     """Unweighted losses of a step; ``distillation`` is None without a second pass."""
 
@@ -115,6 +108,10 @@ class SupernetTrainer:
 
     All randomness is a function of (seed, epoch, step), so a training can resume at any step. The
     ``recipe`` says what the second pass of a step runs.
+
+    Attributes:
+        epoch: Number of completed epochs.
+        step: Number of completed steps of the current one.
     """
 
     def __init__(
@@ -149,7 +146,7 @@ class SupernetTrainer:
         self.backbone = backbone.to(device)
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = precision.resolve(config.precision, device)
-        self.position = Position(epoch=0, step=0)
+        self.epoch = self.step = 0
         self.steps_per_epoch = len(self.images) // config.batch_size
         if not self.steps_per_epoch:
             raise ConfigError(
@@ -179,17 +176,17 @@ class SupernetTrainer:
 
     def train_epoch(self) -> Iterator[StepLosses]:
         """Run the rest of the current epoch, yielding the losses after each step."""
-        epoch = self.position.epoch
+        epoch = self.epoch
         self._begin_epoch()
         indices = epoch_batches(
             len(self.images), self.config.batch_size, seed=self.seed, epoch=epoch
         )
         for step, rows in enumerate(indices):
-            if step < self.position.step:
+            if step < self.step:
                 continue
             losses = self._train_step(epoch, step, rows)
             done = step + 1 == self.steps_per_epoch
-            self.position = Position(epoch + 1, 0) if done else Position(epoch, step + 1)
+            self.epoch, self.step = (epoch + 1, 0) if done else (epoch, step + 1)
             yield losses
 
     def finish(self) -> Backbone:
@@ -225,7 +222,7 @@ class SupernetTrainer:
         weights = module_tensors(self.backbone, "backbone")
         return weights | optimizer_tensors(self.optimizer, "optimizer")
 
-    def restore(self, tensors: dict[str, Tensor], position: Position) -> None:
+    def restore(self, tensors: dict[str, Tensor], epoch: int, step: int) -> None:
         """Restore the state that ``tensors()`` returned.
 
         Raises:
@@ -239,7 +236,7 @@ class SupernetTrainer:
         except (IndexError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint does not fit this network: {reason}.") from error
-        self.position = position
+        self.epoch, self.step = epoch, step
 
     def _train_step(self, epoch: int, step: int, rows: Tensor) -> StepLosses:
         progress = (epoch + step / self.steps_per_epoch) / self.epochs
@@ -313,15 +310,14 @@ class SupernetTrainer:
             return backbone.head(hidden), features
 
     def _diverged(self, what: str) -> str:
-        epoch, step = self.position
         exact = ", or training.precision float32" if self.dtype == torch.bfloat16 else ""
         return (
-            f"{what} in epoch {epoch + 1} after step {step}; a lower learning rate than "
+            f"{what} in epoch {self.epoch + 1} after step {self.step}; a lower learning rate than "
             f"{self.lr:g}{exact} may help."
         )
 
     def _begin_epoch(self) -> None:
-        if self.position == (self.warmup_epochs, 0):
+        if (self.epoch, self.step) == (self.warmup_epochs, 0):
             # The quantizers and norms of all options start from the network's present state.
             calibrate_scales(
                 self.backbone,

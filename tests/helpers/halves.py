@@ -53,7 +53,7 @@ def trainer_of(
     settings = {"batch_size": 16, "pad": 0, "precision": "float32", **(training or {})}
     torch.manual_seed(0)
     return trainer(
-        kind(FAMILIES[kind.family].config(**shape), channel_statistics(data.train.images)),  # type: ignore[call-arg, arg-type]
+        kind(FAMILIES[kind.family][0](**shape), channel_statistics(data.train.images)),  # type: ignore[call-arg, arg-type]
         data,
         SupernetConfig(**settings),  # type: ignore[arg-type]
         epochs=epochs,
@@ -66,7 +66,7 @@ def trainer_of(
 def train_all(trainer: SupernetTrainer, *, steps: int | None = None) -> list[StepLosses]:
     """Train to the end, or up to a number of steps, and return the losses of all steps."""
     losses: list[StepLosses] = []
-    while trainer.position.epoch < trainer.epochs:
+    while trainer.epoch < trainer.epochs:
         for loss in trainer.train_epoch():
             losses.append(loss)
             if len(losses) == steps:

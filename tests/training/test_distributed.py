@@ -135,7 +135,7 @@ def _first_gradients(data: Dataset, kind: type, name: str) -> dict[str, Tensor]:
     """Return the gradients of a step with both passes, from the same weights."""
     trainer = make(name, data, kind)
     if name in ("quantized", "elastic"):
-        trainer.position = type(trainer.position)(epoch=1, step=0)
+        trainer.epoch = 1
     if kind is SupernetTrainer:
         (loss,) = train_all(trainer, steps=1)
         assert loss.distillation is not None

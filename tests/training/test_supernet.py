@@ -25,7 +25,6 @@ from dfs_rl.quantization import QuantRange, mse_scale
 from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mixes
 from dfs_rl.training.mixed_batch import run_parts
 from dfs_rl.training.supernet import (
-    Position,
     SupernetTrainer,
     learning_rate,
 )
@@ -96,7 +95,7 @@ def test_every_mix_works_only_after_training(halves, name):
 def test_elastic_steps_run_half_of_the_images_again(halves):
     training = trainer(halves, "elastic", shape={"bits": (0, 32)}, feature_weight=0.0)
     epoch = training.warmup_epochs
-    training.position = Position(epoch, 0)
+    training.epoch = epoch
     training._begin_epoch()
     net, batch = copy.deepcopy(training.backbone), halves.train.subset(torch.arange(22))
     losses = training._backward(epoch, 0, batch)
@@ -131,12 +130,12 @@ def test_elastic_steps_run_half_of_the_images_again(halves):
 )
 def test_a_resumed_training_is_the_uninterrupted_one(halves, name, epochs, stops):
     whole, losses, saved = trainer(halves, name, epochs=epochs), [], {}
-    while whole.position.epoch < epochs:
+    while whole.epoch < epochs:
         for loss in whole.train_epoch():
             losses.append(loss)
             if len(losses) in stops:
                 tensors = {name: tensor.clone() for name, tensor in whole.tensors().items()}
-                saved[len(losses)] = tensors, Position(*whole.position)
+                saved[len(losses)] = tensors, whole.epoch, whole.step
     for steps, checkpoint in saved.items():
         resumed = trainer(halves, name, epochs=epochs)
         resumed.restore(*checkpoint)
@@ -171,7 +170,7 @@ def test_without_a_warm_up_scales_fit_at_the_start(halves):
 def test_the_warm_up_runs_the_largest_option_alone(halves):
     training = trainer(halves, epochs=4, warmup=0.5)
     kinds = []
-    while training.position.epoch < 4:
+    while training.epoch < 4:
         kinds.append({loss.distillation is None for loss in training.train_epoch()})
     assert kinds == [{True}, {True}, {False}, {False}]
 

@@ -18,7 +18,7 @@ from dfs_rl.backbones.conversion.selection import (
     Granularity,
 )
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
-from dfs_rl.backbones.registry import Family, register_family
+from dfs_rl.backbones.registry import register_family
 from dfs_rl.backbones.storage import with_shared_names
 from dfs_rl.costs import FULL, SKIP
 from dfs_rl.data import ChannelStatistics
@@ -137,7 +137,7 @@ def remake(config: FractionalizeConfig, statistics: ChannelStatistics) -> Fracti
         return made
 
 
-register_family(Fractionalized.family, Family(FractionalizeConfig, remake))
+register_family(Fractionalized.family, FractionalizeConfig, remake)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
