@@ -18,7 +18,8 @@ from dfs_rl.backbones.transformer import (
 )
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.quantization.inference import Float32Module
-from dfs_rl.quantization.modules import FractionalLinear, LayerNormPerBits
+from dfs_rl.quantization.modules import FractionalLinear
+from dfs_rl.quantization.norms import LayerNormPerBits
 from dfs_rl.utils.config import PositiveInt, configuration
 
 MapSize = tuple[int, int]

@@ -20,7 +20,8 @@ from dfs_rl.backbones.network import Network, NetworkConfig
 from dfs_rl.costs import SKIP
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
-from dfs_rl.quantization.modules import FractionalAttention, FractionalLinear, LayerNormPerBits
+from dfs_rl.quantization.modules import FractionalAttention, FractionalLinear
+from dfs_rl.quantization.norms import LayerNormPerBits
 from dfs_rl.utils.config import PositiveInt, configuration
 
 MLP_RATIO = 4

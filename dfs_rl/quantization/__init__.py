@@ -8,15 +8,14 @@ from dfs_rl.quantization.functional import (
 )
 from dfs_rl.quantization.inference import inference_form, to_inference
 from dfs_rl.quantization.modules import (
-    BatchNormPerBits,
     FractionalAttention,
     FractionalConv2d,
     FractionalConvNorm,
     FractionalLinear,
     FractionalMatmul,
-    LayerNormPerBits,
     LayerQuantizers,
 )
+from dfs_rl.quantization.norms import BatchNormPerBits, LayerNormPerBits
 
 __all__ = [
     "BatchNormPerBits",

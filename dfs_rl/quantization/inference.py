@@ -20,12 +20,12 @@ from dfs_rl.costs import FULL
 from dfs_rl.quantization.functional import QuantRange, to_codes
 from dfs_rl.quantization.int8 import IntegerConv2d, integer_convolutions_are_exact
 from dfs_rl.quantization.modules import (
-    BatchNormPerBits,
     FractionalConv2d,
     FractionalLinear,
     FractionalMatmul,
     LayerQuantizers,
 )
+from dfs_rl.quantization.norms import BatchNormPerBits
 
 BYTE_BITS = 8
 """Bits of a code that fits a byte, and bfloat16's mantissa."""

@@ -11,13 +11,8 @@ from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import WithSkip, activations, run_layers
 from dfs_rl.backbones.probe import EXIT_GRID, confidence, describe, fit_probe
 from dfs_rl.data import ImageSet
-from dfs_rl.quantization.modules import (
-    BatchNormPerBits,
-    FractionalLayer,
-    FractionalLinear,
-    NormPerBits,
-    calibrating,
-)
+from dfs_rl.quantization.modules import FractionalLayer, FractionalLinear, calibrating
+from dfs_rl.quantization.norms import BatchNormPerBits, NormPerBits
 from dfs_rl.training.bit_sampling import BitMix, sample_low_mix
 from dfs_rl.training.mixed_batch import run_parts
 

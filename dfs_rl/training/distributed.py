@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import TrainingError
-from dfs_rl.quantization.modules import other_batch_norms
+from dfs_rl.quantization.norms import other_batch_norms
 from dfs_rl.training.supernet import StepLosses, SupernetTrainer
 
 LEADER = 0

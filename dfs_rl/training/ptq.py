@@ -14,7 +14,7 @@ from dfs_rl.costs import SKIP
 from dfs_rl.data import ImageSet
 from dfs_rl.data.pixels import check_pixels
 from dfs_rl.errors import ConfigError, DataError
-from dfs_rl.quantization.modules import BatchNormPerBits, other_batch_norms
+from dfs_rl.quantization.norms import BatchNormPerBits, other_batch_norms
 from dfs_rl.training.calibration import (
     CALIBRATION_BATCH,
     calibrate_scales,

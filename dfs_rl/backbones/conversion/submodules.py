@@ -22,13 +22,13 @@ from dfs_rl.costs import SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import Float32Module
 from dfs_rl.quantization.modules import (
-    BatchNormPerBits,
     ConvGeometry,
     FractionalAttention,
     FractionalConv2d,
     FractionalLinear,
     FractionalMatmul,
 )
+from dfs_rl.quantization.norms import BatchNormPerBits
 
 
 class Swap(NamedTuple):
