@@ -294,8 +294,7 @@ def _multiply_windows(builder: Builder, conv: _Operator, x: str) -> None:
     ints = partial(np.array, dtype=np.int64)
     x = builder.node("Transpose", x, perm=[0, 2, 3, 1])
     if any(pads):
-        before, after = pads[:2], pads[2:]
-        sizes = builder.constant(ints([0, *before, 0, 0, *after, 0]))
+        sizes = builder.constant(ints([0, *pads[:2], 0, 0, *pads[2:], 0]))
         dtype = np.uint8 if conv.range()[0] + conv.zero() == 0 else np.int8
         x = builder.node("Pad", x, sizes, builder.constant(np.asarray(conv.zero(), dtype)))
     if kernel != [1, 1] or strides != [1, 1]:
@@ -350,11 +349,9 @@ def _integer_weight(
 
 def _lower_linear(builder: Builder, linear: _Operator) -> None:
     codes, scale = linear.value(2), linear.value(3).reshape(-1)
-    fused, rows = linear.attributes["fused"], linear.attributes["rank"] == _ROWS
-    zero = 0 if rows else linear.zero()
-    x = _quantize(
-        builder, linear.inputs[0], linear.value(1), linear.range(), zero=zero, fused=bool(fused)
-    )
+    fused, rows = bool(linear.attributes["fused"]), linear.attributes["rank"] == _ROWS
+    zero, source = 0 if rows else linear.zero(), linear.inputs[0]
+    x = _quantize(builder, source, linear.value(1), linear.range(), zero=zero, fused=fused)
     added = builder.constant(linear.value(4))
     if rows:  # too small for integers: few nodes matter most
         x = builder.node("Cast", x, to=TensorProto.FLOAT)
