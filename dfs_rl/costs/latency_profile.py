@@ -118,6 +118,11 @@ class LatencyProfile:
         return tuple(sorted({part.batch_size for part in self.parts}))
 
     @property
+    def bits(self) -> tuple[int, ...]:
+        """The measured bit options of the gated layers, ascending."""
+        return tuple(sorted({part.bits for part in self.parts if part.bits is not None}))
+
+    @property
     def error(self) -> float:
         """Mean absolute error in percent of the sums of parts in ``checks``; 0 without checks."""
         errors = [abs(c.predicted / c.measured - 1.0) for c in self.checks]

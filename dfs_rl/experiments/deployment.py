@@ -14,9 +14,9 @@ from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.reporting.tables import latency_text
+from dfs_rl.reporting.tables import latency_subject, latency_text
 from dfs_rl.runtime.export import check_extra, export
-from dfs_rl.runtime.latency import measure_latency
+from dfs_rl.runtime.latency import measure_latency, measured_setup
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
@@ -54,7 +54,7 @@ def run_profile(invocation: Invocation[ProfileConfig]) -> None:
     """Measure a network, write its profile and print it."""
     config = invocation.config
     result = _profile(config.source, config)
-    print_result(latency_text(result))
+    print_result(latency_text(result, str(config.source or "The included digits network")))
     print_status(f"Written to {config.out}.")
 
 
@@ -77,7 +77,8 @@ def profile(
     Args:
         network: Backbone, gated network, trained gate, or the folder of one of them; ``None`` for
             the included digits network.
-        path: File to create, or to replace if it is a profile; ``None`` for no file.
+        path: File to create, or to replace if it is a profile of the same network, measured in the
+            same way; ``None`` for no file.
         runtime: ``"torch"``, or a format of ``export``, which needs the extra ``export``.
         batch_sizes: Images per call, all at the same options.
         threads: Number of CPU threads.
@@ -119,20 +120,15 @@ def _profile(
     writes: bool = True,
 ) -> LatencyProfile:
     """Measure a network and write its profile."""
+    model = _model(network, resolve_device(config.device))
     if writes:
-        try:
-            if config.out.exists():
-                read_latency_profile(config.out)
-        except DfsRlError as error:
-            raise ConfigError(
-                f"out is {config.out}, which is there and is no latency profile; give another file."
-            ) from error
+        _check_replaceable(config, model)
         check_writable(config.out)
     if config.runtime != "torch":
         check_extra()
     set_threads(config.threads)
     result = measure_latency(
-        _model(network, resolve_device(config.device)),
+        model,
         runtime=config.runtime,
         batch_sizes=config.batch_sizes,
         threads=config.threads,
@@ -141,6 +137,26 @@ def _profile(
     if writes:
         write_json(config.out, config_to_dict(result))
     return result
+
+
+def _check_replaceable(config: ProfileConfig, model: GatedModel) -> None:
+    """Check that a file that is there is an earlier profile of the same network and machine."""
+    path = config.out
+    if not path.exists():
+        return
+    try:
+        found = read_latency_profile(path)
+    except DfsRlError as error:
+        raise ConfigError(
+            f"out is {path}, which is there and is no latency profile; give another file."
+        ) from error
+    setup = measured_setup(model, runtime=config.runtime, threads=config.threads)
+    setup["bits"] = tuple(model.backbone.options)
+    if any(getattr(found, name) != value for name, value in setup.items()):
+        raise ConfigError(
+            f"out is {path}, a profile of something else: {latency_subject(found)}; give another "
+            "file, or remove it."
+        )
 
 
 def _model(network: Backbone | GatedModel | str | Path | None, device: torch.device) -> GatedModel:

@@ -49,7 +49,8 @@ class ProfileConfig:
         source: Run of train_backbone or train_exits, a folder with a backbone, or the run of a
             gate; by default the included digits network. Its learned gate is measured with it, or
             if it has none, the gate that train_agent makes by default.
-        out: File to create; a profile that is there is replaced.
+        out: File to create; an earlier profile of the same network, machine, runtime and threads is
+            replaced.
         runtime: "torch" runs the network as dfs_rl.load does, the others as export writes it.
         batch_sizes: Images per call, all at the same options. Training for the cost latency takes
             the times of the smallest, unless told otherwise.

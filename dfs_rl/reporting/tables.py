@@ -23,6 +23,8 @@ Groups = Sequence[Sequence[Sequence[str]]]
 MEASURED = "measured ms"
 """Head of the column of measured times."""
 _WIDEST = 10_000
+_MOST_ERROR = 10.0
+"""Mean error in percent up to which a latency profile predicts its network."""
 _RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 _HEAD_GATE = ("gate minus method, 95 %", "gate is")
 _OUTCOMES = {
@@ -195,12 +197,19 @@ def _notes(summary: EvaluationSummary) -> list[str]:
     return notes
 
 
-def latency_text(profile: LatencyProfile) -> str:
-    """Return the times of all parts, one table per batch size, and how well they add up."""
+def latency_subject(profile: LatencyProfile) -> str:
+    """Return which network a profile measures, on which machine and how."""
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
+    return (
+        f"{len(profile.layer_macs)} gated layers with {sum(profile.layer_macs):,} MACs at "
+        f"{_listed(profile.bits)} bit, measured on {profile.machine}, {profile.runtime}, {threads}"
+    )
+
+
+def latency_text(profile: LatencyProfile, network: str) -> str:
+    """Return the times of all parts, one table per batch size, and how well they add up."""
     libraries = ", ".join(profile.versions)
-    subject = f"Measured on {profile.machine}, {profile.runtime}, {threads}, with {libraries}."
-    parts = [filled(subject)]
+    parts = [filled(f"{network}: {latency_subject(profile)}, with {libraries}.")]
     parts += [_batch_text(profile.at(batch_size)) for batch_size in profile.batch_sizes]
     return "\n\n".join(parts) + "\n"
 
@@ -227,7 +236,13 @@ def _batch_text(profile: LatencyProfile) -> str:
         f"parts against {len(profile.checks)} whole networks, uniform and random: mean absolute "
         f"error {profile.error:.1f} %, largest {errors[worst]:+.1f} %, of {where}."
     )
-    return aligned_table(head, [rows]) + "\n" + filled(note)
+    notes = [note]
+    if profile.error > _MOST_ERROR:
+        notes.append(
+            f"Warning: a mean error above {_MOST_ERROR:g} % means that these times do not predict "
+            "this network; measure again while the machine does nothing else."
+        )
+    return "\n".join([aligned_table(head, [rows]), *map(filled, notes)])
 
 
 def _ms(milliseconds: float | None) -> str:

@@ -6,6 +6,7 @@ option is fitted to these runs: among the others a part takes another time than 
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,20 @@ _RUNS_PER_LAYER = 4
 """Least calls of an option per gated layer of the network, which the fit needs."""
 _LEAST = 1e-9
 """Least time of a part in seconds, the resolution of the clock."""
+
+
+def measured_setup(model: GatedModel, *, runtime: Runtime, threads: int) -> dict[str, Any]:
+    """Return the fields of a profile that tell which network it measures, where and how."""
+    costs, device = model.backbone.costs, model.backbone.feature_mean.device.type
+    return {
+        "machine": machine_name(device),
+        "device": device,
+        "runtime": runtime,
+        "threads": threads,
+        "layer_macs": costs.layer_macs,
+        "fixed_macs": tuple(part.macs for part in costs.fixed),
+        "fixed_bits": tuple(part.bits for part in costs.fixed),
+    }
 
 
 def measure_latency(
@@ -65,15 +80,9 @@ def measure_latency(
         parts += times.part_records(batch_size)
         checks += times.check_records(batch_size)
     return LatencyProfile(
-        machine=machine_name(device),
-        device=device,
-        runtime=runtime,
-        threads=threads,
+        **measured_setup(model, runtime=runtime, threads=threads),
         versions=library_versions(runtime),
         calls=calls,
-        layer_macs=costs.layer_macs,
-        fixed_macs=tuple(part.macs for part in costs.fixed),
-        fixed_bits=tuple(part.bits for part in costs.fixed),
         gate_macs=computed_macs(gate, costs),
         parts=tuple(parts),
         checks=tuple(checks),

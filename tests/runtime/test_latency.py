@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from itertools import cycle, product
 
 import numpy as np
@@ -32,6 +33,8 @@ from dfs_rl.runtime import latency, latency_networks, latency_runs
 from dfs_rl.runtime.latency import PartTimes
 from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import time_runs
+from dfs_rl.utils.config import config_to_dict
+from dfs_rl.utils.io import write_json
 from tests.helpers.models import BasicResNet, converted
 from tests.helpers.networks import network
 
@@ -199,6 +202,24 @@ def test_command(tmp_path, capsys):
         save_gate(own, tmp_path / "run" / "gate")
         assert main(flags) == 0  # a profile may be replaced
         assert read_latency_profile(out).gate_macs == expected
+
+
+def test_the_profile_of_something_else_stays(tmp_path, capsys):
+    stored(tmp_path)
+    out = tmp_path / "profile.json"
+    flags = [str(tmp_path / "run"), "--out", str(out), "--batch-sizes", "1", "--calls", "20"]
+    assert main(flags) == 0
+    assert flags[0] in capsys.readouterr().out
+    assert main(flags[1:]) == 2  # of the included digits network
+    assert str(out) in capsys.readouterr().err
+    profile = read_latency_profile(out)
+    others = [("machine", "another"), ("runtime", "onnx"), ("threads", 2)]
+    parts = tuple(part for part in profile.parts if part.bits != 32)
+    for name, value in [*others, ("parts", parts)]:
+        write_json(out, config_to_dict(replace(profile, **{name: value})))
+        kept = out.read_bytes()
+        assert main(flags) == 2
+        assert out.read_bytes() == kept
 
 
 def test_an_interrupted_profile_leaves_no_file(tmp_path, monkeypatch, capsys):
