@@ -117,8 +117,7 @@ def _write_parts(model: GatedModel, path: Path) -> Path:
     """Write the programs of all parts, and their index, into a folder."""
     if path.exists() and not _is_exported(path / INDEX):
         raise ConfigError(
-            f"{path} exists and is no folder of an earlier export, which has our {INDEX}; give "
-            "another path or remove it."
+            f"{path} exists and is no folder of an earlier export; give another path or remove it."
         )
     backbone = _inference_form(model.backbone)
     with replaced_folder(path) as folder:

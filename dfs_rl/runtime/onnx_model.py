@@ -40,7 +40,7 @@ class OnnxModel:
 
     Raises:
         ConfigError: If the extra ``export`` is missing, or ``threads`` is no positive number.
-        CheckpointError: If the file is missing, damaged or none of ours.
+        CheckpointError: If the file is missing, damaged or not written by ``export``.
     """
 
     def __init__(self, path: str | Path, *, threads: int = 1) -> None:

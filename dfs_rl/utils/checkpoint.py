@@ -164,6 +164,8 @@ def read_manifest(
     Raises:
         CheckpointError: If the file is missing, damaged or of another kind or format.
     """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path.parent} is not a folder, so it holds no {what}.")
     try:
         record = read_json(path)
     except DfsRlError as error:
@@ -202,7 +204,9 @@ def _read(path: Path, *, ours: bool) -> tuple[dict[str, Tensor], dict[str, str]]
         ) from error
     expected = metadata.pop(_CHECKSUM, None)
     if expected is None and ours:
-        raise CheckpointError(f"{path} is damaged or not ours: it has no checksum.")
+        raise CheckpointError(
+            f"{path} is damaged, or was not written by dfs_rl: it has no checksum."
+        )
     if expected is not None and expected != _checksum(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
     for name, tensor in tensors.items():

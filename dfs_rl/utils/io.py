@@ -157,7 +157,7 @@ def read_json(path: Path) -> object:
         )
     except (ValueError, RecursionError) as error:
         raise RunFolderError(
-            f"{path} is not valid JSON, so it is damaged or not ours: {error}."
+            f"{path} is not valid JSON, so it is damaged, or was not written by dfs_rl: {error}."
         ) from error
 
 

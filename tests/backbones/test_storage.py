@@ -55,6 +55,10 @@ def test_a_run_folder_has_its_backbone_in_a_folder(saved, tmp_path_factory):
 def test_nothing_there(tmp_path):
     with pytest.raises(CheckpointError, match="no backbone can be read from"):
         load_backbone(tmp_path)
+    path = tmp_path / "README.md"
+    path.touch()
+    with pytest.raises(CheckpointError, match=r"README.md is not a folder"):
+        load_backbone(path)
 
 
 @pytest.mark.parametrize(

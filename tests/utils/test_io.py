@@ -161,7 +161,7 @@ def test_damaged_json_is_one_sentence(tmp_path, content, complaint):
     with pytest.raises(RunFolderError) as caught:
         read_json(path)
     sentence = str(caught.value)
-    assert sentence.startswith(f"{path} is not valid JSON, so it is damaged or not ours: ")
+    assert sentence.startswith(f"{path} is not valid JSON, so it is damaged, or was not ")
     assert complaint in sentence
     assert "\n" not in sentence
 
