@@ -29,6 +29,7 @@ from dfs_rl.utils.checkpoint import (
     write_manifest,
 )
 from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.run_folder import check_trained
 from dfs_rl.utils.trusted_import import trusting
 
 T = TypeVar("T")
@@ -130,6 +131,7 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
     Raises:
         CheckpointError: If it is missing, damaged or of another kind or format.
         ConfigError: If it names a constructor that is not trusted.
+        RunFolderError: If the folder is a run whose training has not finished.
     """
     folder = _own_folder(folder)
     path = folder / STRUCTURE_FILE
@@ -179,8 +181,11 @@ def load_info(folder: str | Path) -> BackboneInfo:
 
 
 def _own_folder(folder: str | Path) -> Path:
-    inner = Path(folder) / "backbone"
-    return inner if (inner / STRUCTURE_FILE).is_file() else Path(folder)
+    folder = Path(folder)
+    if (folder / "backbone" / STRUCTURE_FILE).is_file():
+        return folder / "backbone"
+    check_trained(folder)
+    return folder
 
 
 def _described(path: Path) -> dict[str, object]:

@@ -31,11 +31,10 @@ from dfs_rl.experiments.config import (
     EvaluateConfig,
     create_run,
     program,
-    resume_command,
     with_percent_budgets,
 )
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
-from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord
+from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.reporting import alt_text
@@ -47,7 +46,7 @@ from dfs_rl.utils.config import config_to_dict, flat_settings
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import OnWait, file_lock, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder, check_trained
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.yaml_core import dump_yaml, read_yaml
 
@@ -114,7 +113,7 @@ def _interruption(folder: RunFolder | None) -> KeyboardInterrupt:
     """Return the error that says how to go on; without a folder nothing is stored yet."""
     if folder is None:
         return KeyboardInterrupt("Interrupted before anything was stored; run the command again.")
-    return KeyboardInterrupt(f"Interrupted and saved; continue with: {resume_command(folder)}")
+    return KeyboardInterrupt(f"Interrupted and saved; continue with: {folder.resume_command}")
 
 
 def _create_run(
@@ -219,11 +218,6 @@ def _evaluate(
 
     def evaluate(run: RunFolder, on_wait: OnWait) -> None:
         print_status(f"{run.path} ...")
-        if not (run.path / TRAINING_FILE).is_file():
-            all_failed[str(run.path)] = (
-                f"its training is not finished; continue with {resume_command(run)}."
-            )
-            return
 
         @contextmanager
         def store() -> Iterator[Path]:
@@ -232,6 +226,7 @@ def _evaluate(
                 yield place
 
         try:
+            check_trained(run.path)
             by_folder[run.path] = [
                 _evaluate_at(run, dataset, budget, effective, config, cache, store)
                 for budget, effective in _budgets_of_run(run, config)

@@ -44,11 +44,6 @@ def program(kind: str) -> str:
     return f"python -m dfs_rl.{kind}"
 
 
-def resume_command(run: RunFolder) -> str:
-    """Return the command line that resumes a run."""
-    return f"{program(run.kind)} --resume {run.path}"
-
-
 def create_run(
     config: "DataSettings",
     name: str,

@@ -55,12 +55,11 @@ from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import BACKBONE_KINDS, RunFolder, check_trained
 from dfs_rl.utils.yaml_core import read_yaml
 
 _SELECTION: ReportedSplit = "val"
 _TABLE_BYTES = 1000  # approximate size of a static bit table with its score
-_BACKBONE_KINDS = ("train_backbone", "train_exits")
 
 
 _Shared = tuple[OutputCache, CachedScores]
@@ -160,6 +159,7 @@ def evaluate_run(
         ConfigError: If a setting does not suit the run or the machine.
     """
     folder = RunFolder.open(config.run)
+    check_trained(folder.path)
     baselines = _checked_baselines(folder, baselines)
     stored = stored or load_stored_backbone(folder.path / BACKBONE_FOLDER)
     config = with_percent_budgets(config, stored.backbone.costs)
@@ -226,7 +226,7 @@ def _checked_baselines(folder: RunFolder, baselines: Iterable[str] | None) -> Se
     for name in names:
         if not isinstance(name, str) or name not in BASELINES:
             raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(BASELINES)}.")
-    if folder.kind in _BACKBONE_KINDS:
+    if folder.kind in BACKBONE_KINDS:
         raise ConfigError(
             f"baselines is {names}, but {folder.path} has a backbone and no gate, so only its "
             "uniform options are evaluated; leave it out."
@@ -340,7 +340,7 @@ def _load(
     """Return a run's backbone, gate, and backbone before co-training, if it has the latter two."""
     device, budget, drop = resolve_device(config.device), config.budget, config.max_accuracy_drop
     dtype = precision.resolve(config.precision, device, frozen=True)
-    if folder.kind in _BACKBONE_KINDS:
+    if folder.kind in BACKBONE_KINDS:
         if budget is not None or drop is not None:
             given = f"max_accuracy_drop is {drop}" if budget is None else f"budget is {budget:g} %"
             raise ConfigError(

@@ -13,8 +13,7 @@ from dfs_rl.data.batching import epoch_batches
 from dfs_rl.evaluation.baselines.early_exit import run_exits
 from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import create_run, resume_command
-from dfs_rl.experiments.supernet_training import is_finished
+from dfs_rl.experiments.config import create_run
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
 from dfs_rl.utils.cli import Invocation
@@ -59,7 +58,7 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
     try:
         with folder.lock():
             folder.check_data(dataset.fingerprint, dataset.name)
-            if is_finished(folder):
+            if folder.is_finished:
                 print_status(f"The training in {folder.path} is finished.")
             else:
                 stored = stored or _load_backbone(config, dataset)
@@ -69,7 +68,7 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
                 write_json(folder.path / SUMMARY, config_to_dict(summary))
                 save_backbone(stored.backbone, stored.info, folder.path / BACKBONE_FOLDER)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Interrupted; continue with: {resume_command(folder)}") from None
+        raise KeyboardInterrupt(f"Interrupted; continue with: {folder.resume_command}") from None
     stored = load_stored_backbone(folder.path)
     print_result(_table(folder, stored) + "\n")
     constructor = getattr(stored.backbone.config, "constructor", None)

@@ -14,13 +14,11 @@ from dfs_rl.experiments.config import (
     GateRunConfig,
     GateTrainingConfig,
     create_run,
-    resume_command,
     with_percent_budgets,
 )
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.experiments.session import (
-    TRAINING_FILE,
     TrainingRecord,
     shipped_preference,
     write_hyperparameters,
@@ -35,7 +33,7 @@ from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder
 from dfs_rl.utils.run_records import read_record
 
 
@@ -117,7 +115,7 @@ class GateRun:
         """
         run, path = self.folder, self.folder.path
         run.check_data(self.dataset.fingerprint, self.dataset.name)
-        if (path / TRAINING_FILE).exists():
+        if run.is_finished:
             print_status(f"The training in {path} is finished.")
             return read_record(path / TRAINING_FILE, TrainingRecord)
         began = time.perf_counter()
@@ -127,7 +125,7 @@ class GateRun:
             record: TrainingRecord = module.train(self.config, self.dataset, run, stored)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"Interrupted and saved; go on with: {resume_command(run)}"
+                f"Interrupted and saved; go on with: {run.resume_command}"
             ) from None
         finally:
             seconds = run.add_seconds(time.perf_counter() - began)

@@ -19,14 +19,14 @@ from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
 from dfs_rl.experiments.config import GateRunConfig, create_run, with_percent_budgets
-from dfs_rl.experiments.session import TRAINING_FILE, TrainingRecord, training_record
+from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.model import GATE_FOLDER
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.config import PositiveFloat, config_to_dict, configuration
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import write_json
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder
 
 
 @configuration

@@ -40,8 +40,6 @@ from dfs_rl.utils.yaml_core import read_yaml
 
 StateT = TypeVar("StateT")
 
-TRAINING_FILE = "training.json"
-"""File that marks a training as finished."""
 _FIGURES = ("accuracy", "computation", "reward", "patterns")
 _PLACES = ("run_dir", "device", "threads")
 """Settings that say where a run is, and are no hyperparameters."""

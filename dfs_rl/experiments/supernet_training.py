@@ -17,13 +17,12 @@ from dfs_rl.backbones import (
 )
 from dfs_rl.backbones.footprint import backward_bytes
 from dfs_rl.backbones.registry import network_of
-from dfs_rl.backbones.storage import STRUCTURE_FILE
 from dfs_rl.costs import FULL
 from dfs_rl.data import Dataset, ImageSet, channel_statistics, load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import create_run, resume_command
+from dfs_rl.experiments.config import create_run
 from dfs_rl.experiments.session import RunSession
 from dfs_rl.gating.model import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
@@ -134,11 +133,6 @@ def _check_memory(config: TrainBackboneConfig, dataset: Dataset, device: torch.d
     check_memory(needs, device)
 
 
-def is_finished(run: RunFolder) -> bool:
-    """Return True if a run's training has ended."""
-    return (run.path / BACKBONE_FOLDER / STRUCTURE_FILE).is_file()  # written last
-
-
 def train_supernet(
     config: TrainBackboneConfig,
     trainer: SupernetTrainer,
@@ -153,7 +147,7 @@ def train_supernet(
     ``stop`` is given, raises KeyboardInterrupt once everything is saved.
     """
     run.check_data(dataset.fingerprint, dataset.name)
-    if is_finished(run):
+    if run.is_finished:
         print_status(f"The training in {run.path} is finished.")
         return load_stored_backbone(run.path)
     session = RunSession(run, Progress)
@@ -175,7 +169,7 @@ def train_supernet(
             if stopping.requested and progress.epoch < config.epochs:
                 raise KeyboardInterrupt(
                     f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
-                    f"saved. Go on with: {resume_command(run)}"
+                    f"saved. Go on with: {run.resume_command}"
                 )
     backbone = trainer.finish()
     val = dataset.val.to(trainer.device)
@@ -281,7 +275,7 @@ def train_run(
     run = resume or create_run(config, name, command=command, fingerprint=dataset.fingerprint)
     run = replace(run, after_log=after_log)
     with run.lock():
-        if config.workers > 1 and not is_finished(run):
+        if config.workers > 1 and not run.is_finished:
             from dfs_rl.experiments.worker_training import train_with_workers
 
             train_with_workers(config, dataset, run)

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 from dfs_rl.data import Dataset
 from dfs_rl.errors import DfsRlError, TrainingError
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import resume_command
 from dfs_rl.experiments.supernet_training import build, train_supernet
 from dfs_rl.training.distributed import LEADER, ParallelTrainer
 from dfs_rl.utils.device import resolve_device, set_threads
@@ -139,7 +138,7 @@ def _fit(
         if any(isinstance(cause, RayActorError) for cause in causes):
             raise TrainingError(
                 f"workers died {MAX_RESTARTS + 1} times, most likely for lack of memory; the last "
-                f"checkpoint is saved. Go on with: {resume_command(run)}"
+                f"checkpoint is saved. Go on with: {run.resume_command}"
             ) from error
         raise
     outcome: BaseException | None = result.return_value

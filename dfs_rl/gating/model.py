@@ -26,6 +26,7 @@ from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.hub import SCHEME, download
+from dfs_rl.utils.run_folder import check_trained
 
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"
@@ -348,6 +349,7 @@ def load(
         ConfigError: If the gate does not support ``budget`` or ``max_accuracy_drop``, the network
             needs code that is not trusted, or a value is invalid.
         HubError: If the repository cannot be downloaded.
+        RunFolderError: If the training of the run has not finished.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
@@ -360,6 +362,7 @@ def load(
         )
     source = str(run_dir)
     folder = download(source, MODEL_FILES) if source.startswith(SCHEME) else Path(run_dir)
+    check_trained(folder)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         _check_folder(folder / part, source)
     stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)

@@ -43,8 +43,12 @@ if TYPE_CHECKING:
 
     from dfs_rl.utils.checkpoint import Checkpoint
 
+TRAINING_FILE = "training.json"
+"""File that marks the training of a gate as finished."""
 LAST_CHECKPOINT = "last"
 """Name of the latest checkpoint, from which a training resumes."""
+BACKBONE_KINDS = ("train_backbone", "train_exits")
+"""Kinds of runs that make a backbone and no gate."""
 _CONFIG = "config.yaml"
 _TIMING = "timing.json"
 _OWN_FOLDERS = ("checkpoints", "gate", "backbone", "backbone-before", "plots", "tensorboard")
@@ -157,6 +161,17 @@ class RunFolder:
         run = cls(path, record.kind)
         run._seconds()  # raises if it is damaged
         return run
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the training of a gate or a backbone has ended."""
+        last = "backbone/backbone.json" if self.kind in BACKBONE_KINDS else TRAINING_FILE
+        return (self.path / last).is_file()
+
+    @property
+    def resume_command(self) -> str:
+        """Command line that resumes the run."""
+        return f"python -m dfs_rl.{self.kind} --resume {self.path}"
 
     @property
     def config_path(self) -> Path:
@@ -305,6 +320,17 @@ class RunFolder:
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.checkpoint_dir / f"{name}.safetensors"
+
+
+def check_trained(path: Path) -> None:
+    """Raise RunFolderError for the run of an unfinished training; other folders pass."""
+    if (path / TRAINING_FILE).is_file() or not (path / RECORD).is_file():
+        return
+    run = RunFolder(path, read_record(path / RECORD, RunRecord).kind)
+    if run.kind.startswith("train_") and not run.is_finished:
+        raise RunFolderError(
+            f"the training of {path} is not finished; continue it with: {run.resume_command}"
+        )
 
 
 def _default_folders(name: str) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from dfs_rl.backbones import save_backbone
+from dfs_rl.backbones import load_backbone, save_backbone
 from dfs_rl.data import ImageSet, load_dataset
 from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.evaluate import main
@@ -20,7 +20,7 @@ from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import load
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import save_gate
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder
 from tests.helpers.small_backbone import small_backbone
 
 GATE_FILES = ["accuracy.png", "images.png", "options.png"]
@@ -58,6 +58,7 @@ def make_run(stored):
         save_backbone(stored.backbone, stored.info, folder.path / "backbone")
         if gate_seed is not None:
             write_gate(folder, stored.backbone, gate_seed, **settings)
+            (folder.path / TRAINING_FILE).touch()
         return folder
 
     return make
@@ -259,3 +260,18 @@ def test_cache_changes_no_figure(make_run, tmp_path, digits):
         found = evaluate(run, digits, search=SHORT, cache=cache)
         assert not found.stored
         assert found.summary == summary
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "written_last"),
+    [("train_agent", 1, TRAINING_FILE), ("train_backbone", None, "backbone.json")],
+)
+def test_an_unfinished_training_is_named(make_run, tmp_path, capsys, kind, seed, written_last):
+    run = make_run(tmp_path / "run", kind, gate_seed=seed).path
+    next(run.rglob(written_last)).unlink()
+    readers = [load] if kind == "train_agent" else [load, load_backbone]
+    for read in [*readers, lambda path: evaluate_run(EvaluateConfig(run=path))]:
+        with pytest.raises(RunFolderError, match=f"dfs_rl.{kind} --resume {run}"):
+            read(run)
+    assert main([str(run)]) == 2
+    assert f"--resume {run}" in capsys.readouterr().err
