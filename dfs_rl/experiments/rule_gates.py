@@ -267,7 +267,7 @@ def validate(config: TrainCascadeConfig, dataset: Dataset, backbone: Backbone) -
     if budget is not None and budget < least:
         raise ConfigError(
             f"budget is {costs.cost_text(budget, 4)}; the cheapest pass costs "
-            f"{costs.cost_text(least, 4)}."
+            f"{costs.cost_text(least, 4)}; give a higher one."
         )
     check_highest_budget(budget, costs, passes=config.passes)
     return f"cascade-{dataset.name}"

@@ -108,7 +108,7 @@ BAD = {
         ("--method sarsa", "method"),
     ],
     "train_cascade": [
-        ("--budget 0.05", "budget is 0.05 %; the cheapest pass costs 0.1013 %"),
+        ("--budget 0.05", "budget is 0.05 %; the cheapest pass costs 0.1013 %; give a higher one"),
         ("--budget 301", "budget is 301 %, but an image costs at most 300.304 %"),
         ("--passes 0", "passes is 0; it must be at least 1"),
         ("--passes 1 --mirrored", "mirrored is true, but passes is 1; it needs 2 or more"),
