@@ -214,11 +214,11 @@ class CostTable:
         return self.percent(budget)
 
     def cost_text(self, percent: float, digits: int = 6) -> str:
-        """Return a cost or budget in words: in percent, and in milliseconds if times are known."""
+        """Return a cost or budget in words: in percent, after milliseconds if times are known."""
         text = f"{percent:.{digits}g} %"
         if self.profile is None:
             return text
-        return f"{text} ({percent * self.total_cost / 100.0:.{digits}g} ms)"
+        return f"{percent * self.total_cost / 100.0:.{digits}g} ms ({text})"
 
     @property
     def n_layers(self) -> int:

@@ -68,6 +68,8 @@ def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
             changes[name] = tuple(costs.percent_of_budget(budget, unit) for budget in given)
         elif given is not None:
             changes[name] = costs.percent_of_budget(given, unit)
+    if len(changes) == 1:
+        raise ConfigError(f"budget_unit is {unit!r}, but no budget is given; give one in {unit}.")
     return replace(config, **changes)
 
 

@@ -396,6 +396,8 @@ def add_gate(
         raise ConfigError(
             f"budget is {budget} and max_accuracy_drop is {max_accuracy_drop}; give one of them."
         )
+    if budget is None and budget_unit != "percent":
+        raise ConfigError(f"budget_unit is {budget_unit!r}, but no budget is given; give one.")
     trained, info, gate = stored.backbone, stored.info, load_gate(folder)
     backbone: GatedBackbone = trained if dtype is None else trained.to_inference(dtype)
     model = GatedModel(

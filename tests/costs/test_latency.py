@@ -95,7 +95,7 @@ def test_a_budget_in_milliseconds_becomes_percent() -> None:
     costs = measured()  # full precision takes 10 ms
     assert costs.percent_of_budget(0.35, "ms") == pytest.approx(3.5)
     assert costs.percent_of_budget(0.35, "percent") == 0.35
-    assert (costs.cost_text(3.5), PLAIN.cost_text(3.5)) == ("3.5 % (0.35 ms)", "3.5 %")
+    assert (costs.cost_text(3.5), PLAIN.cost_text(3.5)) == ("0.35 ms (3.5 %)", "3.5 %")
     with pytest.raises(ConfigError, match=r"budget is 0\.35 ms, but the cost is computation"):
         PLAIN.percent_of_budget(0.35, "ms")
 

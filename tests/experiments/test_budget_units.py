@@ -240,17 +240,24 @@ def test_a_high_budget_in_measured_time_is_reported(capsys):
     costs = default_digits().costs
     check_highest_budget(2000.0, costs.with_cost_model("latency", made_up_profile(costs)))
     assert capsys.readouterr().err == (
-        "Warning: budget is 2000 % (1386 ms), but an image costs at most 101.082 % (70.05 ms), "
+        "Warning: budget is 1386 ms (2000 %), but an image costs at most 70.05 ms (101.082 %), "
         "so it bounds nothing.\n"
     )
 
 
 def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):
     said = refusal(train_static.main, [*in_ms, "--budget", "0.693"])
-    assert "budget is 1 % (0.693 ms), too little" in said
-    assert "costs 4.11255 % (2.85 ms)" in said  # 0.75 and 0.1 * 21 ms
-    with pytest.raises(ConfigError, match=r"budget is 1 % \(0\.693 ms\), but .* ms\) on average"):
+    assert "budget is 0.693 ms (1 %), too little" in said
+    assert "costs 2.85 ms (4.11255 %)" in said  # 0.75 and 0.1 * 21 ms
+    with pytest.raises(ConfigError, match=r"budget is 0\.693 ms \(1 %\), but .* ms .* on average"):
         dfs_rl.load(agent, budget=0.693, budget_unit="ms")
+
+
+def test_a_unit_without_a_budget_is_refused(refusal, in_ms, agent):
+    assert "budget_unit is 'ms'" in refusal(train_agent.main, in_ms)
+    assert "budget_unit is 'ms'" in refusal(evaluate_main, [str(agent), "--budget-unit", "ms"])
+    with pytest.raises(ConfigError, match="budget_unit is 'ms'"):
+        dfs_rl.load(agent, budget_unit="ms")
 
 
 def test_what_a_gate_cannot_be_set_to(plain):

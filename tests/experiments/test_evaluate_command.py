@@ -231,8 +231,10 @@ def test_runs_that_cannot_be_evaluated_are_refused(make_run, tmp_path, evaluated
         evaluate(run, digits, device="abacus")
     with pytest.raises(ConfigError, match="budget"):  # a gate for one budget
         evaluate(run, digits, budget=2.0)
+    without_gate = make_run(tmp_path / "a", gate_seed=None)
+    (without_gate.path / TRAINING_FILE).touch()
     with pytest.raises(CheckpointError, match="'gate'"):
-        evaluate(make_run(tmp_path / "a", gate_seed=None), digits)
+        evaluate(without_gate, digits)
     with pytest.raises(DataError, match="with --dataset"):
         evaluate(make_run(tmp_path / "b", dataset="no/such/folder"))
     with pytest.raises(RunFolderError):
