@@ -233,7 +233,10 @@ def keep_better(
     print_status("Comparing the gate with the tuned rules on the val split ...")
     device = task.images.labels.device
     compared = rules.compare(learned.to(device), task.backbone, budget=budget)
-    verdict = f"{compared['difference']:+.2f} ± {compared['error']:.2f} points at equal cost"
+    verdict = (
+        f"{compared['difference']:+.2f} points of accuracy at equal cost, with a standard error of "
+        f"{compared['error']:.2f} over the same images"
+    )
     best = record.best_on_val
     if compared["kept"] == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
