@@ -34,7 +34,8 @@ def gated_budget(
     if not left >= cheapest - _TOLERANCE:
         gate = narrower = ""
         if gate_macs:
-            gate = f" and the gate ({costs.cost_text(costs.percent(costs.gate_cost(gate_macs)), 3)})"
+            share = costs.percent(costs.gate_cost(gate_macs))
+            gate = f" and the gate ({costs.cost_text(share, 3)})"
             if budget / 100.0 - costs.fixed_cost() >= cheapest:
                 narrower = ", or a narrower gate with --hidden"
         raise ConfigError(

@@ -117,7 +117,8 @@ def _write_parts(model: GatedModel, path: Path) -> Path:
     """Write the programs of all parts, and their index, into a folder."""
     if path.exists() and not _is_exported(path / INDEX):
         raise ConfigError(
-            f"{path} exists and is no folder of an earlier export; give another path or remove it."
+            f"{path} exists and is no folder of an earlier export: {INDEX} is missing, or was not "
+            "written by dfs_rl; give another path or remove it."
         )
     backbone = _inference_form(model.backbone)
     with replaced_folder(path) as folder:
