@@ -13,7 +13,7 @@ import dfs_rl
 from dfs_rl.backbones import load_backbone
 from dfs_rl.backbones.storage import load_info
 from dfs_rl.data import load_dataset
-from dfs_rl.errors import CheckpointError, ConfigError, DataError
+from dfs_rl.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from dfs_rl.train_agent import main as train_agent_main
 from dfs_rl.utils.run_folder import RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
@@ -80,6 +80,11 @@ def test_exception_in_a_callback_ends_the_training(tmp_path):
 
     with pytest.raises(LookupError, match="0"):
         dfs_rl.train_gate(None, "digits", callback=stop, run_dir=tmp_path / "run", **SETTINGS)
+
+
+def test_a_folder_of_another_run_is_refused_before_data_is_read(made):
+    with pytest.raises(RunFolderError, match="--resume"):
+        dfs_rl.train_gate(None, "no/such/data", run_dir=made.gate.path, **SETTINGS)
 
 
 def test_backbone_in_memory_equals_the_stored_one(tmp_path, capsys):

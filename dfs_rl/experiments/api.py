@@ -43,6 +43,7 @@ from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import DIGITS
 from dfs_rl.utils.device import set_threads
 from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import check_new
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -329,6 +330,8 @@ def _config(
     **settings: Any,  # noqa: ANN401
 ) -> ConfigT:
     """Build a configuration from Python values, with the checks of the command."""
+    if settings.get("run_dir") is not None:
+        check_new(Path(settings["run_dir"]))
     if dataset is not None:
         settings["dataset"] = dataset.clean.name if isinstance(dataset, Dataset) else dataset
     plain = {

@@ -30,7 +30,7 @@ from dfs_rl.utils.dataset_names import dataset_folder
 from dfs_rl.utils.flag_hints import ADVANCED, error_summary
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.registry import NameIn
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import RunFolder, check_new
 from dfs_rl.utils.signals import sigterm_as_interrupt
 from dfs_rl.utils.trusted_import import is_constructor, is_trusted, trust_constructor, trusting
 from dfs_rl.utils.yaml_core import YamlSettings, read_yaml
@@ -223,12 +223,14 @@ def _peek(arguments: Sequence[str], *names: str) -> tuple[dict[str, str], list[s
 
 
 def _check_paths(parsed: object, prefix: str = "") -> None:
-    """Check that the paths among the flags exist, before slow imports."""
+    """Check that the paths among the flags exist, or are free, before slow imports."""
     for name, value in vars(parsed).items():
         if dataclasses.is_dataclass(value):
             _check_paths(value, "" if name == ADVANCED else f"{prefix}{name}.")
         elif name == "dataset" and value is not None:
             dataset_folder(value)
+        elif name == "run_dir" and value is not None:
+            check_new(value)
         elif name not in _CREATED:
             for path in value if isinstance(value, tuple) else (value,):
                 if isinstance(path, Path) and not (path.exists() or is_constructor(path)):

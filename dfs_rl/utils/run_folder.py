@@ -29,6 +29,7 @@ from dfs_rl.utils.run_records import (
     RECORD,
     RunRecord,
     Timing,
+    check_free,
     check_no_links,
     digest,
     has_digest,
@@ -331,6 +332,12 @@ def check_trained(path: Path) -> None:
         raise RunFolderError(
             f"the training of {path} is not finished; continue it with: {run.resume_command}"
         )
+
+
+def check_new(path: Path) -> None:
+    """Raise RunFolderError if a folder cannot take a new run, before slow work."""
+    if not (path / NEW_RUN).is_dir():  # of a process that was killed
+        check_free(path, [_CONFIG])
 
 
 def _default_folders(name: str) -> Iterator[Path]:

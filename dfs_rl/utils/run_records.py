@@ -116,13 +116,13 @@ def write_run(path: Path, record: RunRecord, contents: Mapping[str, bytes]) -> N
     """Write the initial files of a run; the record becomes visible when the others are complete."""
     new = path / NEW_RUN  # has a lock of its own, since callers may lock the run's folder
     if new.is_symlink() or not new.is_dir():
-        _check_free(path, contents)
+        check_free(path, contents)
     created = not path.exists()
     try:
         with file_lock(new):
             try:
                 _remove_unfinished(path)
-                _check_free(path, contents)
+                check_free(path, contents)
                 write_json(new / RECORD, record)
                 for file, content in contents.items():
                     write_bytes_atomic(path / file, content)
@@ -154,7 +154,8 @@ def _remove_unfinished(path: Path) -> None:
         unfinished.unlink()
 
 
-def _check_free(path: Path, files: Collection[str]) -> None:
+def check_free(path: Path, files: Collection[str]) -> None:
+    """Raise RunFolderError unless a run with these initial files can be created in a folder."""
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file; a run needs a folder.")
     if (path / RECORD).exists():

@@ -226,6 +226,14 @@ def test_resume_takes_the_settings_of_the_run(tmp_path, capsys):
     )
 
 
+def test_a_folder_of_another_run_is_refused_before_the_work(tmp_path):
+    RunFolder.create(tmp_path / "run", kind="train", name="x", config=Train(), command=[])
+    begun = []
+    arguments = ["--run-dir", str(tmp_path / "run")]
+    assert command(begun.append, Train, arguments, kind="train") == 2
+    assert not begun
+
+
 def test_help_lists_fields_in_order_and_blocks_last(capsys):
     assert command(lambda _: None, Train, ["--help"], kind="train") == 0
     text = capsys.readouterr().out
