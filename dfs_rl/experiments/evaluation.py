@@ -396,13 +396,19 @@ def _identity(
     profile: LatencyProfile | None,
     baselines: Iterable[str],
 ) -> str:
-    """Return a digest of all inputs that determine the results."""
+    """Return a digest of all inputs that determine the results; it ends with ``model_digest``."""
     drop = None if config.max_accuracy_drop is None else f"drop {config.max_accuracy_drop}"
     settings = config.split, config.precision, config.search, config.budget
     given = [fingerprint, *settings, drop, profile, *baselines]
     digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
+    return f"{digest.hexdigest()[:16]}-{model_digest(config.run)}"
+
+
+def model_digest(run: Path) -> str:
+    """Return a digest of a run's backbones and gate, with which summaries identify them."""
+    digest = hashlib.sha256()
     for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
-        for path in sorted((config.run / part).glob("*")):
+        for path in sorted((run / part).glob("*")):
             if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
                 digest.update(f" {part}/{path.name} {path.stat().st_size} ".encode())
                 digest.update(path.read_bytes())

@@ -11,6 +11,7 @@ from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments.api import TrainedGate
+from dfs_rl.experiments.evaluation import model_digest
 from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER, MODEL_FILES
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.hub import check_repository_name, hub_errors
@@ -47,7 +48,8 @@ def push_to_hub(
 
     Raises:
         ConfigError: If a value is not allowed.
-        RunFolderError: If the folder is no run, or is not evaluated on its test split.
+        RunFolderError: If the folder is no run, or is not evaluated on its test split
+            with these weights.
         CheckpointError: If the run has no gate.
         HubError: If the repository cannot be written.
     """
@@ -76,6 +78,11 @@ def model_card(path: Path, repository: str, *, licence: str) -> str:
             f"{path} is not evaluated on the test split; run python -m dfs_rl.evaluate {path}."
         )
     summary = read_record(path / _SUMMARY, EvaluationSummary)
+    if not summary.identity.endswith(model_digest(path)):
+        raise RunFolderError(
+            f"{path / _SUMMARY} was measured with other weights than those in the run; run python "
+            f"-m dfs_rl.evaluate {path} again."
+        )
     structure = cast("dict[str, Any]", read_json(path / BACKBONE_FOLDER / STRUCTURE_FILE))
     conditioning = getattr(gate, "budget_conditioning", None)
     name = repository.partition("/")[2]

@@ -11,7 +11,9 @@ from huggingface_hub import ModelCard, constants
 
 import dfs_rl
 from dfs_rl.errors import CheckpointError, ConfigError, HubError, RunFolderError
+from dfs_rl.experiments.evaluation import model_digest
 from dfs_rl.experiments.hub import model_card
+from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.run_folder import RunFolder
 from tests.helpers.hub_server import running_hub
@@ -95,13 +97,24 @@ def test_card_links_the_data_of_a_stream(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained.gate.path, run)
     summary, structure = run / "summary.json", run / "backbone" / "backbone.json"
-    write_json(summary, read_json(summary) | {"dataset": "user/data-mixed"})
     record = read_json(structure)
     write_json(structure, record | {"info": record["info"] | {"dataset": "user/data"}})
+    changes = {"dataset": "user/data-mixed", "identity": model_digest(run)}
+    write_json(summary, read_json(summary) | changes)
     card = ModelCard(model_card(run, "user/gate", licence="mit"))
     assert card.data.datasets == ["user/data"]
     assert {each.dataset_type for each in card.data.eval_results} == {"user/data"}
     assert {each.dataset_name for each in card.data.eval_results} == {"user/data-mixed"}
+
+
+def test_figures_of_other_weights_are_not_uploaded(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained.gate.path, run)
+    gate = load_gate(run / "gate")
+    gate.preference = 0.5
+    save_gate(gate, run / "gate")
+    with pytest.raises(RunFolderError, match="other weights"):
+        dfs_rl.push_to_hub(run, "user/gate", licence="mit")
 
 
 def test_page_runs(hub, trained, tmp_path, monkeypatch, capsys):
