@@ -33,10 +33,17 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
             f"images is a {type(images).__name__}; allowed is a torch.Tensor, uint8 or float in "
             "[0, 1]; torch.from_numpy converts an array."
         )
+    if images.layout != torch.strided or images.is_nested:
+        raise DataError(
+            f"images are a sparse or nested tensor ({images.layout}); allowed is a dense one."
+        )
     if images.dtype == torch.uint8:
         return
-    if not images.is_floating_point():
-        raise DataError(f"images are {images.dtype}; {_ALLOWED}.")
+    if not images.is_floating_point() or images.dtype.itemsize == 1:  # float8 has no minimum
+        raise DataError(
+            f"images are {images.dtype}; allowed are uint8, or float16, bfloat16, float32 and "
+            "float64 in [0, 1]."
+        )
     if not images.numel() or images.is_meta or torch.compiler.is_exporting():
         return
     low, high = images.detach().aminmax()

@@ -330,8 +330,6 @@ def _config(
     **settings: Any,  # noqa: ANN401
 ) -> ConfigT:
     """Build a configuration from Python values, with the checks of the command."""
-    if settings.get("run_dir") is not None:
-        check_new(Path(settings["run_dir"]))
     if dataset is not None:
         settings["dataset"] = dataset.clean.name if isinstance(dataset, Dataset) else dataset
     plain = {
@@ -339,7 +337,10 @@ def _config(
         for name, value in settings.items()
         if name not in ("run_dir", "backbone") or value is not None
     }
-    return config_from_dict(json.loads(json.dumps(plain, default=str)), cls, source="settings")
+    config = config_from_dict(json.loads(json.dumps(plain, default=str)), cls, source="settings")
+    if (run_dir := getattr(config, "run_dir", None)) is not None:
+        check_new(run_dir)
+    return config
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Work of the commands ``export`` and ``profile``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -98,7 +98,7 @@ def profile(
     config = ProfileConfig(
         out=Path("profile.json" if path is None else path),
         runtime=runtime,
-        batch_sizes=tuple(batch_sizes),
+        batch_sizes=tuple(batch_sizes) if isinstance(batch_sizes, Iterable) else batch_sizes,
         threads=threads,
         device=str(device),
         calls=calls,

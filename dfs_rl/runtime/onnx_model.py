@@ -87,10 +87,15 @@ class OnnxModel:
 
     def _pixels(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return valid images as float32 in [0, 1]."""
-        if not isinstance(images, np.ndarray) or images.dtype.kind not in "biuf":
+        if not isinstance(images, np.ndarray):
             raise DataError(
                 f"images is a {type(images).__name__}; allowed is a NumPy array of uint8, or of "
                 "floats in [0, 1]."
+            )
+        if images.dtype.kind not in "biuf" or images.dtype.itemsize > 8:  # noqa: PLR2004
+            raise DataError(
+                f"images are {images.dtype}; allowed are uint8, or float16, float32 and float64 in "
+                "[0, 1]."
             )
         # torch takes neither negative strides, nor another byte order, nor read-only arrays.
         check_pixels(torch.from_numpy(np.array(images, images.dtype.newbyteorder("="))))

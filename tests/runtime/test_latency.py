@@ -259,7 +259,13 @@ def test_bad_input(tmp_path, refusal, monkeypatch):
 
 
 def test_bad_values_in_python():
-    for settings in ({"runtime": "tflite"}, {"batch_sizes": []}, {"threads": 0}, {"calls": 2}):
+    for settings in (
+        {"runtime": "tflite"},
+        {"batch_sizes": []},
+        {"batch_sizes": 64},
+        {"threads": 0},
+        {"calls": 2},
+    ):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             dfs_rl.profile(**settings)
     with pytest.raises(CheckpointError):
