@@ -20,7 +20,7 @@ from dfs_rl.agents.hyperparameters import (
 )
 from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import Flip, GateTrainingConfig
+from dfs_rl.experiments.config import Flip, GateTrainingConfig, Passes
 from dfs_rl.gating.reward import RewardTerms, RewardWeights
 from dfs_rl.utils.config import NonNegativeFloat, PositiveFloat, PositiveInt, configuration
 from dfs_rl.utils.constants import AnswerRule, Precision
@@ -108,7 +108,7 @@ Examples:
     timesteps: PositiveInt = 1_200_000
     group_size: PositiveInt | None = None
     num_envs: PositiveInt = 512
-    passes: PositiveInt | None = None
+    passes: Passes | None = None
     mirrored: Flip = None
     answer: AnswerRule | None = None
     features: FeatureChoice | None = None

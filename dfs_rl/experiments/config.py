@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
+from pydantic import Field
 from typing_extensions import Self
 
 from dfs_rl.agents.hyperparameters import BackboneMode, CoTrainConfig, Start
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
 ReportedSplit = Literal["test", "val"]
+Passes = Annotated[int, Field(ge=1, le=5)]
+"""Largest number of passes; the search for rules over six would take hours."""
 N_VALIDATIONS = 20
 """Default number of validations in a run."""
 DEFAULT_BUDGET = 1.0

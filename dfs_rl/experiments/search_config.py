@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, check_one_aim
+from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, Passes, check_one_aim
 from dfs_rl.utils.config import Percentage, PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import AnswerRule
 
@@ -42,7 +42,7 @@ Examples:
     )
 
     max_accuracy_drop: Percentage | None = None
-    passes: PositiveInt = 3
+    passes: Passes = 3
     mirrored: Flip = None
     answer: AnswerRule | None = None
 

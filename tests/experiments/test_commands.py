@@ -111,6 +111,7 @@ BAD = {
         ("--budget 0.05", "budget is 0.05 %; the cheapest pass costs 0.1013 %; give a higher one"),
         ("--budget 301", "budget is 301 %, but an image costs at most 300.304 %"),
         ("--passes 0", "passes is 0; it must be at least 1"),
+        ("--passes 6", "passes is 6; it must be at most 5"),
         ("--passes 1 --mirrored", "mirrored is true, but passes is 1; it needs 2 or more"),
         ("--passes 1 --answer mean", "answer is mean, but passes is 1"),
         ("--budget 1 --max-accuracy-drop 1", "budget is 1 and max_accuracy_drop is 1; give one"),
