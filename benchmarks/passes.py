@@ -26,7 +26,7 @@ from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_setti
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.rule_search import best_rule
 from dfs_rl.experiments.rule_gates import LEARNED_FOLDER
-from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.loading import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import PassSettings, passes_of
 from dfs_rl.gating.rules import RuleGate

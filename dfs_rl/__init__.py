@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dfs_rl.experiments.deployment import profile as profile
     from dfs_rl.experiments.hub import push_to_hub as push_to_hub
     from dfs_rl.gating.base import Gate as Gate
-    from dfs_rl.gating.model import load as load
+    from dfs_rl.gating.loading import load as load
     from dfs_rl.gating.networks import LearnedGate as LearnedGate
     from dfs_rl.gating.networks import register_gate as register_gate
     from dfs_rl.gating.reward import register_reward_term as register_reward_term
@@ -52,7 +52,7 @@ _PUBLIC = {
     "export": "runtime.export",
     "fractionalize": "backbones",
     "gate_from_sb3": "experiments.api",
-    "load": "gating.model",
+    "load": "gating.loading",
     "load_dataset": "data",
     "profile": "experiments.deployment",
     "push_to_hub": "experiments.hub",

@@ -36,7 +36,8 @@ from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
-from dfs_rl.gating.model import GatedModel, load
+from dfs_rl.gating.loading import load
+from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict

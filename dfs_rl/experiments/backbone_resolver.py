@@ -30,7 +30,7 @@ from dfs_rl.experiments.config import (
     program,
 )
 from dfs_rl.gating.base import TableGate
-from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.training.custom_model import build_pretrained_backbone, calibrate_custom_backbone

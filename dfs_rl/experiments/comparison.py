@@ -26,16 +26,12 @@ from dfs_rl.experiments.benchmark import (
     plan_jobs,
     run_jobs,
 )
+from dfs_rl.experiments.budgets import with_percent_budgets
 from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
-from dfs_rl.experiments.config import (
-    EvaluateConfig,
-    create_run,
-    program,
-    with_percent_budgets,
-)
+from dfs_rl.experiments.config import EvaluateConfig, create_run, program
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.experiments.session import TrainingRecord
-from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.reporting import alt_text
 from dfs_rl.reporting.comparison_figures import comparison_figures

@@ -16,7 +16,8 @@ from dfs_rl.costs.latency_profile import LatencySettings, check_cost
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.experiments.agent_config import TrainAgentConfig
-from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, check_budget_unit
+from dfs_rl.experiments.budgets import check_budget_unit
+from dfs_rl.experiments.config import BackboneSettings, GateRunConfig
 from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.gating.registry import layerwise_kinds

@@ -12,7 +12,8 @@ from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
 from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
-from dfs_rl.gating.model import GATE_FOLDER, GatedModel, load
+from dfs_rl.gating.loading import GATE_FOLDER, load
+from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.reporting.tables import latency_subject, latency_text
 from dfs_rl.runtime.export import check_extra, export

@@ -39,9 +39,11 @@ from dfs_rl.evaluation.summary import (
     save_per_image_results,
     summarize,
 )
-from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit, with_percent_budgets
+from dfs_rl.experiments.budgets import with_percent_budgets
+from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
 from dfs_rl.gating.base import Gate
-from dfs_rl.gating.model import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, GatedModel, add_gate
+from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, add_gate
+from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import RuleGate

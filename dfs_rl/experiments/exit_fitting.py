@@ -14,7 +14,7 @@ from dfs_rl.evaluation.baselines.early_exit import run_exits
 from dfs_rl.experiments.backbone_config import TrainExitsConfig
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
 from dfs_rl.experiments.config import create_run
-from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.gating.loading import BACKBONE_FOLDER
 from dfs_rl.training.calibration import fit_exits
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict

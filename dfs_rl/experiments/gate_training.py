@@ -41,13 +41,13 @@ from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.backbone_resolver import check_same_backbone, load_learned_gate
-from dfs_rl.experiments.config import check_highest_budget
+from dfs_rl.experiments.budgets import check_highest_budget
 from dfs_rl.experiments.memory import replay_needs, training_needs
 from dfs_rl.experiments.rule_gates import TunedRules, keep_better
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
-from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.loading import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.storage import save_gate

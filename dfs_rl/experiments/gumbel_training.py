@@ -22,7 +22,8 @@ from dfs_rl.costs import SKIP, CostTable
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.config import DEFAULT_BUDGET, check_highest_budget
+from dfs_rl.experiments.budgets import check_highest_budget
+from dfs_rl.experiments.config import DEFAULT_BUDGET
 from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.memory import training_needs
 from dfs_rl.experiments.session import RunSession, TrainingRecord

@@ -12,7 +12,7 @@ from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments.api import TrainedGate
 from dfs_rl.experiments.evaluation import model_digest
-from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER, MODEL_FILES
+from dfs_rl.gating.loading import BACKBONE_FOLDER, GATE_FOLDER, MODEL_FILES
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.hub import check_repository_name, hub_errors
 from dfs_rl.utils.io import read_json

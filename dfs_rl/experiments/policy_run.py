@@ -18,9 +18,10 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import calibrate_budget_conditioning
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, preview_backbone
-from dfs_rl.experiments.config import GateRunConfig, create_run, with_percent_budgets
+from dfs_rl.experiments.budgets import with_percent_budgets
+from dfs_rl.experiments.config import GateRunConfig, create_run
 from dfs_rl.experiments.session import TrainingRecord, training_record
-from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.loading import GATE_FOLDER
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.config import PositiveFloat, config_to_dict, configuration

@@ -21,11 +21,11 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tuned_rules import tuned_gate
-from dfs_rl.experiments.config import check_highest_budget
+from dfs_rl.experiments.budgets import check_highest_budget
 from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.experiments.session import TrainingRecord, training_record
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
-from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.loading import GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate

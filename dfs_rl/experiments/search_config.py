@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from dfs_rl.agents.static.methods import StaticMethodName
 from dfs_rl.errors import ConfigError
-from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, Passes, check_one_aim
+from dfs_rl.experiments.budgets import check_one_aim
+from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, Passes
 from dfs_rl.utils.config import Percentage, PositiveFloat, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import AnswerRule
 

@@ -24,7 +24,7 @@ from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.config import GateTrainingConfig
 from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.model import BACKBONE_FOLDER, GATE_FOLDER
+from dfs_rl.gating.loading import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import StoredGate, load_gate, save_gate

@@ -20,7 +20,8 @@ from dfs_rl.evaluation.static_tables.scoring import (
     StaticTableScorer,
     is_within_budget,
 )
-from dfs_rl.experiments.config import N_VALIDATIONS, check_highest_budget
+from dfs_rl.experiments.budgets import check_highest_budget
+from dfs_rl.experiments.config import N_VALIDATIONS
 from dfs_rl.experiments.search_config import TrainStaticConfig
 from dfs_rl.experiments.session import RunSession, TrainingRecord
 from dfs_rl.gating.action_masks import gated_budget

@@ -24,7 +24,7 @@ from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.config import create_run
 from dfs_rl.experiments.session import RunSession
-from dfs_rl.gating.model import BACKBONE_FOLDER
+from dfs_rl.gating.loading import BACKBONE_FOLDER
 from dfs_rl.training.custom_model import build_custom_backbone
 from dfs_rl.training.supernet import SupernetTrainer, depth_accuracies, uniform_accuracies
 from dfs_rl.utils.checkpoint import check_finite

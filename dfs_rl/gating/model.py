@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -10,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dfs_rl.backbones import StoredBackbone, load_stored_backbone
-from dfs_rl.backbones.base import FROZEN_DTYPES
 from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedBackbone, confidence_sizes
 from dfs_rl.costs import SKIP, BudgetUnit, CostTable
 from dfs_rl.data.pixels import check_pixels, fit_images
@@ -23,21 +20,6 @@ from dfs_rl.gating.passes import NOT_RUN, passes_of
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.single_image import SingleImageForm
-from dfs_rl.gating.storage import load_gate
-from dfs_rl.utils.device import resolve_device
-from dfs_rl.utils.hub import SCHEME, download
-from dfs_rl.utils.run_folder import check_trained
-
-BACKBONE_FOLDER = "backbone"
-GATE_FOLDER = "gate"
-MODEL_FILES = tuple(
-    f"{folder}/*.{suffix}"
-    for folder in (BACKBONE_FOLDER, GATE_FOLDER)
-    for suffix in ("json", "safetensors")
-)
-"""Patterns of the files that ``load`` reads; none of them is code."""
-BEFORE_FOLDER = "backbone-before"
-"""Folder with the backbone before co-training, next to the co-trained one."""
 
 
 class Trace(NamedTuple):
@@ -311,107 +293,3 @@ def _exits_of(gate: Gate) -> tuple[int, ...] | None:
         # Of few options an action for the end of a pass would exit.
         return () if gate.passes.limit > 1 else None
     return (gate.exits or None) if isinstance(gate, TableGate | RuleGate) else None
-
-
-def load(
-    run_dir: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    inference_form: bool = True,
-    dtype: torch.dtype = torch.float32,
-    budget: float | None = None,
-    budget_unit: BudgetUnit = "percent",
-    max_accuracy_drop: float | None = None,
-    trust_code: bool = False,
-) -> GatedModel:
-    """Load the trained backbone and gate of a run folder, or of a repository on the hub.
-
-    A gate that was trained with a per-input budget keeps it.
-
-    ``logits, trace = model(images)`` classifies; ``model.classes`` lists the class names.
-
-    Args:
-        run_dir: The run folder, or ``"hf://user/name"`` or ``"hf://user/name@revision"`` for a
-            repository of ``dfs_rl.push_to_hub`` on the Hugging Face hub, of which only JSON and
-            safetensors files are downloaded.
-        device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` selects a GPU if there is one.
-        inference_form: Use the inference form of the backbone; the training form is slower and
-            supports gradients.
-        dtype: Data type of the inference form: float32, or bfloat16 if the hardware is fast at it.
-        budget: See ``GatedModel.set_budget``; ``None`` for the stored setting.
-        budget_unit: Unit of ``budget``.
-        max_accuracy_drop: See ``GatedModel.set_max_accuracy_drop``; instead of ``budget``.
-        trust_code: Allow the import of the constructor, ``module:function``, that made the network
-            of a run.
-
-    Raises:
-        CheckpointError: If the folder contains no backbone with a gate, or the two do not fit.
-        ConfigError: If the gate does not support ``budget`` or ``max_accuracy_drop``, the network
-            needs code that is not trusted, or a value is invalid.
-        HubError: If the repository cannot be downloaded.
-        RunFolderError: If the training of the run has not finished.
-    """
-    if not isinstance(run_dir, str | Path):
-        raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
-    place = resolve_device(device)
-    allowed = FROZEN_DTYPES if inference_form else (torch.float32,)
-    if dtype not in allowed:
-        form = "inference" if inference_form else "training"
-        raise ConfigError(
-            f"dtype is {dtype!r}; the {form} form computes in {' or '.join(map(str, allowed))}."
-        )
-    source = str(run_dir)
-    folder = download(source, MODEL_FILES) if source.startswith(SCHEME) else Path(run_dir)
-    check_trained(folder)
-    for part in (BACKBONE_FOLDER, GATE_FOLDER):
-        _check_folder(folder / part, source)
-    stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
-    return add_gate(
-        stored,
-        folder / GATE_FOLDER,
-        device=place,
-        dtype=dtype if inference_form else None,
-        budget=budget,
-        budget_unit=budget_unit,
-        max_accuracy_drop=max_accuracy_drop,
-    )
-
-
-def add_gate(
-    stored: StoredBackbone,
-    folder: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    budget: float | None = None,
-    budget_unit: BudgetUnit = "percent",
-    max_accuracy_drop: float | None = None,
-) -> GatedModel:
-    """Return a loaded backbone with the gate in a folder, see ``load``.
-
-    ``dtype`` is that of the inference form; ``None`` uses the training form.
-    """
-    _check_folder(folder, str(folder.parent))
-    if budget is not None and max_accuracy_drop is not None:
-        raise ConfigError(
-            f"budget is {budget} and max_accuracy_drop is {max_accuracy_drop}; give one of them."
-        )
-    if budget is None and budget_unit != "percent":
-        raise ConfigError(f"budget_unit is {budget_unit!r}, but no budget is given; give one.")
-    trained, info, gate = stored.backbone, stored.info, load_gate(folder)
-    backbone: GatedBackbone = trained if dtype is None else trained.to_inference(dtype)
-    model = GatedModel(
-        backbone, gate, budget=gate.budget, classes=info.class_names, image_size=info.image_size
-    )
-    if budget is not None:
-        model.set_budget(budget, budget_unit)
-    if max_accuracy_drop is not None:
-        model.set_max_accuracy_drop(max_accuracy_drop)
-    return model.to(device).eval()
-
-
-def _check_folder(folder: Path, source: str) -> None:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{source} has no folder {folder.name!r}, so it is not the run of a trained gate."
-        )

@@ -8,7 +8,8 @@ from dfs_rl.experiments import gate_run, supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import preview_backbone
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.config import create_run, with_percent_budgets
+from dfs_rl.experiments.budgets import with_percent_budgets
+from dfs_rl.experiments.config import create_run
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder
 from dfs_rl.utils.run_records import read_record

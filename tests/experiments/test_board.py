@@ -22,7 +22,7 @@ from dfs_rl.experiments.session import (
 )
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, preference_grid
-from dfs_rl.gating.model import GATE_FOLDER
+from dfs_rl.gating.loading import GATE_FOLDER
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.run_folder import RunFolder

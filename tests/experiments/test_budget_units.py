@@ -16,8 +16,9 @@ from dfs_rl.compare import main as compare_main
 from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluate import main as evaluate_main
+from dfs_rl.experiments.budgets import check_highest_budget
 from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
-from dfs_rl.experiments.config import GateRunConfig, check_highest_budget
+from dfs_rl.experiments.config import GateRunConfig
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json, write_json

@@ -17,7 +17,7 @@ from dfs_rl.evaluation.summary import FORMAT
 from dfs_rl.experiments.config import EvaluateConfig
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.model import load
+from dfs_rl.gating.loading import load
 from dfs_rl.gating.networks import MLPGate
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder

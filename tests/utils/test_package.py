@@ -60,7 +60,7 @@ def test_version_is_the_installed_one():
 
 
 def test_public_names_load_on_first_use():
-    from dfs_rl.gating.model import load
+    from dfs_rl.gating.loading import load
 
     assert dfs_rl.load is load
     with pytest.raises(AttributeError, match="module 'dfs_rl' has no attribute 'laod'"):
