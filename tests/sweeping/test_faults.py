@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ SWEEP = """\
 command: train_agent
 settings: {timesteps: 1440, num_envs: 32, eval_every: 96, passes: 1}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
-trials: 3
+trials: 2
 retrain: {seeds: 0}
 """
 
@@ -41,7 +40,7 @@ def file(tmp_path):
 def check_all_finished(run):
     with (run / "results.csv").open() as lines:
         rows = [(row["status"], row["reason"]) for row in csv.DictReader(lines)]
-    assert rows == [("finished", "")] * 3
+    assert rows == [("finished", "")] * 2
 
 
 def start(log, *arguments):
@@ -57,18 +56,30 @@ def start(log, *arguments):
         )
 
 
-def wait_until(found, process, log):
+def wait_for(find, process, log):
+    """Return what a search finds, once it finds anything; the process runs on meanwhile."""
     deadline = time.monotonic() + 240
-    while not found():
+    while not (found := find()):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return found
 
 
 def ended(run):
-    """Return the results of the trials whose end Tune has stored, by file."""
-    results = {path: path.read_text() for path in run.glob("tune/search/trial_*/result.json")}
-    return {path: text for path, text in results.items() if re.search(r'"progress": 100\b', text)}
+    """Return the results of the trials whose end Tune has stored, by file.
+
+    A trial's own report of its end is not enough: Tune stores its state only now and then, and a
+    sweep that is killed before trains the last steps again.
+    """
+    try:
+        state = max(run.glob("tune/search/experiment_state-*.json")).read_text()
+        trials = [json.loads(trial) for trial, _ in json.loads(state)["trial_data"]]
+    except ValueError:  # no state yet, or half of one
+        return {}
+    numbers = [t["experiment_tag"].split("_")[0] for t in trials if t["status"] == "TERMINATED"]
+    paths = [run / f"tune/search/trial_{int(n):05d}/result.json" for n in numbers]
+    return {path: path.read_text() for path in paths}
 
 
 def trial_workers(driver):
@@ -104,7 +115,7 @@ def test_failed_node_loses_no_trial(file, tmp_path):
 
     def remove_node() -> None:
         while not ended.wait(0.1):
-            # Both nodes train once two trials have a checkpoint.
+            # Both nodes train once both trials have a checkpoint.
             if len(list(run.glob("tune/search/*/checkpoint_*/seed0/checkpoints"))) > 1:
                 cluster.remove_node(second, allow_graceful=False)
                 removed.append(second)
@@ -126,25 +137,14 @@ def test_failed_node_loses_no_trial(file, tmp_path):
 def test_sweep_survives_killed_processes(file, tmp_path, ray_here):
     run, log = tmp_path / "run", tmp_path / "log"
     first = start(log, file, "--run-dir", run, "--cpus", "1")
-    wait_until(lambda: ended(run), first, log)
+    wait_for(lambda: list(run.glob("tune/search/*/checkpoint_*")), first, log)
+    (worker,) = wait_for(lambda: trial_workers(first.pid), first, log)
+    os.kill(worker, signal.SIGKILL)
+    done = wait_for(lambda: ended(run), first, log)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-
-    second = start(log, "--resume", run)
-    wait_until(lambda: trial_workers(second.pid), second, log)
-    os.kill(trial_workers(second.pid)[0], signal.SIGKILL)
-    wait_until(lambda: len(ended(run)) > 1, second, log)
-    second.send_signal(signal.SIGTERM)
-    assert second.wait(timeout=120) == 143, log.read_text()
-    assert f"continue with: python -m dfs_rl.sweep --resume {run}" in log.read_text()
-    assert "Traceback" not in log.read_text()
-    done = ended(run)
-    assert len(done) == 2
+    assert len(done) == 1
 
     assert main(["--resume", str(run)]) == 0
     check_all_finished(run)
-    for path, before in done.items():
-        now = path.read_text()
-        assert now.startswith(before)
-        # A finished trial may report its end once more, but trains nothing.
-        assert all(json.loads(line)["progress"] == 100 for line in now[len(before) :].splitlines())
+    assert {path: path.read_text() for path in done} == done

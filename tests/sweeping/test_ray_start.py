@@ -16,8 +16,9 @@ pytestmark = [
 ]
 
 _STARTED = """
-import json, os, sys
+import json, os, signal, sys
 from dfs_rl.utils.ray import start_ray
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 with start_ray(cpus=1):
     import ray
     ray.get(ray.remote(lambda: 0).remote())  # so that a worker listens as well
@@ -82,8 +83,9 @@ def test_local_ray_is_closed_to_others():
                 with pytest.raises(grpc.RpcError) as refused:
                     ask(b"", metadata=metadata, timeout=10)
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        process.communicate("")
-    assert process.returncode == 0
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 3  # by the handler from before Ray's
     assert not private.exists()
 
 

@@ -26,6 +26,7 @@ from dfs_rl.sweeping.report import (
 )
 from tests.helpers.fake_sweep import REASON, fake_sweep, fake_trial, retrained
 from tests.helpers.html import check_in_browser, needs_chromium, outline_of, widths
+from tests.helpers.quick import blank_png
 
 FIGURES = [
     "Accuracy against computation",
@@ -185,7 +186,8 @@ def test_alternative_texts_have_the_numbers(record, figures):
     assert f"trial {best.name} ends at {best.history[-1][1]:.3f}" in curves
 
 
-def test_one_fresh_seed_has_no_deviation(record, figures):
+def test_one_fresh_seed_has_no_deviation(record, figures, monkeypatch):
+    monkeypatch.setattr(style, "to_png", blank_png)
     single = [
         replace(
             again,
@@ -261,15 +263,12 @@ def one_trial(record):
     return replace(without_trials(record), trials=record.trials[:1], best=("001",))
 
 
-def lost_seeds(record):
-    lost = retrained(record.best[0], {"hypervolume": ()}, failed={101: "x"})
-    return replace(record, retrained=(lost, record.retrained[-1]))
-
-
-def diverged(record):
+def diverged_with_lost_seeds(record):
     first, *rest = record.trials
     far = replace(first, values={"hypervolume": -1e9}, history=((0.5, -1e9), (1.0, -1e9)))
-    return replace(record, trials=(far, *rest), best=record.best[:1])
+    lost = retrained(record.best[0], {"hypervolume": ()}, failed={101: "x"})
+    again = (lost, record.retrained[-1])
+    return replace(record, trials=(far, *rest), best=record.best[:1], retrained=again)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +278,7 @@ def diverged(record):
         (all_failed, 1),
         (none_finished, 6),
         (one_trial, 5),
-        (lost_seeds, 6),
-        (diverged, 6),
+        (diverged_with_lost_seeds, 6),
     ],
 )
 def test_unusual_sweeps_are_reported(record, change, images, monkeypatch):
