@@ -143,7 +143,7 @@ def own(tmp_path_factory):
             model = trusted_import.call_constructor("othernets:make")
         torch.nn.init.constant_(model[-1].bias, 0.125)
         torch.save(model.state_dict(), "weights.pt")
-        flags = ["--backbone", "othernets:make", "--weights", "weights.pt"]
+        flags = ["--backbone", "othernets:make", "--weights", "weights.pt", "--passes", "1"]
         assert train_agent.main([*flags, "--timesteps", "1000", "--run-dir", "run"]) == 0
     return folder
 
@@ -249,8 +249,8 @@ def test_a_network_for_other_classes_is_refused(capsys):
 
 def test_a_constructor_may_return_a_backbone(capsys):
     write("ownnets")
-    flags = ["--backbone", "ownnets:backbone", "--timesteps", "512", "--run-dir", "run"]
-    assert train_agent.main(flags) == 0
+    flags = ["--backbone", "ownnets:backbone", "--timesteps", "512", "--passes", "1"]
+    assert train_agent.main([*flags, "--run-dir", "run"]) == 0
     stored = load_stored_backbone(Path("run"), trust_code=True)
     assert stored.backbone.options.values == (0, 4, 32)
     assert stored.backbone.statistics.mean == (0.5,)

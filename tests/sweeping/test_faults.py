@@ -15,12 +15,16 @@ import ray
 
 from dfs_rl.sweep import main
 from dfs_rl.utils.ray import ray_deprecations_ignored
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
 
 pytestmark = pytest.mark.timeout(600)
 
 SWEEP = """\
 command: train_agent
-settings: {timesteps: 1440, num_envs: 32, eval_every: 96, passes: 1}
+settings: {timesteps: 1440, num_envs: 32, eval_every: 96, passes: 1,
+  start: indifferent}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 2
 retrain: {seeds: 0}

@@ -11,11 +11,14 @@ from dfs_rl.sweeping import commands
 from dfs_rl.sweeping.spec import check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import reference_point_of
 from dfs_rl.sweeping.trial import validations
+from tests.helpers.quick import few_steps, quick_runs
+
+__all__ = ["few_steps", "quick_runs"]
 
 CONFIGS = Path(__file__).parents[2] / "tune_configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 TINY = {
-    "train_agent": {"timesteps": 192, "num_envs": 32},
+    "train_agent": {"timesteps": 192, "num_envs": 32, "passes": 1},
     "train_gumbel": {"timesteps": 96, "training.batch_size": 16},
     "train_static": {"episodes": 2, "images": 20},
     "train_backbone": {"backbone": "resnet8", "width": 4, "epochs": 1},
@@ -30,9 +33,10 @@ def digits():
 @pytest.mark.parametrize("name", NAMES)
 def test_one_trial_trains(name, digits, tmp_path):
     path = CONFIGS / f"{name}.yaml"
-    command = load_sweep_file(path).command
-    file = load_sweep_file(path, {f"settings.{n}": v for n, v in TINY[command].items()})
-    check_with_dataset(file, digits, path)
+    shipped = load_sweep_file(path)
+    check_with_dataset(shipped, digits, path)
+    tiny = TINY[shipped.command]
+    file = load_sweep_file(path, {f"settings.{n}": v for n, v in tiny.items()})
     values = {setting: domain.samples[0] for setting, domain in file.search.items()}
     config = file.config(values, seed=0, run_dir=str(tmp_path / "run"))
     run = commands.create(config, digits)

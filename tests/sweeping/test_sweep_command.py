@@ -18,13 +18,16 @@ from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.sweep import main
 from dfs_rl.utils.config import load_config
 from dfs_rl.utils.yaml_core import read_yaml
+from tests.helpers.quick import quick_runs
+
+__all__ = ["quick_runs"]
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(300)]
 
 # 32 does not divide 48; each value alone is valid, so one of the trials fails.
 GRID = """\
 command: train_agent
-settings: {timesteps: 384, eval_every: 96, passes: 1}
+settings: {timesteps: 384, eval_every: 96, passes: 1, start: indifferent}
 search:
   reward.log_likelihood: {uniform: [0, 1]}
   cost_weight_range.1: {loguniform: [10, 100]}
@@ -38,7 +41,7 @@ retrain: {best: 1, seeds: 2}
 REASON = "num_envs is 48 and group_size is 32"
 ONE = """\
 command: train_agent
-settings: {timesteps: 96, num_envs: 32, passes: 1}
+settings: {timesteps: 96, num_envs: 32, passes: 1, start: indifferent}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 1
 retrain: {seeds: 0}
@@ -150,7 +153,7 @@ def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
     # There are more trials than cores, so that trials alternate at every interval.
     text = f"""\
 command: train_agent
-settings: {{timesteps: 768, num_envs: 32, eval_every: 96, passes: 1}}
+settings: {{timesteps: 768, num_envs: 32, eval_every: 96, passes: 1, start: indifferent}}
 search:
   algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
   reward.log_likelihood: {{uniform: [0, 1]}}
