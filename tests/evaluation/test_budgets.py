@@ -1,11 +1,15 @@
 """Result of each method at a budget, and the recommended one."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dfs_rl.evaluation.comparison import compare_runs
+from dfs_rl.evaluation.metrics import paired_difference
 from tests.helpers.fake_runs import fake_run, mcnemar, with_right
 
 TABLE = "best static table"
@@ -188,3 +192,76 @@ def test_gate_of_one_table_is_as_simple_as_the_table():
     summary = replace(run.summary, methods=(gate, *run.summary.methods[1:]), histogram=histogram)
     (point, *_) = compare_runs([replace(run, summary=summary)]).points
     assert (point.kind, point.complexity) == ("gate", 2)
+
+
+@st.composite
+def any_runs(draw):
+    """Two kinds of gates of three seeds each, with baselines, right on random images."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    levels = {key: draw(st.sampled_from((0.7, 0.75, 0.8))) for key in ("A", "B", "static_table")}
+    levels |= {"cascade": draw(st.sampled_from((0.4, 0.8))), "uniform_2": 0.75}
+    levels |= {"uniform_0": 0.1, "full": 0.9}
+    base = torch.rand(200, generator=generator)
+    cost = draw(st.sampled_from((0.47, 0.48, 0.8)))  # uniform 2 bit costs 0.5
+    budget = draw(st.sampled_from((None, 0.8)))
+
+    def right(level):
+        return base + 0.15 * torch.rand(200, generator=generator) < level
+
+    runs = []
+    shared = {split: right(levels["uniform_2"]) for split in ("reported", "selection")}
+    for label in "AB":
+        for seed in range(3):
+            run = fake_run(
+                f"{label}{seed}",
+                (0, cost),
+                label=label,
+                seed=seed,
+                static=(0, cost),
+                cascade=(0, cost),
+                **({} if budget is None else {"budget": budget}),
+            )
+            for split, uniform in shared.items():
+                drawn = {key: right(levels[label if key == "gate" else key]) for key in KEYS}
+                run = with_right(run, split, {**drawn, "uniform_2": uniform})
+            runs.append(run)
+    return runs
+
+
+KEYS = ("gate", "static_table", "cascade", "full", "uniform_0")
+
+
+def differs(first, second):
+    """Return whether two methods differ significantly at 99 %."""
+    return mcnemar(int((first > second).sum()), int((second > first).sum())) < 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(any_runs())
+def test_marks_follow_from_the_rows(runs):
+    comparison = compare_runs(runs)
+    assert len(comparison.verdict) <= 5
+    for gate in (point for point in comparison.points if point.kind == "gate"):
+        assert not set(gate.better_than) & set(gate.tied)
+        group = [run for run in runs if run.path in gate.runs]
+        ours = torch.stack([run.reported["gate"].correct for run in group]).mean(0)
+        for key in gate.better_than:
+            gain = gate.gains[key]
+            assert gain.mean > 2 * gain.deviation
+            for other in [key, *(["uniform_2"] if gate.computation.mean * 1.05 >= 0.5 else [])]:
+                theirs = torch.stack([r.reported[other].correct for r in group]).mean(0)
+                assert paired_difference(ours, theirs).low > 0
+    # No cheaper point is better on val, and tied points are named.
+    points = {p.label: p for p in (*comparison.points, *comparison.references)}
+    correct = {
+        p.label: next(r for r in runs if r.path == p.runs[0]).selection[p.kind].correct
+        for p in points.values()
+        if p.kind != "gate"
+    }
+    for at in comparison.budgets:
+        assert at.recommended is not None
+        assert at.recommended not in at.tied
+        for first, second in itertools.combinations({at.recommended, *at.tied} & set(correct), 2):
+            assert not differs(correct[first], correct[second])
+        best = points[at.recommended].complexity
+        assert all(best <= points[other].complexity for other in at.tied)

@@ -11,12 +11,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.backbones import (
-    AdaptiveSwin,
-    BackboneInfo,
-    ResNet,
-    save_backbone,
-)
+from dfs_rl.backbones import AdaptiveSwin, BackboneInfo, ResNet, save_backbone
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
@@ -41,6 +36,8 @@ from dfs_rl.runtime.pass_forms import evidence_of
 from dfs_rl.training.calibration import measure_features
 from tests.helpers.networks import network, pictures_for
 from tests.helpers.random_gate import RandomGate
+
+ALL_BUDGETS = {"budget_conditioning": BudgetConditioning(computations=(1.0, 50.0))}
 
 
 def random_gate(kind, backbone, **settings):
@@ -81,6 +78,13 @@ def fitted_network(images, *, bits=(0, 4, 32), std_factor=1.0):
     return net
 
 
+def with_exits(net, *after):
+    net.set_exits(after)
+    for head in net.exit_heads.heads:
+        head.quantizers.calibrate(torch.rand(64, head.weight.shape[1]), head.weight)
+    return net
+
+
 def varied_pictures(n):
     light = torch.linspace(0.1, 1.0, n).reshape(-1, 1, 1, 1)
     return (pictures_for(ResNet, n) * light).to(torch.uint8)
@@ -118,15 +122,9 @@ def test_weights_lie_inside_the_branches(exported):
 
 
 def test_exits_memory_and_preference(tmp_path):
-    net = network(ResNet, bits=(0, 4, 32))
-    net.set_exits((1, 2))
-    for head in net.exit_heads.heads:
-        head.quantizers.calibrate(torch.rand(64, head.weight.shape[1]), head.weight)
+    net = with_exits(network(ResNet, bits=(0, 4, 32)), 1, 2)
     backbone = net.to_inference()
-    conditioning = BudgetConditioning(computations=(1.0, 50.0))
-    gate = random_gate(
-        LSTMGate, backbone, exits=exit_info(backbone), budget_conditioning=conditioning
-    )
+    gate = random_gate(LSTMGate, backbone, exits=exit_info(backbone), **ALL_BUDGETS)
     model = GatedModel(backbone, gate)
     path = dfs_rl.export(model, tmp_path / "gate.onnx")
     images = pictures_for(ResNet, 64)
@@ -141,9 +139,7 @@ def test_exits_memory_and_preference(tmp_path):
 
 
 def test_options_as_an_input(tmp_path):
-    net, images = network(ResNet, bits=(0, 32)), pictures_for(ResNet, 1)
-    net.set_exits((1,))
-    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    net, images = with_exits(network(ResNet, bits=(0, 32)), 1), pictures_for(ResNet, 1)
     path = export_module.export_options_graph(net, tmp_path / "options.onnx")
     session = onnxruntime.InferenceSession(path)
     settings = net.costs.canonicalize(torch.tensor(list(itertools.product(range(3), repeat=3))))
@@ -184,9 +180,7 @@ def test_gates_choose_the_same(kind, std_factor, settings, tmp_path):
 
 
 def test_rules_of_several_passes(tmp_path):
-    net = network(ResNet, bits=(0, 4, 32))
-    net.set_exits((1,))
-    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    net = with_exits(network(ResNet, bits=(0, 4, 32)), 1)
     backbone, images = net.to_inference(), varied_pictures(64)
     passes = [RulePass(options=(1, 0, 3)), RulePass(options=(2, 3, 3), mirrored=True)]
     passes.append(RulePass(options=(2, 2, 2)))
@@ -225,16 +219,14 @@ def answer_if_sure(gate, backbone, images):
 @torch.no_grad()
 def test_learned_gates_of_several_passes(tmp_path):
     images = varied_pictures(96)
-    net = fitted_network(images)
-    net.set_exits((1,))
-    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 32), torch.rand(3, 32))
+    net = with_exits(fitted_network(images), 1)
     backbone = net.to_inference()
     gate = random_gate(
         MLPGate,
         backbone,
         passes=PassSettings(limit=3, mirrored=True),
-        budget_conditioning=BudgetConditioning(computations=(1.0, 50.0)),
         exits=exit_info(backbone),
+        **ALL_BUDGETS,
     )
     answer_if_sure(gate, backbone, images)
     model = GatedModel(backbone, gate)
@@ -253,8 +245,7 @@ def test_passes_within_a_budget_per_input(tmp_path):
     net = fitted_network(images)
     backbone = net.to_inference()
     passes = PassSettings(limit=3, mirrored=True, answer="surest")
-    settings = {"budget_conditioning": BudgetConditioning(computations=(1.0, 50.0))}
-    gate = random_gate(MLPGate, backbone, passes=passes, **settings)
+    gate = random_gate(MLPGate, backbone, passes=passes, **ALL_BUDGETS)
     answer_if_sure(gate, backbone, images)
     free = GatedModel(backbone, gate)(images)[1]
     bound = free.computation[free.n_passes > 1].quantile(0.5, interpolation="nearest")
@@ -283,11 +274,8 @@ def test_evidence_of_passes(answer):
 
 
 def test_programs_of_all_parts(tmp_path):
-    net = network(AdaptiveSwin, bits=(0, 4))
-    net.set_exits((1,))
-    net.exit_heads.heads[0].quantizers.calibrate(torch.rand(64, 256), torch.rand(3, 256))
-    model = GatedModel(net.to_inference(), RandomGate(3))
-    folder = tmp_path / "parts"
+    net = with_exits(network(AdaptiveSwin, bits=(0, 4)), 1)
+    model, folder = GatedModel(net.to_inference(), RandomGate(3)), tmp_path / "parts"
     folder.mkdir()
     for content in (None, "[]", "{}", "text"):  # a folder of someone else
         if content is not None:
@@ -358,12 +346,13 @@ def test_bad_images_and_files(exported, tmp_path):
     *_, path = exported
     images = pictures_for(ResNet, 2).numpy()
     model = OnnxModel(path)
-    with pytest.raises(DataError, match="at least one"):
-        model(images[:0])
-    with pytest.raises(DataError, match="1, 8, 8"):
-        model(images[:1, :, :4])
-    with pytest.raises(DataError, match=r"\[0, 1\]"):
-        model(images[:1].astype(np.float32))
+    for wrong, words in (
+        (images[:0], "at least one"),
+        (images[:1, :, :4], "1, 8, 8"),
+        (images[:1].astype(np.float32), r"\[0, 1\]"),
+    ):
+        with pytest.raises(DataError, match=words):
+            model(wrong)
     for preference in (0.5, "x", [0.5]):
         with pytest.raises(ConfigError, match="preference"):
             model(images[:1], preference=preference)
