@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(600)
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "extending.md"
 PLUGIN = Path(__file__).parent / "helpers" / "plugin"
 SMALL = "--dataset toy_lights --backbone plain --timesteps 64"
-AGENT = f"train_agent {SMALL} --num-envs 16"
+AGENT = f"train_agent {SMALL} --num-envs 16 --passes 1 --start indifferent"
 COMMANDS = {
     "help of train_agent": "train_agent --help",
     "help of train_gumbel": "train_gumbel --help",
@@ -63,7 +63,8 @@ trials: 2
 SWEPT = {
     "train_agent": (
         "algorithm.target_kl",
-        "algo: toy_ppo, num_envs: 16, reward: {terms: [[thrift, 0.5]]}",
+        "algo: toy_ppo, num_envs: 16, passes: 1, start: indifferent, "
+        "reward: {terms: [[thrift, 0.5]]}",
     ),
     "train_gumbel": ("training.sharpness", "method: toy_argmax, budget: 50"),
 }

@@ -148,7 +148,7 @@ def test_adaptive_depth_measures_the_shortest_network(tmp_path, flags, bits):
     run = tmp_path / "run"
     command = ["--recipe", "adn", "--backbone", "cifar_resnet26", "--width", "2", *flags]
     rounds = ["--training.calibration-rounds", "1"]
-    assert main([*command, *rounds, "--epochs", "2", "--run-dir", str(run)]) == 0
+    assert main([*command, *rounds, "--epochs", "1", "--run-dir", str(run)]) == 0
     backbone = load_stored_backbone(run).backbone
     assert isinstance(backbone, AdaptiveResNet)
     assert backbone.config.blocks == (4, 4, 4)
