@@ -40,7 +40,7 @@ SWIN = {"blocks": (3, 2), "width": 8, "heads": 2, "patch": 2, "bits": (0, 4, 32)
 # A network, its shape, epochs, and learning rate.
 NETWORKS = {
     "resnet": (ResNet, {"depth": 8, "width": 4, "bits": (0, 2, 8, 32)}, 6, 0.05),
-    "elastic": (ResNet, ELASTIC | {"recipe": "elastic"}, 12, 0.05),
+    "elastic": (ResNet, ELASTIC | {"recipe": "elastic"}, 14, 0.05),
     "adaptive": (AdaptiveResNet, ADAPTIVE, 8, 0.05),
     "adaptive blocks": (AdaptiveResNet, ADAPTIVE | {"granularity": "block"}, 8, 0.05),
     "adaptive low bits": (AdaptiveResNet, LOW_BITS, 12, 0.05),
