@@ -54,8 +54,7 @@ print(json.dumps([results, type(load(run).gate).__name__]))
 SWEEP = """\
 command: {command}
 settings:
-  {{dataset: toy_lights, backbone: plain, timesteps: 64, cost: traffic,
-    {settings}}}
+  {{dataset: toy_lights, backbone: plain, timesteps: 64, cost: traffic, {settings}}}
 search: {{{searched}: {{uniform: [0.1, 1.0]}}}}
 objective: {{name: hypervolume, reference_point: [100, 1]}}
 trials: 2
@@ -63,8 +62,7 @@ trials: 2
 SWEPT = {
     "train_agent": (
         "algorithm.target_kl",
-        "algo: toy_ppo, num_envs: 16, passes: 1, start: indifferent, "
-        "reward: {terms: [[thrift, 0.5]]}",
+        "algo: toy_ppo, num_envs: 16, start: indifferent, reward: {terms: [[thrift, 0.5]]}",
     ),
     "train_gumbel": ("training.sharpness", "method: toy_argmax, budget: 50"),
 }
