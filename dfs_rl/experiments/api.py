@@ -32,17 +32,18 @@ from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
 from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
 from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig
-from dfs_rl.experiments.evaluation import Evaluation, evaluate_run
+from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
+from dfs_rl.experiments.stored_evaluation import Evaluation
 from dfs_rl.gating.loading import load
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.config import config_from_dict, config_to_dict
 from dfs_rl.utils.constants import DIGITS
-from dfs_rl.utils.device import set_threads
+from dfs_rl.utils.device import using_threads
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import check_new
 from dfs_rl.utils.trusted_import import is_constructor, trust_constructor, trusting
@@ -260,7 +261,7 @@ def evaluate(
     if isinstance(gate, TrainedGate):
         gate, trust_code = gate.path, True
     config = _config(EvaluateConfig, None, run=gate, **settings)
-    with _threads(config.threads), trusting(code=trust_code):
+    with using_threads(config.threads), trusting(code=trust_code):
         return evaluate_run(config, dataset, baselines=baselines)
 
 
@@ -390,18 +391,7 @@ def _working(
     config: TrainBackboneConfig | GateRunConfig | CompareConfig, *, trust_code: bool = False
 ) -> Iterator[None]:
     """Within the block, trust the constructor that the caller names, and use the threads asked."""
-    with _threads(config.threads), trusting(code=trust_code):
+    with using_threads(config.threads), trusting(code=trust_code):
         if is_constructor(config.backbone):
             trust_constructor(str(config.backbone))
         yield
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Within the block, let torch use ``n`` threads."""
-    before = torch.get_num_threads()
-    set_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

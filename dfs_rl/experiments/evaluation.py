@@ -3,20 +3,15 @@
 The test split is evaluated once: for an unchanged run the stored summary is returned.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
-
-import pandas as pd
 
 from dfs_rl.backbones import BackboneInfo, GatedBackbone, StoredBackbone, load_stored_backbone
 from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.backbones.storage import weights_digest
 from dfs_rl.costs import CostTable
-from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.costs.machine import measured_costs
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.data.corruptions import corrupted
@@ -33,14 +28,18 @@ from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.evaluation.static_tables.search import CachedScores
 from dfs_rl.evaluation.summary import (
-    FORMAT,
-    EvaluationSummary,
     per_image_results_of,
     save_per_image_results,
     summarize,
 )
 from dfs_rl.experiments.budgets import with_percent_budgets
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
+from dfs_rl.experiments.stored_evaluation import (
+    Evaluation,
+    identity_of,
+    name_parts,
+    stored_evaluation,
+)
 from dfs_rl.gating.base import Gate
 from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER, add_gate
 from dfs_rl.gating.model import GatedModel
@@ -52,10 +51,10 @@ from dfs_rl.reporting.images_plot import cheapest_and_most_expensive, images_plo
 from dfs_rl.reporting.tables import summary_text
 from dfs_rl.utils import precision
 from dfs_rl.utils.cli import Invocation
-from dfs_rl.utils.config import config_from_dict, config_to_dict
+from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
-from dfs_rl.utils.io import read_json, write_json
+from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.run_folder import BACKBONE_KINDS, RunFolder, check_trained
 from dfs_rl.utils.yaml_core import read_yaml
@@ -70,46 +69,6 @@ EvaluationCache = dict[str, _Shared]
 
 These are backbone, images, precision and batch size.
 """
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a gate and its baselines.
-
-    Attributes:
-        summary: All figures.
-        path: File of the summary.
-        stored: True if the figures were read from an earlier evaluation.
-    """
-
-    summary: EvaluationSummary = field(repr=False)
-    path: Path
-    stored: bool = field(default=False, repr=False)
-
-    @property
-    def figure_prefix(self) -> str:
-        """File name prefix of the figures."""
-        parts = self.path.stem.split("-", 1)[1:]
-        return "".join(f"{part}-" for part in parts)
-
-    @property
-    def results_path(self) -> Path:
-        """File with the per-image results of every method."""
-        name = self.path.name.replace("summary", "outcomes")
-        return self.path.with_name(name).with_suffix(".safetensors")
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per method, the gate first, with the columns of ``MethodSummary``.
-
-        ``difference``, ``low`` and ``high`` are accuracy of the gate minus that of the method in
-        points, with the bounds of its 95 % interval over images; ``outcome`` judges it.
-        """
-        methods = pd.DataFrame([config_to_dict(method) for method in self.summary.methods])
-        methods = methods.drop(columns=["class_accuracy", "exit_shares"])
-        if not self.summary.comparisons:
-            return methods
-        compared = pd.DataFrame([config_to_dict(one) for one in self.summary.comparisons])
-        return methods.merge(compared.drop(columns=["label", "role"]), on="key", how="left")
 
 
 def run(invocation: Invocation[EvaluateConfig]) -> None:
@@ -174,15 +133,15 @@ def evaluate_run(
     # The summary.json of a backbone's run already contains its training.
     shown = [config.split] if config.split != "test" or model is None else []
     profile = None if measured is None else measured.profile
-    point = _point(config, costs, None if config.profile is None else profile)
+    point = name_parts(config, costs, None if config.profile is None else profile)
     name = "-".join(["summary", *shown, *point, *only]) + ".json"
     ran = BASELINES if baselines is None else baselines
-    identity = _identity(config, data.fingerprint, profile, ran)
-    if found := _stored_evaluation(folder.path / name, identity):
+    identity = identity_of(config, data.fingerprint, profile, ran)
+    if found := stored_evaluation(folder.path / name, identity):
         return found
     with nullcontext(folder.path) if store is None else store() as output_folder:
         path = output_folder / name
-        if found := _stored_evaluation(path, identity):
+        if found := stored_evaluation(path, identity):
             return found
         if path.exists():
             progress(f"{path} belongs to other weights, images or settings and is replaced")
@@ -298,33 +257,6 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
     return f"budget-conditioned, at a preference where val images cost {cost}"
 
 
-def _point(config: EvaluateConfig, costs: CostTable, given: LatencyProfile | None) -> list[str]:
-    """Return the parts of file names that tell stream, setting of the gate, and given times."""
-    parts: list[str] = [] if config.corruptions is None else [config.corruptions]
-    if config.budget is not None:
-        percent, full = config.budget, costs.total_cost
-        in_words = f"{percent:g}" if costs.profile is None else f"{percent * full / 100.0:g}-ms"
-        parts.append(f"at-{in_words}")
-    if config.max_accuracy_drop is not None:
-        parts.append(f"drop-{config.max_accuracy_drop:g}")
-    if config.precision != EvaluateConfig.precision:
-        parts.append(config.precision)
-    return parts if given is None else [*parts, f"measured-{given.runtime}"]
-
-
-def _stored_evaluation(path: Path, identity: str) -> Evaluation | None:
-    """Return the stored evaluation at a path, None without one of that identity."""
-    try:
-        record = read_json(path) if path.is_file() else None
-        if not isinstance(record, Mapping) or record.get("format") != FORMAT:
-            return None
-        summary = config_from_dict(record, EvaluationSummary, str(path))
-    except (ConfigError, RunFolderError):  # damaged, treated as missing
-        return None
-    found = Evaluation(summary, path, stored=True)
-    return found if summary.identity == identity and found.results_path.is_file() else None
-
-
 def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig) -> None:
     """Raise ConfigError for settings that do not fit into memory, before anything runs."""
     batch = min(config.batch_size, max(len(data.split(n)) for n in (config.split, _SELECTION)))
@@ -390,28 +322,3 @@ def _dataset(
         )
     own = cast("Corruptions", settings.get("corruptions") or "none")
     return corrupted(data, corruptions or own)
-
-
-def _identity(
-    config: EvaluateConfig,
-    fingerprint: str,
-    profile: LatencyProfile | None,
-    baselines: Iterable[str],
-) -> str:
-    """Return a digest of all inputs that determine the results; it ends with ``model_digest``."""
-    drop = None if config.max_accuracy_drop is None else f"drop {config.max_accuracy_drop}"
-    settings = config.split, config.precision, config.search, config.budget
-    given = [fingerprint, *settings, drop, profile, *baselines]
-    digest = hashlib.sha256(" ".join(str(one) for one in given if one is not None).encode())
-    return f"{digest.hexdigest()[:16]}-{model_digest(config.run)}"
-
-
-def model_digest(run: Path) -> str:
-    """Return a digest of a run's backbones and gate, with which summaries identify them."""
-    digest = hashlib.sha256()
-    for part in (BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER):
-        for path in sorted((run / part).glob("*")):
-            if path.suffix in (".json", ".safetensors") and not path.name.startswith("."):
-                digest.update(f" {part}/{path.name} {path.stat().st_size} ".encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ from dfs_rl.backbones.storage import STRUCTURE_FILE, load_info
 from dfs_rl.errors import ConfigError, RunFolderError
 from dfs_rl.evaluation.summary import EvaluationSummary
 from dfs_rl.experiments.api import TrainedGate
-from dfs_rl.experiments.evaluation import model_digest
+from dfs_rl.experiments.stored_evaluation import model_digest
 from dfs_rl.gating.loading import BACKBONE_FOLDER, GATE_FOLDER, MODEL_FILES
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.hub import check_repository_name, hub_errors

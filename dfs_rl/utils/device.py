@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -113,3 +114,14 @@ def check_memory(needs: Mapping[str, float], device: torch.device) -> None:
         f"together take {total / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free on {device}; "
         "give a lower one."
     )
+
+
+@contextmanager
+def using_threads(n: int) -> Iterator[None]:
+    """Within the block, let torch use ``n`` threads."""
+    before = torch.get_num_threads()
+    set_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, constants
 
 import dfs_rl
 from dfs_rl.errors import CheckpointError, ConfigError, HubError, RunFolderError
-from dfs_rl.experiments.evaluation import model_digest
 from dfs_rl.experiments.hub import model_card
+from dfs_rl.experiments.stored_evaluation import model_digest
 from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.utils.io import read_json, write_json
 from dfs_rl.utils.run_folder import RunFolder
