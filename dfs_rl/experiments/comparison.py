@@ -223,6 +223,7 @@ def _evaluate(
 
         try:
             check_trained(run.path)
+            read_record(run.path / TRAINING_FILE, TrainingRecord)  # needed below, after a while
             by_folder[run.path] = [
                 _evaluate_at(run, dataset, budget, effective, config, cache, store)
                 for budget, effective in _budgets_of_run(run, config)

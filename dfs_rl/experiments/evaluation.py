@@ -56,7 +56,7 @@ from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import BACKBONE_KINDS, RunFolder, check_trained
+from dfs_rl.utils.run_folder import BACKBONE_KINDS, RunFolder
 from dfs_rl.utils.yaml_core import read_yaml
 
 _SELECTION: ReportedSplit = "val"
@@ -114,15 +114,14 @@ def evaluate_run(
         store: Yields another output folder than the run, entered if the run has no such results.
 
     Raises:
-        RunFolderError: If the folder is no run.
+        RunFolderError: If the folder is no run, or its training has not stored a gate yet.
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is missing or differs from the one of the training.
         ConfigError: If a setting does not suit the run or the machine.
     """
     folder = RunFolder.open(config.run)
-    check_trained(folder.path)
     baselines = _checked_baselines(folder, baselines)
-    stored = stored or load_stored_backbone(folder.path / BACKBONE_FOLDER)
+    stored = stored or load_stored_backbone(folder.path)
     config = with_percent_budgets(config, stored.backbone.costs)
     backbone, model, before = _load(folder, config, stored)
     costs = backbone.costs

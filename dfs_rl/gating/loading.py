@@ -12,7 +12,8 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.hub import SCHEME, download
-from dfs_rl.utils.run_folder import check_trained
+from dfs_rl.utils.logging import print_status
+from dfs_rl.utils.run_folder import check_trained, unfinished_training
 
 BACKBONE_FOLDER = "backbone"
 GATE_FOLDER = "gate"
@@ -39,7 +40,8 @@ def load(
 ) -> GatedModel:
     """Load the trained backbone and gate of a run folder, or of a repository on the hub.
 
-    A gate that was trained with a per-input budget keeps it.
+    A gate that was trained with a per-input budget keeps it. Of a training that has not finished it
+    is the best gate so far, with a warning.
 
     ``logits, trace = model(images)`` classifies; ``model.classes`` lists the class names.
 
@@ -62,7 +64,7 @@ def load(
         ConfigError: If the gate does not support ``budget`` or ``max_accuracy_drop``, the network
             needs code that is not trusted, or a value is invalid.
         HubError: If the repository cannot be downloaded.
-        RunFolderError: If the training of the run has not finished.
+        RunFolderError: If the training of the run has not stored a gate yet.
     """
     if not isinstance(run_dir, str | Path):
         raise ConfigError(f"run_dir is {run_dir!r}; allowed is the path of a run folder.")
@@ -75,7 +77,6 @@ def load(
         )
     source = str(run_dir)
     folder = download(source, MODEL_FILES) if source.startswith(SCHEME) else Path(run_dir)
-    check_trained(folder)
     for part in (BACKBONE_FOLDER, GATE_FOLDER):
         _check_folder(folder / part, source)
     stored = load_stored_backbone(folder / BACKBONE_FOLDER, trust_code=trust_code)
@@ -105,12 +106,14 @@ def add_gate(
     ``dtype`` is that of the inference form; ``None`` uses the training form.
     """
     _check_folder(folder, str(folder.parent))
+    if unfinished := unfinished_training(folder.parent):
+        print_status(f"Warning: {unfinished}. This is its best gate so far.")
     if budget is not None and max_accuracy_drop is not None:
         raise ConfigError(
             f"budget is {budget} and max_accuracy_drop is {max_accuracy_drop}; give one of them."
         )
     if budget is None and budget_unit != "percent":
-        raise ConfigError(f"budget_unit is {budget_unit!r}, but no budget is given; give one.")
+        raise ConfigError(f"budget_unit is {budget_unit!r}, but no budget is given; leave it out.")
     trained, info, gate = stored.backbone, stored.info, load_gate(folder)
     model = GatedModel(
         trained if dtype is None else trained.to_inference(dtype),
@@ -128,6 +131,7 @@ def add_gate(
 
 def _check_folder(folder: Path, source: str) -> None:
     if not folder.is_dir():
+        check_trained(folder.parent)
         raise CheckpointError(
             f"{source} has no folder {folder.name!r}, so it is not the run of a trained gate."
         )

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -323,21 +323,30 @@ class RunFolder:
         return self.checkpoint_dir / f"{name}.safetensors"
 
 
+def unfinished_training(path: Path) -> str:
+    """Return how to continue the training in a folder; empty if it has finished or is none."""
+    if not (path / RECORD).is_file():
+        return ""
+    with suppress(RunFolderError):  # the weights beside a damaged record may be intact
+        run = RunFolder(path, read_record(path / RECORD, RunRecord).kind)
+        if run.kind.startswith("train_") and not run.is_finished:
+            return f"the training of {path} is not finished; continue it with: {run.resume_command}"
+    return ""
+
+
 def check_trained(path: Path) -> None:
     """Raise RunFolderError for the run of an unfinished training; other folders pass."""
-    if (path / TRAINING_FILE).is_file() or not (path / RECORD).is_file():
-        return
-    run = RunFolder(path, read_record(path / RECORD, RunRecord).kind)
-    if run.kind.startswith("train_") and not run.is_finished:
-        raise RunFolderError(
-            f"the training of {path} is not finished; continue it with: {run.resume_command}"
-        )
+    if unfinished := unfinished_training(path):
+        raise RunFolderError(unfinished)
 
 
 def check_new(path: Path) -> None:
     """Raise RunFolderError if a folder cannot take a new run, before slow work."""
-    if not (path / NEW_RUN).is_dir():  # of a process that was killed
-        check_free(path, [_CONFIG])
+    try:
+        if not (path / NEW_RUN).is_dir():  # of a process that was killed
+            check_free(path, [_CONFIG])
+    except OSError as error:
+        raise RunFolderError(f"cannot create a run in {path}: {error}.") from error
 
 
 def _default_folders(name: str) -> Iterator[Path]:
