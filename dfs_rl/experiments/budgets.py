@@ -27,7 +27,7 @@ def with_percent_budgets(config: ConfigT, costs: "CostTable") -> ConfigT:
         elif given is not None:
             changes[name] = costs.percent_of_budget(given, unit)
     if len(changes) == 1:
-        raise ConfigError(f"budget_unit is {unit!r}, but no budget is given; give one in {unit}.")
+        raise ConfigError(f"budget_unit is {unit!r}, but no budget is given; leave it out.")
     return replace(config, **changes)
 
 

@@ -234,8 +234,10 @@ def check_with_dataset(file: SweepFile, dataset: Dataset, path: Path) -> None:
     """Validate settings, every choice and both ends of every range against data and backbone."""
     given = read_yaml(path)
     with _located(given, str(path), "objective"):
-        unit = getattr(file.config({}), "budget_unit", "percent")
-        if file.objective.budget is not None and file.objective.budget_unit != unit:
+        config = file.config({})
+        unit = getattr(config, "budget_unit", "percent")
+        has_budget = "budget" in file.search or getattr(config, "budget", None) is not None
+        if has_budget and file.objective.budget is not None and file.objective.budget_unit != unit:
             raise ConfigError(
                 f"objective.budget is in {file.objective.budget_unit}, but settings.budget_unit is "
                 f"{unit!r}; give both in one unit."

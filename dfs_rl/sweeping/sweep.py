@@ -88,8 +88,9 @@ def run(invocation: Invocation[SweepConfig]) -> None:
             try:
                 _run_sweep(file, dataset, reference_point, folder)
             except KeyboardInterrupt:
-                resume = f"{program(config.KIND)} --resume {folder.path}"
-                raise KeyboardInterrupt(f"Interrupted; continue with: {resume}") from None
+                raise KeyboardInterrupt(
+                    f"Interrupted; continue with: {folder.resume_command}"
+                ) from None
 
 
 def resolved(config: SweepConfig) -> SweepFile:

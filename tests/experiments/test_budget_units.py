@@ -255,10 +255,12 @@ def test_a_small_budget_is_told_in_milliseconds(refusal, in_ms, agent):
 
 
 def test_a_unit_without_a_budget_is_refused(refusal, in_ms, agent):
-    assert "budget_unit is 'ms'" in refusal(train_agent.main, in_ms)
-    assert "budget_unit is 'ms'" in refusal(evaluate_main, [str(agent), "--budget-unit", "ms"])
-    with pytest.raises(ConfigError, match="budget_unit is 'ms'"):
-        dfs_rl.load(agent, budget_unit="ms")
+    said = "budget_unit is 'ms', but no budget is given; leave it out"
+    assert said in refusal(train_agent.main, in_ms)
+    assert said in refusal(train_agent.main, [*in_ms, "--max-accuracy-drop", "1"])
+    assert said in refusal(evaluate_main, [str(agent), "--budget-unit", "ms"])
+    with pytest.raises(ConfigError, match=said):
+        dfs_rl.load(agent, budget_unit="ms", max_accuracy_drop=1.0)
 
 
 def test_what_a_gate_cannot_be_set_to(plain):

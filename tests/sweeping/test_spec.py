@@ -218,3 +218,9 @@ def test_values_are_checked_with_the_data_set(load, tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         check_with_dataset(file, load_dataset("digits"), path)
     assert str(caught.value).startswith(f"{path}, {message}")
+
+
+def test_an_objective_alone_may_be_in_milliseconds(load, tmp_path):
+    given = "command: train_agent\nsearch: {reward.log_likelihood: {uniform: [0, 1]}}\n"
+    file = load(f"{given}objective: {{name: accuracy, budget: 2, budget_unit: ms}}\n")
+    check_with_dataset(file, load_dataset("digits"), tmp_path / "sweep.yaml")

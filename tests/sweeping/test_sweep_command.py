@@ -218,7 +218,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
         (["big.yaml"], "resources.cpus is 9, but the largest node here has 1"),
         (["{file}", "--trials", "0"], "trials is 0; it must be at least 1"),
         (["{file}", "--set", "dataset=/nowhere"], "/nowhere"),
-        (["{file}", "--set", "backbone=x"], "x/backbone.json"),
+        (["{file}", "--set", "backbone=x"], "x is not a folder"),
     ],
 )
 def test_invalid_input_is_refused(tmp_path, refusal, flags, message):
