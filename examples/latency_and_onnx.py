@@ -6,7 +6,7 @@ learned gate take as long as its layers; on a larger one, give `method="ppo"`, `
 `format="onnx"`.
 
 Prints the profile's time of the whole network and the budget, then the table and its median time.
-Needs `pip install 'dfs-rl[export]'`. Writes `table.onnx`, `profile.json` and two folders in `runs`.
+Needs `pip install 'dfs-rl[export]'`. Writes `table.onnx`, `latency.json` and two folders in `runs`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     backbone = dfs_rl.train_backbone(
         args.backbone, data, bits=[0, 32], epochs=args.epochs, run_dir="runs/net"
     )
-    profile = dfs_rl.profile(backbone, "profile.json", runtime="onnx", batch_sizes=[1], calls=20)
+    profile = dfs_rl.profile(backbone, "latency.json", runtime="onnx", batch_sizes=[1], calls=20)
     fixed = profile.milliseconds("stem") + profile.milliseconds("head")
     layers = range(len(profile.layer_macs))
     full = fixed + sum(profile.milliseconds("layer", layer, 32) for layer in layers)
@@ -37,7 +37,7 @@ if __name__ == "__main__":
         data,
         method="static_greedy",
         cost="latency",
-        latency={"profile": "profile.json"},
+        latency={"profile": "latency.json"},
         budget=budget,
         budget_unit="ms",
         run_dir="runs/fast",

@@ -123,6 +123,11 @@ class LatencyProfile:
         return tuple(sorted({part.bits for part in self.parts if part.bits is not None}))
 
     @property
+    def exits(self) -> tuple[int, ...]:
+        """The numbers of gated layers before the measured exits, ascending."""
+        return tuple(sorted({part.layer or 0 for part in self.parts if part.part == "exit"}))
+
+    @property
     def error(self) -> float:
         """Mean absolute error in percent of the sums of parts in ``checks``; 0 without checks."""
         errors = [abs(c.predicted / c.measured - 1.0) for c in self.checks]

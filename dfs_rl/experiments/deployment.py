@@ -121,9 +121,11 @@ def _profile(
     writes: bool = True,
 ) -> LatencyProfile:
     """Measure a network and write its profile."""
+    earlier = _earlier_profile(config.out) if writes else None
     model = _model(network, resolve_device(config.device))
+    if earlier is not None:
+        _check_alike(earlier, config, model)
     if writes:
-        _check_replaceable(config, model)
         check_writable(config.out)
     if config.runtime != "torch":
         check_extra()
@@ -140,23 +142,26 @@ def _profile(
     return result
 
 
-def _check_replaceable(config: ProfileConfig, model: GatedModel) -> None:
-    """Check that a file that is there is an earlier profile of the same network and machine."""
-    path = config.out
+def _earlier_profile(path: Path) -> LatencyProfile | None:
+    """Return the profile in a file, which must be one, or None where there is no file."""
     if not path.exists():
-        return
+        return None
     try:
-        found = read_latency_profile(path)
+        return read_latency_profile(path)
     except DfsRlError as error:
         raise ConfigError(
             f"out is {path}, which is there and is no latency profile; give another file."
         ) from error
+
+
+def _check_alike(earlier: LatencyProfile, config: ProfileConfig, model: GatedModel) -> None:
+    """Check that an earlier profile is of the same network, machine and settings."""
     setup = measured_setup(model, runtime=config.runtime, threads=config.threads)
-    setup["bits"] = tuple(model.backbone.options)
-    if any(getattr(found, name) != value for name, value in setup.items()):
+    setup |= {"bits": tuple(model.backbone.options), "exits": model.backbone.costs.exits_after}
+    if any(getattr(earlier, name) != value for name, value in setup.items()):
         raise ConfigError(
-            f"out is {path}, a profile of something else: {latency_subject(found)}; give another "
-            "file, or remove it."
+            f"out is {config.out}, a profile of something else: {latency_subject(earlier)}; give "
+            "another file, or remove it."
         )
 
 

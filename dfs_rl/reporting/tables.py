@@ -202,7 +202,9 @@ def latency_subject(profile: LatencyProfile) -> str:
     threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
     return (
         f"{len(profile.layer_macs)} gated layers with {sum(profile.layer_macs):,} MACs at "
-        f"{_listed(profile.bits)} bit, measured on {profile.machine}, {profile.runtime}, {threads}"
+        f"{_listed(profile.bits)} bit, {len(profile.exits)} exits, other parts with "
+        f"{sum(profile.fixed_macs):,} MACs, measured on {profile.machine}, {profile.runtime}, "
+        f"{threads}"
     )
 
 
