@@ -59,8 +59,8 @@ class TrainAgentConfig(GateTrainingConfig):
         group_size: Rollouts of one image that share a baseline; 1 disables groups. Default 8 for a
             gate that starts indifferent, otherwise 1; dqn, qrdqn and several passes accept only 1.
         num_envs: Number of parallel environments, repeated images included.
-        passes: Largest number of passes of an image; at the end of each but the last, the gate
-            answers or runs again. Rules over as many passes are tuned first. Default 3; 1 for
+        passes: Largest number of passes of an image, 1 to 5; at the end of each but the last, the
+            gate answers or runs again. Rules over as many passes are tuned first. Default 3; 1 for
             algorithms without an actor or with a memory, co-training, backbones with exits,
             per-input budgets, groups, other starts and initial gates.
         mirrored: Use of mirror images in further passes; by default if the training of the backbone

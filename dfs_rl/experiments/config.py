@@ -23,7 +23,7 @@ from dfs_rl.utils.config import (
     chosen_blocks,
     configuration,
 )
-from dfs_rl.utils.constants import DIGITS, Corruptions, Precision
+from dfs_rl.utils.constants import DIGITS, MAX_PASSES, Corruptions, Precision
 from dfs_rl.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 Flip = Annotated[bool | None, tyro.conf.DisallowNone]
 """``--flip``, ``--no-flip``, or neither; likewise for others."""
 ReportedSplit = Literal["test", "val"]
-Passes = Annotated[int, Field(ge=1, le=5)]
-"""Largest number of passes; the search for rules over six would take hours."""
+Passes = Annotated[int, Field(ge=1, le=MAX_PASSES)]
 N_VALIDATIONS = 20
 """Default number of validations in a run."""
 DEFAULT_BUDGET = 1.0

@@ -21,6 +21,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
 from dfs_rl.gating.execution import ExecutionState, Finished, gather_state, run_stem
 from dfs_rl.utils.config import configuration
+from dfs_rl.utils.constants import MAX_PASSES
 from dfs_rl.utils.constants import AnswerRule as AnswerRule
 
 ANSWER, AGAIN, AGAIN_MIRRORED = range(3)
@@ -44,13 +45,13 @@ class PassSettings:
     """Passes that an episode may have.
 
     Attributes:
-        limit: Largest number of passes, at least 1.
+        limit: Largest number of passes, 1 to 5.
         mirrored: True if a further pass may run on the mirror image.
         answer: Answer after several passes: the "mean" of their probabilities, that of the "last"
             pass, or that of the "surest", which has the largest probability (recall).
     """
 
-    limit: Annotated[int, Field(ge=1)] = 1
+    limit: Annotated[int, Field(ge=1, le=MAX_PASSES)] = 1
     mirrored: bool = False
     answer: AnswerRule = "mean"
 

@@ -8,6 +8,8 @@ MNIST5K = "mnist5k"
 """Name of the 5,000 MNIST digits of 28 x 28 pixels that ship with the package."""
 Recipe = Literal["supernet", "adn", "elastic"]
 """Sub-networks that are distilled into: low bits, also the one without any path, or any depth."""
+MAX_PASSES = 5
+"""Largest number of passes of an episode; the search for rules over six would take hours."""
 AnswerRule = Literal["mean", "last", "surest"]
 """Answer after several passes, see ``PassSettings``."""
 ELASTIC_PARTS = 4
