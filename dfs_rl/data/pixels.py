@@ -34,9 +34,8 @@ def check_pixels(images: object, *, bounded: bool = True) -> None:
             "[0, 1]; torch.from_numpy converts an array."
         )
     if images.layout != torch.strided or images.is_nested:
-        raise DataError(
-            f"images are a sparse or nested tensor ({images.layout}); allowed is a dense one."
-        )
+        kind = "nested" if images.is_nested else str(images.layout)
+        raise DataError(f"images are a {kind} tensor; allowed is a dense one.")
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point() or images.dtype.itemsize == 1:  # float8 has no minimum

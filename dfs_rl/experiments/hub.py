@@ -80,8 +80,8 @@ def model_card(path: Path, repository: str, *, licence: str) -> str:
     summary = read_record(path / _SUMMARY, EvaluationSummary)
     if not summary.identity.endswith(model_digest(path)):
         raise RunFolderError(
-            f"{path / _SUMMARY} was measured with other weights than those in the run; run python "
-            f"-m dfs_rl.evaluate {path} again."
+            f"{path / _SUMMARY} does not belong to the weights in the run; run python -m "
+            f"dfs_rl.evaluate {path} again."
         )
     structure = cast("dict[str, Any]", read_json(path / BACKBONE_FOLDER / STRUCTURE_FILE))
     conditioning = getattr(gate, "budget_conditioning", None)

@@ -113,7 +113,7 @@ def test_figures_of_other_weights_are_not_uploaded(trained, tmp_path):
     gate = load_gate(run / "gate")
     gate.preference = 0.5
     save_gate(gate, run / "gate")
-    with pytest.raises(RunFolderError, match="other weights"):
+    with pytest.raises(RunFolderError, match="does not belong to the weights"):
         dfs_rl.push_to_hub(run, "user/gate", licence="mit")
 
 
