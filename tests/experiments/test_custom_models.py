@@ -175,7 +175,7 @@ def test_code_that_a_file_names_runs_only_if_trusted(own, monkeypatch, capsys):
     for main, flags in (
         (evaluate_main, ["run", "--split", "val"]),
         (train_agent.main, ["--resume", "run"]),
-        (train_agent.main, ["--config", "run/config.yaml"]),
+        (train_agent.main, ["--config", "run/config.yaml", "--run-dir", "new"]),
     ):
         assert main(flags) == 2
         assert "othernets:make" in (said := capsys.readouterr().err)
