@@ -10,7 +10,13 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import accuracy_drop, calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
 from dfs_rl.experiments.budgets import with_percent_budgets
-from dfs_rl.experiments.config import EvaluateConfig, GateRunConfig, GateTrainingConfig, create_run
+from dfs_rl.experiments.config import (
+    EvaluateConfig,
+    GateRunConfig,
+    GateTrainingConfig,
+    create_run,
+    program,
+)
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.experiments.session import (
@@ -45,12 +51,17 @@ def run(invocation: Invocation[GateRunConfig]) -> None:
     folder = gate_run.folder
     with folder.lock():
         gate_run.train()
-        evaluation = evaluate_run(
-            EvaluateConfig(run=folder.path, device=config.device),
-            dataset,
-            progress=lambda text: print_status(f"Evaluating: {text} ..."),
-            stored=gate_run.trained,
-        )
+        try:
+            evaluation = evaluate_run(
+                EvaluateConfig(run=folder.path, device=config.device),
+                dataset,
+                progress=lambda text: print_status(f"Evaluating: {text} ..."),
+                stored=gate_run.trained,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Interrupted; the gate is trained. Go on with: {program('evaluate')} {folder.path}"
+            ) from None
     print_result(summary_text(evaluation.summary))
     print_status(f"Everything is in {folder.path}; pictures:")
     for picture in sorted(folder.plots_dir.glob("*.png")):
@@ -157,7 +168,9 @@ class GateRun:
         measured = gate.budget_conditioning
         least, most = measured.budget_range
         in_words = partial(costs.cost_text, digits=3)
-        print_status(f"Its mean cost is {in_words(least)} to {in_words(most)}, by budget.")
+        print_status(
+            f"The mean cost of what ships is {in_words(least)} to {in_words(most)}, by budget."
+        )
         assert isinstance(self.config, GateTrainingConfig | TrainCascadeConfig)
         drop = self.config.max_accuracy_drop
         # A bound that the gate cannot hold is no error: it would lose the trained gate.

@@ -74,7 +74,9 @@ class BudgetConditioning:
             ConfigError: If nothing was measured.
         """
         if not self.computations:
-            raise ConfigError("the costs of this gate were not measured at any preference.")
+            raise ConfigError(
+                "the costs of this gate were not measured yet, as the end of a training does."
+            )
         return min(self.computations), max(self.computations)
 
     @property
@@ -108,7 +110,9 @@ class BudgetConditioning:
             ConfigError: If nothing was measured.
         """
         if self.full_precision_accuracy is None:
-            raise ConfigError("the accuracies of this gate were not measured at any preference.")
+            raise ConfigError(
+                "the accuracies of this gate were not measured yet, as the end of a training does."
+            )
         return self.full_precision_accuracy - max(self.accuracies)
 
     def preference_for_accuracy_drop(self, drop: float) -> float:

@@ -172,8 +172,8 @@ def _parse(
         if path := moved.pop("resume", None):
             if unwanted := [word for word in others if word != _TRUST]:
                 raise ConfigError(
-                    f"--resume {path} continues with the settings of that run; remove "
-                    f"{unwanted[0]}."
+                    f"--resume {path} continues with the settings of that run; leave out "
+                    f"the argument {unwanted[0]}."
                 )
             folder = RunFolder.open(Path(path), kind)
             config = dataclasses.replace(folder.config(config_type), **moved)  # type: ignore[type-var]

@@ -161,7 +161,7 @@ def check_free(path: Path, files: Collection[str]) -> None:
     if (path / RECORD).exists():
         raise RunFolderError(
             f"{path} holds a run already (it has {RECORD}); choose another folder, or continue "
-            f"with --resume {path}."
+            "that run with the flag --resume of its command."
         )
     for entry in (*files, *_RESERVED):
         if (path / entry).exists():  # of the user
