@@ -177,7 +177,7 @@ def test_latency_and_onnx(printed, tmp_path, digits):
     (full, budget), table = printed("latency_and_onnx", "--epochs", "1", "--backbone", "resnet8")[
         -2:
     ]
-    record = json.loads((tmp_path / "profile.json").read_text())
+    record = json.loads((tmp_path / "latency.json").read_text())
     times = {(p["part"], p["layer"], p["bits"]): p["median"] for p in record["parts"]}
     bits = [int(value) for value in table[:3]]
     fixed = times["stem", None, None] + times["head", None, None]

@@ -199,10 +199,11 @@ def _notes(summary: EvaluationSummary) -> list[str]:
 
 def latency_subject(profile: LatencyProfile) -> str:
     """Return which network a profile measures, on which machine and how."""
-    threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}"
+    threads = f"{profile.threads} thread{'s' * (profile.threads > 1)}"
+    exits = f"{len(profile.exits)} exit{'s' * (len(profile.exits) != 1)}"
     return (
         f"{len(profile.layer_macs)} gated layers with {sum(profile.layer_macs):,} MACs at "
-        f"{_listed(profile.bits)} bit, {len(profile.exits)} exits, other parts with "
+        f"{_listed(profile.bits)} bit, {exits}, other parts with "
         f"{sum(profile.fixed_macs):,} MACs, measured on {profile.machine}, {profile.runtime}, "
         f"{threads}"
     )

@@ -184,7 +184,7 @@ def test_code_that_a_file_names_runs_only_if_trusted(own, monkeypatch, capsys):
     assert train_agent.main(["--resume", "run", "--trust-code"]) == 0
     assert train_agent.main(["--resume", "run"]) == 2  # each command needs the flag
     assert train_agent.main(["--resume", "run", "--backbone", "othernets:make"]) == 2
-    assert "remove --backbone" in capsys.readouterr().err
+    assert "leave out the argument --backbone" in capsys.readouterr().err
 
 
 def test_gate_trains_on_a_stored_custom_backbone(own, monkeypatch, tmp_path, capsys):

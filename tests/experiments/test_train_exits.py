@@ -86,7 +86,7 @@ def test_interrupted_run_resumes_exactly(finished, tmp_path, capsys):
     assert f"python -m dfs_rl.train_exits --resume {run}\n" in capsys.readouterr().err
     assert not (run / "backbone" / "backbone.json").exists()
     assert main([*AFTER, "--run-dir", str(run)]) == 2
-    assert f"--resume {run}" in capsys.readouterr().err
+    assert f"{run} holds a run already" in capsys.readouterr().err
     assert main(["--resume", str(run)]) == 0
     assert (run / HEADS).read_bytes() == (finished / HEADS).read_bytes()
     assert contents(PRETRAINED_DIGITS) == original

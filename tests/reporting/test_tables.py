@@ -137,8 +137,8 @@ def test_cells_are_printed_as_they_are_at_any_width():
 
 
 LATENCY_TEXT = """\
-runs/net: 2 gated layers with 40 MACs at 0 and 8 bit, measured on a machine, torch, 1 thread, with
-  torch 2.13.0.
+runs/net: 2 gated layers with 40 MACs at 0 and 8 bit, 1 exit, other parts with 0 MACs, measured on a
+  machine, torch, 1 thread, with torch 2.13.0.
 
 batch 1   0 bit   8 bit    exit    gate
 ───────────────────────────────────────
