@@ -350,18 +350,14 @@ def test_bad_images_and_files(exported, tmp_path):
         (images[:0], "at least one"),
         (images[:1, :, :4], "1, 8, 8"),
         (images[:1].astype(np.float32), r"\[0, 1\]"),
+        *((images.astype(kind), "allowed are uint8") for kind in (object, np.longdouble)),
+        *((one, "a NumPy array") for one in (torch.from_numpy(images), images.tolist(), None)),
     ):
         with pytest.raises(DataError, match=words):
             model(wrong)
     for preference in (0.5, "x", [0.5]):
         with pytest.raises(ConfigError, match="preference"):
             model(images[:1], preference=preference)
-    for wrong in (torch.from_numpy(images), images.tolist(), None):
-        with pytest.raises(DataError, match="allowed is a NumPy array"):
-            model(wrong)
-    for kind in (object, np.longdouble):
-        with pytest.raises(DataError, match="allowed are uint8"):
-            model(images.astype(kind))
     for threads in (0, -1, 1.5, "1"):
         with pytest.raises(ConfigError, match="threads is"):
             OnnxModel(path, threads=threads)
