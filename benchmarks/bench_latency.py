@@ -10,6 +10,8 @@ Networks have random weights, which change no timing. The gated ones have a bran
 and 32 bit at every layer:
 
 - table: no gate and no branches, all layers at 8 bit;
+- gated rule: all layers at 8 bit, then a branch that would run them again where the answer is not
+  sure, as tuned rules do; it never is unsure;
 - gated 8, gated 32, gated 0: a gate that always chooses this option;
 - gated skips, gated exit: at 8 bit, but two of three layers skipped, or all after the first third
   left out by an exit.
@@ -46,6 +48,7 @@ from dfs_rl.data import ChannelStatistics
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import MLPGate, exit_info
+from dfs_rl.gating.rules import cascade
 from dfs_rl.runtime import OnnxModel
 from dfs_rl.training.calibration import calibrate_scales
 
@@ -135,6 +138,8 @@ def make_sessions(
         name: GatedModel(plain.to_inference(), TableGate(table)) for name, table in tables.items()
     }
     models["table"] = GatedModel(gated.to_inference(), TableGate([INT8] * n))
+    rule = cascade([INT8] * n, [INT8] * n, threshold=0.0, options=gated.options)
+    models["gated rule"] = GatedModel(gated.to_inference(), rule)
     choices = {"8": [INT8] * n, "32": [FULL] * n, "0": [SKIP] * n, "skips": skips}
     choices["exit"] = [INT8] * exit_ + [EXIT] * (n - exit_)
     for name, actions in choices.items():
