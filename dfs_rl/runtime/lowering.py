@@ -3,13 +3,12 @@
 The codes are those of the inference form: ``QuantizeLinear`` with our scales, clipped to the range
 of fewer than 8 bits, then ``DequantizeLinear``. onnxruntime fuses such nodes into integer kernels.
 Its convolutions of integers return integers. With ``int8`` all convolutions of codes use them, and
-those whose output is a float in the inference form round it to 8 bit.
+those whose output is a float in the inference form round it to 8 bit. So do shortcuts, see
+``round_shortcuts``.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from dfs_rl.runtime.graph_passes import Builder, merge_linear, round_shortcuts
 from dfs_rl.runtime.tracing import DOMAIN
 
 Array = NDArray[np.floating[Any]]
@@ -35,40 +35,12 @@ _REACH_INPUT = 5  # input of a convolution: the largest output, if it is known
 _LEAST_REACH = np.float32(1e-6)
 
 
-class Builder:
-    """Nodes in order and constants by name, with new names."""
-
-    def __init__(self, prefix: str) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: dict[str, TensorProto] = {}
-        self._prefix = prefix
-        self._count = count()
-
-    def constant(self, value: NDArray[Any]) -> str:
-        """Add a constant and return its name."""
-        name = f"{self._prefix}.{next(self._count)}"
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def node(
-        self,
-        kind: str,
-        *inputs: str,
-        output: str | None = None,
-        **attributes: Any,  # noqa: ANN401 - each operator has its own
-    ) -> str:
-        """Add a node with one output and return the name of the output."""
-        output = output or f"{self._prefix}.{next(self._count)}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-
 def lower(
     graph: onnx.GraphProto, *, int8: bool = False
 ) -> tuple[list[NodeProto], dict[str, TensorProto]]:
     """Return the nodes and constants of a traced graph with its quantized operators replaced.
 
-    ``int8`` runs convolutions of codes in integers, even if this rounds their output.
+    ``int8`` runs convolutions of codes in integers, even if this rounds their output, and sums too.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[NodeProto] = []
@@ -85,30 +57,11 @@ def lower(
             builder.nodes.append(node)
         nodes += builder.nodes
         constants |= builder.constants
-    return _merge_linear(nodes, constants), constants
-
-
-def _merge_linear(nodes: Sequence[NodeProto], constants: dict[str, TensorProto]) -> list[NodeProto]:
-    """Return the nodes with one linear map in place of two after one another."""
-    makers = {node.output[0]: node for node in nodes if node.op_type == "Gemm"}
-    uses = Counter(name for node in nodes for name in node.input)
-    merged: dict[int, NodeProto] = {}
-    for node in makers.values():
-        first = makers.get(node.input[0])
-        if first is None or uses[node.input[0]] > 1:
-            continue
-        names = [*first.input[1:], *node.input[1:]]
-        if any(name not in constants for name in names):
-            continue
-        values = [numpy_helper.to_array(constants[name]).astype(np.float64) for name in names]
-        (inner, offset), (outer, bias) = values[:2], values[2:]
-        builder = Builder(node.output[0])
-        weight = builder.constant((outer @ inner).astype(np.float32))
-        added = builder.constant((outer @ offset + bias).astype(np.float32))
-        builder.node("Gemm", first.input[0], weight, added, output=node.output[0], transB=1)
-        constants |= builder.constants
-        merged[id(node)] = builder.nodes[0]
-    return [merged.get(id(node), node) for node in nodes]
+    nodes = merge_linear(nodes, constants)
+    if int8:
+        outputs = {value.name for value in graph.output}
+        nodes = round_shortcuts(nodes, constants, kept=inputs | outputs)
+    return nodes, constants
 
 
 class _Operator:

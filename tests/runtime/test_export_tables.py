@@ -68,12 +68,34 @@ def test_int8_rounds_what_convolutions_add_to_the_shortcut(bits, tmp_path):
     logits = torch.from_numpy(OnnxModel(path)(images.numpy()).logits)
     rounded = net.to_inference()
     round_output(rounded.network.blocks[-1].conv2.at(bits, 0), norm, bits)
+    if bits == 8:
+        round_input(rounded.network.blocks[-1], net.blocks[-1])
     expected, _ = GatedModel(rounded, model.gate)(images)
     difference = (logits - expected).abs().amax(dim=1)
     assert difference.median() < 1e-5  # a code may differ by one, see lowering
     assert (model(images)[0] - expected).abs().amax(dim=1).median() > 1e-3
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert operators.count("QLinearConv") == 1
+
+
+def test_int8_adds_bytes_where_layers_of_8_bit_follow_each_other(tmp_path):
+    net, images = network(ResNet, bits=(0, 8, 32), depth=14, width=8), pictures_for(ResNet, 64)
+    model = GatedModel(net.to_inference(), TableGate([2, 1, 1, 0, 1, 1], options=net.options))
+    path = dfs_rl.export(model, tmp_path / "int8.onnx", format="onnx-int8")
+    logits = torch.from_numpy(OnnxModel(path)(images.numpy()).logits)
+    rounded = net.to_inference()
+    for layer in (1, 2, 4, 5):
+        own = rounded.network.blocks[layer]
+        round_output(own.conv2.at(8, 0), net.blocks[layer].conv2.norm, 8)
+        round_input(own, net.blocks[layer])
+    expected, _ = GatedModel(rounded, model.gate)(images)
+    difference = (logits - expected).abs().mean()
+    assert difference < (model(images)[0] - expected).abs().mean() / 4  # codes may differ by one
+    session = onnxruntime.SessionOptions()
+    session.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, session)
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operators.count("QLinearAdd") == 3  # the last sum goes to the head
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -88,7 +110,7 @@ def test_int8_runs_signed_inputs_and_relu6_in_integers(bits, tmp_path):
     file = onnx.load(path)
     (rounding,) = [node for node in file.graph.node if node.op_type == "QLinearConv"]
     # The convolutions in front of it are fused with the quantizer after them, without ReLU6.
-    assert sum(node.op_type == "Relu" for node in file.graph.node) == 2
+    assert sum(node.op_type == "Relu" for node in file.graph.node) == (0 if bits == 8 else 2)
     output = helper.make_tensor_value_info(rounding.output[0], TensorProto.UINT8, None)
     file.graph.output.append(output)
     pixels = images.numpy().astype(np.float32) / 255
@@ -118,6 +140,17 @@ def round_output(convolution, norm, bits):
         lambda _, __, y: torch.fake_quantize_per_tensor_affine(y, scale, 128, 0, 255)
     )
     return scale
+
+
+def round_input(block, source):
+    """Let torch round a block's input to the 8 bit in which its first convolution reads it."""
+    scale = source.conv1.quantizers.input_scale(8).item()
+    block.register_forward_pre_hook(
+        lambda _, given: (
+            torch.fake_quantize_per_tensor_affine(given[0], scale, 0, 0, 255),
+            *given[1:],
+        )
+    )
 
 
 def check_table(net, table, images, folder, tolerance):
