@@ -18,6 +18,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.envs.task import Task
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.metrics import Z_95
 from dfs_rl.evaluation.pass_outputs import PassOutputs, rule_settings, run_settings
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.tuned_rules import tuned_gate
@@ -241,7 +242,8 @@ def keep_better(
     if compared["kept"] == "gate":
         print_status(f"The gate replaces the tuned rules: {verdict}.")
     else:
-        why = "is no better"
+        is_worse = compared["difference"] < -Z_95 * compared["error"]
+        why = "is worse" if is_worse else "is no better"
         if compared["difference"] >= 0 and compared["computations"]:
             why = f"costs at least {rules.costs.cost_text(compared['least'], 3)}, above the budget"
         print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")

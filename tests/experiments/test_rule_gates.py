@@ -1,6 +1,8 @@
 """Gates that start from tuned rules: choice of rules, comparison on val, what ships."""
 
+import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from dfs_rl.data import load_dataset
 from dfs_rl.envs import make_task
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.records import GateRecords
-from dfs_rl.experiments.rule_gates import TunedRules, _between
+from dfs_rl.experiments.rule_gates import TunedRules, _between, keep_better
+from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, MLPGate
 from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.storage import save_gate
 from dfs_rl.train_agent import main
+from dfs_rl.utils.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,26 @@ def test_rules_are_kept_if_only_they_hold_the_budget(tuned):
         bound = rules.compare(gate, backbone, budget=budget)
         assert bound["kept"] == ("rules" if decided else free["kept"])
         assert bound["difference"] == free["difference"]
+
+
+@pytest.mark.parametrize(("difference", "why"), [(-1.78, "is worse"), (-1.1, "is no better")])
+def test_a_significant_loss_is_called_worse(tuned, tmp_path, capsys, difference, why):
+    gate = tuned[0].gate
+    rules = SimpleNamespace(
+        compare=lambda *_, **__: {"difference": difference, "error": 0.61, "kept": "rules"},
+        set_cost_weight=lambda _: None,
+        gate=copy.copy(gate),
+        figures_on_val=dict,
+    )
+    save_gate(MLPGate((0,) * 6, BitOptions((0, 2, 3, 4, 8, 32))), tmp_path / "gate")
+    task = SimpleNamespace(images=tuned[2].val, backbone=None)
+    keep_better(
+        TrainingRecord(best_on_val={}, points_on_val=(), images_seen={}),
+        *(rules, task, RunFolder(tmp_path, "train_agent")),
+        name="PPO",
+        budget=None,
+    )
+    assert f"because the gate {why}" in capsys.readouterr().err
 
 
 def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
