@@ -1,4 +1,4 @@
-"""Verdict of a comparison of runs in at most six sentences."""
+"""Verdict of a comparison of runs in at most seven sentences."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ _BASELINES = {
 def comparison_verdict(
     comparison: ComparisonOfRuns, n_tied: Mapping[CostName, Mapping[str, int]]
 ) -> Iterator[str]:
-    """Yield the recommended points and the gates that are better than their baselines.
+    """Yield the recommended points and the gates that are worse or better than their baselines.
 
     ``n_tied`` is the number of points tied on val with each point of a Pareto front, by its label.
     """
@@ -56,11 +56,11 @@ def comparison_verdict(
     gates = [point for point in comparison.points if point.kind == GATE]
     keys = [key for key in _BASELINES if any(key in gate.gains for gate in gates)]
     if keys:
-        better = ", ".join(
-            f"{_BASELINES[key]} ({_listed([g.label for g in gates if key in g.better_than])})"
-            for key in keys
-        )
-        yield f"Gates significantly better than their {better}."
+        worse = {key: [g.label for g in gates if _is_worse(g, key)] for key in keys}
+        better = {key: [g.label for g in gates if key in g.better_than] for key in keys}
+        if any(worse.values()):
+            yield f"Gates significantly worse than their {_by_baseline(worse)}."
+        yield f"Gates significantly better than their {_by_baseline(better)}."
     if gates and "cascade" not in keys:
         yield "No cascade is as cheap as a gate: a pass through the network costs more."
     curves = [curve for curve in comparison.curves if curve.baseline is None]
@@ -84,6 +84,15 @@ def _at_budgets(comparison: ComparisonOfRuns, by_label: Mapping[str, Point]) -> 
         values = ", ".join(f"{at.budget:g}" for at in group)
         point = "no method" if label is None else _text(by_label[label], len(tied))
         yield f"budget {values} %: {point}"
+
+
+def _is_worse(gate: Point, key: str) -> bool:
+    """Return True if a gate is significantly less accurate than a baseline over images."""
+    return key in gate.gains and key not in gate.tied and gate.gains[key].mean < 0
+
+
+def _by_baseline(gates: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{_BASELINES[key]} ({_listed(labels)})" for key, labels in gates.items())
 
 
 def _text(point: Point, n_tied: int) -> str:
