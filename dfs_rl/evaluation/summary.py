@@ -26,12 +26,13 @@ from dfs_rl.evaluation.timing import CostName, Timing, gate_time_sentences, timi
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
+    budget_sentences,
     comparison_outcome,
     verdict_sentences,
 )
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ def summarize(
     costs: CostTable,
     *,
     measured: CostTable | None = None,
+    budget: float | None = None,
     identity: str,
     dataset: str,
     fingerprint: str,
@@ -122,8 +124,8 @@ def summarize(
     """Compute the summary of an evaluation.
 
     The result of the gate is the first of ``methods``, if there is one. ``measured`` are the same
-    costs by the cost model ``latency``, None without measured times; the arguments after it are as
-    in ``EvaluationSummary``.
+    costs by the cost model ``latency``, None without measured times; ``budget`` is that of the
+    gate's mean computation in percent. The arguments after it are as in ``EvaluationSummary``.
     """
     n_classes = len(class_names)
     summaries = tuple(_summarize_method(m, costs, measured, n_classes) for m in methods)
@@ -135,7 +137,8 @@ def summarize(
     if gate.role == "gate":
         pairs = zip(methods[1:], summaries[1:], strict=True)
         comparisons = [_compare(methods[0], gate, *pair) for pair in pairs]
-        verdict = verdict_sentences(
+        verdict = budget_sentences(gate.computation, budget, partial(costs.cost_text, digits=3))
+        verdict += verdict_sentences(
             comparisons,
             accuracy=gate.accuracy,
             computation=gate.computation,

@@ -1,6 +1,6 @@
 """Verdict on a gate: statistical comparison with its baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,6 +83,19 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     )
 
 
+def budget_sentences(
+    cost: float, budget: float | None, in_words: Callable[[float], str]
+) -> tuple[str, ...]:
+    """Return a sentence if a gate's mean cost is above its budget by more than the tolerance.
+
+    ``in_words`` gives the text of a cost in percent.
+    """
+    if budget is None or cost <= with_cost_tolerance(budget):
+        return ()
+    above = f"over {100 * COST_TOLERANCE:g} % above its budget of {in_words(budget)}"
+    return (f"The gate costs {in_words(cost)}, {above}.",)
+
+
 def verdict_sentences(
     comparisons: Sequence[Comparison],
     *,
@@ -94,8 +107,9 @@ def verdict_sentences(
 ) -> tuple[str, ...]:
     """Summarize the comparisons of a gate with every other method in at most five sentences.
 
-    The other figures are those of the gate: accuracy and computation, by the cost model, in
-    percent, the number of distinct bit patterns, and the measured time, None without.
+    What beats the gate comes before what it beats. The other figures are those of the gate:
+    accuracy and computation, by the cost model, in percent, the number of distinct bit patterns,
+    and the measured time, None without.
     """
     sentences = []
     full = {c.key: c for c in comparisons}.get("full")
@@ -106,6 +120,18 @@ def verdict_sentences(
         )
     if patterns == 1:  # the baselines with its marginals are then the gate itself
         sentences.append("The gate chooses the same bits for each image, as a static bit table.")
+    above = [
+        f"{c.label}{' (significantly)' if c.high < 0 else ''}"
+        for c in comparisons
+        if c.role in ("fixed", "matched")
+        and c.key not in _MARGINALS
+        and c.difference < 0
+        and (c.relative_computation is None or with_cost_tolerance(c.relative_computation) >= 1.0)
+    ]
+    if above:
+        sentences.append(
+            f"Baselines that are more accurate at no more {cost_model}: {'; '.join(above)}."
+        )
     if any(c.role == "matched" for c in comparisons):
         wins = counted_wins(comparisons)
         won = "; ".join(c.label for c in wins if patterns > 1 or c.key not in _MARGINALS)

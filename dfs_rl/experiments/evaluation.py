@@ -155,6 +155,7 @@ def evaluate_run(
             methods,
             costs,
             measured=measured,
+            budget=_budget(folder, config),
             identity=identity,
             dataset=data.name,
             fingerprint=data.fingerprint,
@@ -243,6 +244,13 @@ def _evaluate_methods(
     return [gate, *run_baselines(setup, baselines)]
 
 
+def _budget(folder: RunFolder, config: EvaluateConfig) -> float | None:
+    """Return the budget of the gate's mean cost in percent: the given one, or that of its run."""
+    if config.budget is not None or config.max_accuracy_drop is not None:
+        return config.budget
+    return cast("float | None", read_yaml(folder.config_path).get("budget"))
+
+
 def _gate_text(gate: Gate, costs: CostTable) -> str:
     """Describe a rule, or the preference of a gate for all budgets."""
     if isinstance(gate, RuleGate):
@@ -250,8 +258,13 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
     if not isinstance(gate, LearnedGate):
         return ""
     measured = gate.budget_conditioning
-    if measured is None or not measured.computations:
+    if measured is None:
         return ""
+    if not measured.computations:
+        return (
+            "budget-conditioned, but not calibrated yet, as the end of its training does: it is "
+            "set to no budget and may cost more"
+        )
     cost = costs.cost_text(measured.computation_at(gate.preference), 3)
     return f"budget-conditioned, at a preference where val images cost {cost}"
 

@@ -2,14 +2,17 @@ from dataclasses import replace
 
 import pytest
 
+from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.metrics import PairedDifference
 from dfs_rl.evaluation.verdict import (
     Comparison,
     beyond_marginals,
+    budget_sentences,
     comparison_outcome,
     counted_wins,
     verdict_sentences,
 )
+from tests.helpers.fake_runs import fake_run
 
 UP, FLAT, ZERO, DOWN = (
     PairedDifference(2.0, 1.0, 3.0),
@@ -104,6 +107,35 @@ def test_sentences_have_accuracy_wins_and_adaptation():
     )
     assert won.endswith("static table.")
     assert adapts.endswith("random.")
+
+
+def test_what_beats_the_gate_comes_before_what_it_beats():
+    *_, lost, won = sentences_of(
+        comparison("full", DOWN, 0.01, "fixed"),  # costs more
+        comparison("uniform_4", FLAT._replace(difference=-0.5), 1.02, "fixed"),
+        comparison("cascade", DOWN, 0.96),
+        comparison("static_table", UP),
+        comparison("random", DOWN),  # nobody deploys it
+        comparison("oracle", DOWN, 2.0, "oracle"),
+        patterns=1.0,
+    )
+    assert lost.endswith("at no more computation: uniform 4; cascade (significantly).")
+    assert won.endswith("none of its baselines.")  # uniform 4 is as good
+
+
+def test_a_comparison_names_the_gates_that_are_worse():
+    compared = compare_runs([fake_run("a", (150, 0.9), label="A", static=(150, 0.88))])
+    assert "Gates significantly worse than their static bit table (none), cascade (A)." in (
+        compared.verdict
+    )
+
+
+def test_a_budget_is_exceeded_by_more_than_the_tolerance():
+    in_words = "{:g} %".format
+    assert budget_sentences(1.05, 1.0, in_words) == budget_sentences(9.0, None, in_words) == ()
+    (sentence,) = budget_sentences(1.06, 1.0, in_words)
+    assert "1.06 %" in sentence
+    assert "budget of 1 %" in sentence
 
 
 def test_marginals_of_a_static_table_are_no_wins():

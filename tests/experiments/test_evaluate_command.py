@@ -31,6 +31,7 @@ SHORT = SearchConfig(tables=12)
 class TrainConfig:
     dataset: str = "digits"
     seed: int = 0
+    budget: float | None = None
 
 
 def evaluate(run, dataset=None, *, progress=lambda _: None, cache=None, baselines=None, **settings):
@@ -285,3 +286,15 @@ def test_the_best_gate_so_far_comes_with_a_warning(make_run, tmp_path, capsys):
     (run / "run.json").write_text("{")  # the gate is intact
     load(run)
     assert not capsys.readouterr().err
+
+
+def test_a_budget_that_is_not_held_is_told(make_run, tmp_path, digits):
+    run = make_run(tmp_path / "run", budget_conditioning=BudgetConditioning())
+    (run.path / TRAINING_FILE).unlink()
+    run.replace_config(TrainConfig(budget=0.8))
+    summary = evaluate(run, digits, baselines="mode_table").summary
+    gate = summary.by_key["gate"]
+    assert "not calibrated" in gate.detail
+    assert gate.computation > 0.8
+    assert f"The gate costs {gate.computation:.3g} %" in summary.verdict[0]
+    assert "budget of 0.8 %" in summary.verdict[0]
