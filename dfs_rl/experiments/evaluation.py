@@ -25,7 +25,9 @@ from dfs_rl.evaluation.baselines.registry import (
     uniform_baselines,
 )
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.metrics import accuracy_error
 from dfs_rl.evaluation.pass_outputs import run_uniform
+from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.search import CachedScores
 from dfs_rl.evaluation.summary import (
     per_image_results_of,
@@ -239,7 +241,7 @@ def _evaluate_methods(
         role="gate",
         records=(records,),
         selection=on_selection,
-        detail=_gate_text(model.gate, backbone.costs),
+        detail=_gate_text(model.gate, backbone.costs, on_selection),
     )
     return [gate, *run_baselines(setup, baselines)]
 
@@ -251,10 +253,14 @@ def _budget(folder: RunFolder, config: EvaluateConfig) -> float | None:
     return cast("float | None", read_yaml(folder.config_path).get("budget"))
 
 
-def _gate_text(gate: Gate, costs: CostTable) -> str:
-    """Describe a rule, or the preference of a gate for all budgets."""
+def _gate_text(gate: Gate, costs: CostTable, val: GateRecords) -> str:
+    """Describe a rule, or the preference of a gate for all budgets, with its accuracy on val."""
+    accuracy = (
+        f"{val.accuracy:.2f} ± {accuracy_error(val.accuracy, len(val)):.2f} % accuracy on "
+        f"{len(val):,} {_SELECTION} images"
+    )
     if isinstance(gate, RuleGate):
-        return gate.description
+        return f"{gate.description}; {accuracy}"
     if not isinstance(gate, LearnedGate):
         return ""
     measured = gate.budget_conditioning
@@ -266,7 +272,7 @@ def _gate_text(gate: Gate, costs: CostTable) -> str:
             "set to no budget and may cost more"
         )
     cost = costs.cost_text(measured.computation_at(gate.preference), 3)
-    return f"budget-conditioned, at a preference where val images cost {cost}"
+    return f"budget-conditioned, at a preference where val images cost {cost}; {accuracy}"
 
 
 def _check_memory(backbone: GatedBackbone, data: Dataset, config: EvaluateConfig) -> None:

@@ -196,4 +196,9 @@ class GateRun:
                 f"At its point it loses {lost:.2f} points of accuracy on {len(val):,} val images "
                 f"(95 %: {low:.2f} to {high:.2f}). It was chosen on them, so others may lose more."
             )
+            if high - low > drop:
+                print_status(
+                    f"Warning: with {len(val):,} val images that interval, {low:.2f} to {high:.2f} "
+                    f"points, is wider than the {drop:g} asked for, which they cannot ensure."
+                )
         return tuple(zip(measured.computations, measured.accuracies, strict=True))

@@ -189,7 +189,8 @@ def test_the_loss_of_accuracy_is_told_with_its_interval(tmp_path, capsys):
     run, val = tmp_path / "run", load_dataset("digits").val
     flags = ["--passes", "1", "--max-accuracy-drop", "1.5", "--run-dir", str(run)]
     assert train_cascade.main(flags) == 0
-    told = re.search(r"loses ([-\d.]+) .*\(95 %: ([-\d.]+) to ([-\d.]+)\)", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    told = re.search(r"loses ([-\d.]+) .*\(95 %: ([-\d.]+) to ([-\d.]+)\)", said)
     right = dfs_rl.load(run)(val.images)[0].argmax(dim=1) == val.labels
     full = right_at_full_precision(val)
     lost, won = int((full & ~right).sum()), int((right & ~full).sum())
@@ -200,6 +201,11 @@ def test_the_loss_of_accuracy_is_told_with_its_interval(tmp_path, capsys):
     assert [float(each) for each in told.groups()] == pytest.approx(
         [100 * each for each in expected], abs=0.006
     )
+    assert (f"Warning: with {len(val)} val images" in said) == (200 * margin > 1.5)
+    detail = read_json(run / "summary.json")["methods"][0]["detail"]
+    share = float(right.double().mean())
+    error = 100 * (share * (1 - share) / len(val)) ** 0.5
+    assert f"{100 * share:.2f} ± {error:.2f} % accuracy on {len(val)} val images" in detail
 
 
 # --- what is refused -----------------------------------------------------------------------------
