@@ -24,11 +24,13 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate, computed_macs
 from dfs_rl.runtime.latency_fit import CostFit, Floats, fit_costs, split_time
-from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
+from dfs_rl.runtime.latency_networks import TimedNetwork, TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import NetworkRuns, time_runs
 
 _RUNS_PER_LAYER = 4
 """Least calls of an option per gated layer of the network, which the fit needs."""
+_FACTORS = (1, 2, 4)
+"""Factors of the number of calls, of which the next one is tried if a time is lost in noise."""
 _LEAST = 1e-9
 """Least time of a part in seconds, the resolution of the clock."""
 
@@ -60,7 +62,8 @@ def measure_latency(
         calls: Mean number of calls of each option at each layer, raised for deep networks.
 
     Raises:
-        ConfigError: If the runtime cannot run the network.
+        ConfigError: If the runtime cannot run the network, or the time of a layer is below the
+            spread of its runs.
     """
     costs, gate = model.backbone.costs, model.gate
     assert isinstance(gate, LearnedGate), "the caller gives a gate that decides"
@@ -75,10 +78,9 @@ def measure_latency(
     sizes = sorted(set(batch_sizes))
     networks = timed_networks(model, runtime, batch_sizes=sizes, threads=threads)
     for batch_size, network in zip(sizes, networks, strict=True):
-        runs = time_runs(network, costs, calls=calls, batch_size=batch_size)
-        times = PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
-        parts += times.part_records(batch_size)
-        checks += times.check_records(batch_size)
+        found, compared = measure_parts(network, costs, gate, calls=calls, batch_size=batch_size)
+        parts += found
+        checks += compared
     return LatencyProfile(
         **measured_setup(model, runtime=runtime, threads=threads),
         versions=library_versions(runtime),
@@ -86,6 +88,28 @@ def measure_latency(
         gate_macs=computed_macs(gate, costs),
         parts=tuple(parts),
         checks=tuple(checks),
+    )
+
+
+def measure_parts(
+    network: TimedNetwork, costs: CostTable, gate: LearnedGate, *, calls: int, batch_size: int
+) -> tuple[list[PartLatency], list[NetworkLatency]]:
+    """Measure the parts of a network, with more calls if a layer seems to take no time.
+
+    Raises:
+        ConfigError: If it still does.
+    """
+    for factor in _FACTORS:
+        runs = time_runs(network, costs, calls=factor * calls, batch_size=batch_size)
+        times = PartTimes(runs, network.times_alone(), costs=costs, gate=gate)
+        parts = times.part_records(batch_size)
+        timeless = [p for p in parts if p.part == "layer" and p.bits and p.median <= 1e3 * _LEAST]
+        if not timeless:
+            return parts, times.check_records(batch_size)
+    raise ConfigError(
+        f"calls is {calls}, but in {_FACTORS[-1]} times as many layer {timeless[0].layer} at "
+        f"{timeless[0].bits} bit took no time that differs from noise; measure again while the "
+        "machine does nothing else, or give more calls."
     )
 
 

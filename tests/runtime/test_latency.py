@@ -1,5 +1,6 @@
 """Profiles hold every part of any network, and their sums are those of whole runs."""
 
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -30,7 +31,7 @@ from dfs_rl.gating.storage import save_gate
 from dfs_rl.profile import main
 from dfs_rl.runtime import export as export_module
 from dfs_rl.runtime import latency, latency_networks, latency_runs
-from dfs_rl.runtime.latency import PartTimes
+from dfs_rl.runtime.latency import PartTimes, measure_parts
 from dfs_rl.runtime.latency_networks import TimesAlone, timed_networks
 from dfs_rl.runtime.latency_runs import time_runs
 from dfs_rl.utils.config import config_to_dict
@@ -52,6 +53,7 @@ def few_runs(monkeypatch):
     """Run as little as a fit needs; no test asserts what real times are."""
     monkeypatch.setattr(latency_runs, "_WARM_UP", 1)
     monkeypatch.setattr(latency, "_RUNS_PER_LAYER", 1)
+    monkeypatch.setattr(latency, "_FACTORS", (1, 3, 9))  # so few runs may be noise
     monkeypatch.setattr(latency_networks, "_GATES", {"torch": 8, "onnx": 1, "onnx-int8": 1})
 
 
@@ -120,6 +122,28 @@ def test_made_up_times_are_found(batch_size, monkeypatch):
         assert check.predicted == pytest.approx(check.measured, rel=0.01)
     full = next(check for check in checks if check.bits == (32, 32, 32))
     assert full.measured == pytest.approx(scale * (STEM + LAYERS[:, 2].sum() + HEAD))
+
+
+@pytest.mark.parametrize("busy_runs", [200, 10_000])
+def test_layers_without_time_are_measured_again(busy_runs, monkeypatch):
+    made_up, plain, n = MadeUpNetwork(), LAYERS, itertools.count()
+    monkeypatch.setattr(time, "perf_counter", made_up.clock)
+    monkeypatch.setattr(latency, "_FACTORS", (1, 2))
+    busy = np.where(LAYERS == 1.25, -0.1, LAYERS)  # layer 1 at 8 bit, beside other work
+
+    def at(setting, gate=0.0):
+        monkeypatch.setitem(globals(), "LAYERS", busy if next(n) < busy_runs else plain)
+        return MadeUpNetwork.at(made_up, setting, gate)
+
+    monkeypatch.setattr(made_up, "at", at)
+    given = {"calls": 20, "batch_size": 1}
+    if busy_runs > 200:
+        with pytest.raises(ConfigError, match=r"calls is 20, .* layer 1 at 8 bit took no time"):
+            measure_parts(made_up, COSTS, None, **given)
+    else:
+        parts, _ = measure_parts(made_up, COSTS, None, **given)
+        (found,) = (p.median for p in parts if (p.part, p.layer, p.bits) == ("layer", 1, 8))
+        assert found == pytest.approx(1250, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", [ResNet, AdaptiveMobileNet, VisionTransformer, AdaptiveSwin])
