@@ -86,18 +86,18 @@ class CostTable:
             )
         if profile is None:
             return
-        fixed = tuple(part.macs for part in self.fixed), tuple(part.bits for part in self.fixed)
-        if (profile.layer_macs, profile.fixed_macs, profile.fixed_bits) != (
-            self.layer_macs,
-            *fixed,
-        ):
-            raise ConfigError(
-                f"the latency profile measures a network of {len(profile.layer_macs)} gated layers "
-                f"with {sum(profile.layer_macs):,} MACs, and of fixed parts with "
-                f"{sum(profile.fixed_macs):,}; this one has {self.n_layers} with "
-                f"{self.total_macs:,} and {sum(fixed[0]):,}, or other bits in its fixed parts; "
-                "measure it with python -m dfs_rl.profile."
-            )
+        network = {
+            "layer_macs": self.layer_macs,
+            "fixed_macs": tuple(part.macs for part in self.fixed),
+            "fixed_bits": tuple(part.bits for part in self.fixed),
+        }
+        for name, own in network.items():
+            if (theirs := getattr(profile, name)) != own:
+                raise ConfigError(
+                    f"the latency profile measures another network: its {name} are {list(theirs)}, "
+                    f"and here they are {list(own)}; measure this one with python -m "
+                    "dfs_rl.profile."
+                )
         for layer in self._layers:
             for bits in self.options:
                 self.layer_cost(layer, bits)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -14,8 +15,8 @@ from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
 from dfs_rl.experiments.gate_training import make_gate
 from dfs_rl.gating.loading import GATE_FOLDER, load
 from dfs_rl.gating.model import GatedModel
-from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.reporting.tables import latency_subject, latency_text
+from dfs_rl.gating.networks import LearnedGate, computed_macs
+from dfs_rl.reporting.tables import latency_text
 from dfs_rl.runtime.export import check_extra, export
 from dfs_rl.runtime.latency import measure_latency, measured_setup
 from dfs_rl.utils.cli import Invocation
@@ -158,10 +159,17 @@ def _check_alike(earlier: LatencyProfile, config: ProfileConfig, model: GatedMod
     """Check that an earlier profile is of the same network, machine and settings."""
     setup = measured_setup(model, runtime=config.runtime, threads=config.threads)
     setup |= {"bits": tuple(model.backbone.options), "exits": model.backbone.costs.exits_after}
-    if any(getattr(earlier, name) != value for name, value in setup.items()):
-        raise ConfigError(
-            f"out is {config.out}, a profile of something else: {latency_subject(earlier)}; give "
-            "another file, or remove it."
+    for name, value in setup.items():
+        if (kept := getattr(earlier, name)) != value:
+            raise ConfigError(
+                f"out is {config.out}, a profile of something else: its {name} is {kept}, and here "
+                f"it is {value}; give another file, or remove it."
+            )
+    macs = computed_macs(cast("LearnedGate", model.gate), model.backbone.costs)
+    if macs != earlier.gate_macs:
+        print_status(
+            f"{config.out} measures a gate of {earlier.gate_macs:,.0f} MACs and is replaced by the "
+            f"profile of one of {macs:,.0f}."
         )
 
 

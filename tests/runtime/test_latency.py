@@ -225,6 +225,9 @@ def test_command(tmp_path, capsys):
     for own, expected in ((gate, gate.macs), (TableGate([0, 1, 0], options=net.options), default)):
         save_gate(own, tmp_path / "run" / "gate")
         assert main(flags) == 0  # a profile may be replaced
+        assert (
+            f"and is replaced by the profile of one of {expected:,.0f}" in capsys.readouterr().err
+        )
         assert read_latency_profile(out).gate_macs == expected
 
 
@@ -243,6 +246,10 @@ def test_the_profile_of_something_else_stays(tmp_path, capsys):
         write_json(out, config_to_dict(replace(profile, **{name: value})))
         kept = out.read_bytes()
         assert main(flags) == 2
+        field = "bits" if name == "parts" else name
+        assert f"its {field} is {getattr(read_latency_profile(out), field)}, and here it is " in (
+            capsys.readouterr().err
+        )
         assert out.read_bytes() == kept
 
 
