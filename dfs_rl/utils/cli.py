@@ -51,7 +51,11 @@ _REGISTRY = tyro.constructors.ConstructorRegistry()
 _SHARED_FLAGS = {
     "config": Annotated[
         Path | None,
-        tyro.conf.arg(metavar="FILE", help="YAML file with any of these settings; flags win."),
+        tyro.conf.arg(
+            metavar="FILE",
+            help="YAML file with any of these settings; flags win.",
+            help_behavior_hint="",
+        ),
     ],
     "resume": Annotated[
         Path | None,
@@ -59,6 +63,7 @@ _SHARED_FLAGS = {
             metavar="DIR",
             help="Continue the run in this folder with its own settings; --dataset may give the "
             "new place of its data.",
+            help_behavior_hint="",
         ),
     ],
 }
@@ -279,7 +284,12 @@ def _flags_of(cls: type, values: Mapping[str, object], extra: Mapping[str, objec
         hint, value = hints[name], values.get(name, given[name].default)
         is_block = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         # Settings of the block of advanced ones have no prefix.
-        about = tyro.conf.arg(help=texts.get(name, ""), prefix_name=is_block or screen is None)
+        about = tyro.conf.arg(
+            help=texts.get(name, ""),
+            prefix_name=is_block or screen is None,
+            # Without a value the text tells what happens.
+            help_behavior_hint="" if value in (None, ()) else None,
+        )
         if is_block:
             part = _flags_of(hint, vars(value) if name in values else {}, {})
             blocks.append((name, Annotated[part, about], dataclasses.field(default_factory=part)))

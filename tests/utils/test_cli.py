@@ -242,6 +242,7 @@ def test_help_lists_fields_in_order_and_blocks_last(capsys):
     assert places == sorted(places)
     for part in ("Train a gate.", "The learning algorithm. (default: ppo)", "(default: 7)"):
         assert part in text
+    assert "default: None" not in text
     assert "\x1b" not in text  # no colours without a terminal
 
 
