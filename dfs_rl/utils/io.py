@@ -136,6 +136,8 @@ def read_limited(path: Path, *, limit: int, error: type[DfsRlError]) -> bytes:
             content = file.read(limit + 1)
     except FileNotFoundError as fault:
         raise error(f"{path} does not exist.") from fault
+    except IsADirectoryError as fault:
+        raise error(f"{path} is a folder, but a file is needed here.") from fault
     except OSError as fault:
         raise error(f"{path} cannot be read: {fault.strerror}.") from fault
     if len(content) > limit:

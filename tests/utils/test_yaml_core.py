@@ -50,7 +50,7 @@ def test_reading_never_executes_code(tmp_path):
     ("name", "complaint"),
     [
         ("nope.yaml", "does not exist."),
-        ("", "cannot be read: Is a directory."),
+        ("", "is a folder, but a file is needed here."),
         ("pipe", "cannot be read: it is a pipe or a device"),  # opening it would wait for a writer
     ],
 )
