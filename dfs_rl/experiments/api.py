@@ -339,7 +339,10 @@ def _config(
         for name, value in settings.items()
         if name not in ("run_dir", "backbone") or value is not None
     }
-    config = config_from_dict(json.loads(json.dumps(plain, default=str)), cls, source="settings")
+    try:
+        config = config_from_dict(json.loads(json.dumps(plain, default=str)), cls, "settings")
+    except ConfigError as error:  # callers know where their settings are
+        raise ConfigError(str(error).removeprefix("settings: ")) from error
     if (run_dir := getattr(config, "run_dir", None)) is not None:
         check_new(run_dir)
     return config
