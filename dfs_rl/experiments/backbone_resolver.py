@@ -27,7 +27,6 @@ from dfs_rl.experiments.config import (
     GateRunConfig,
     RunConfig,
     create_run,
-    program,
 )
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
@@ -40,7 +39,7 @@ from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.io import file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import RunFolder, program
 from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.trusted_import import is_constructor
 

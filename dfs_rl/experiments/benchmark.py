@@ -9,7 +9,7 @@ from dfs_rl.data import Dataset
 from dfs_rl.errors import BusyError, ConfigError, DfsRlError
 from dfs_rl.evaluation.curves import COMPUTATIONS
 from dfs_rl.experiments.comparison_config import CompareConfig, GateSpec, gate_specs
-from dfs_rl.experiments.config import DataSettings, GateRunConfig, GateTrainingConfig, program
+from dfs_rl.experiments.config import DataSettings, GateRunConfig, GateTrainingConfig
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.utils.config import (
@@ -22,7 +22,7 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.io import OnWait, file_lock
 from dfs_rl.utils.logging import print_status
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import RunFolder, program
 from dfs_rl.utils.run_records import RECORD
 from dfs_rl.utils.yaml_core import read_yaml
 

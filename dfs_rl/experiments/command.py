@@ -5,8 +5,8 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-from dfs_rl.experiments.config import program
 from dfs_rl.utils.cli import run_command
+from dfs_rl.utils.run_folder import program
 
 COMMANDS = {
     "train_backbone": "dfs_rl.experiments.backbone_config:TrainBackboneConfig",

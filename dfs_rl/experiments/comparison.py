@@ -28,7 +28,7 @@ from dfs_rl.experiments.benchmark import (
 )
 from dfs_rl.experiments.budgets import with_percent_budgets
 from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
-from dfs_rl.experiments.config import EvaluateConfig, create_run, program
+from dfs_rl.experiments.config import EvaluateConfig, create_run
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
@@ -42,7 +42,7 @@ from dfs_rl.utils.config import config_to_dict, flat_settings
 from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import OnWait, file_lock, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder, check_trained
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder, check_trained, program
 from dfs_rl.utils.run_records import read_record
 from dfs_rl.utils.yaml_core import dump_yaml, read_yaml
 

@@ -39,11 +39,6 @@ DEFAULT_BUDGET = 1.0
 """Default budget of gates that learn for one, in the unit of the budgets."""
 
 
-def program(kind: str) -> str:
-    """Return the command line prefix that runs a command."""
-    return f"python -m dfs_rl.{kind}"
-
-
 def create_run(
     config: "DataSettings",
     name: str,

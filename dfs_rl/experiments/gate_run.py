@@ -15,7 +15,6 @@ from dfs_rl.experiments.config import (
     GateRunConfig,
     GateTrainingConfig,
     create_run,
-    program,
 )
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
@@ -34,7 +33,7 @@ from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.device import resolve_device, set_threads
 from dfs_rl.utils.io import write_json
 from dfs_rl.utils.logging import print_result, print_status
-from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder
+from dfs_rl.utils.run_folder import TRAINING_FILE, RunFolder, program
 from dfs_rl.utils.run_records import read_record
 
 

@@ -15,7 +15,6 @@ from dfs_rl.errors import TrainingError
 from dfs_rl.evaluation.baselines.methods import uniform_points
 from dfs_rl.evaluation.curves import REFERENCE_COMPUTATION, CurvePoint, hypervolume_reference_point
 from dfs_rl.experiments.backbone_resolver import load_data, load_or_train_backbone
-from dfs_rl.experiments.config import program
 from dfs_rl.sweeping.commands import budgets_in_percent
 from dfs_rl.sweeping.config import SweepConfig
 from dfs_rl.sweeping.figures import sweep_figures
@@ -47,7 +46,7 @@ from dfs_rl.utils.device import check_cpus
 from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.ray import start_ray
-from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.run_folder import RunFolder, program
 from dfs_rl.utils.trusted_import import trusted_code
 from dfs_rl.utils.yaml_core import dump_yaml
 

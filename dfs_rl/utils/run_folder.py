@@ -172,7 +172,7 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """Command line that resumes the run."""
-        return f"python -m dfs_rl.{self.kind} --resume {self.path}"
+        return f"{program(self.kind)} --resume {self.path}"
 
     @property
     def config_path(self) -> Path:
@@ -321,6 +321,11 @@ class RunFolder:
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.checkpoint_dir / f"{name}.safetensors"
+
+
+def program(kind: str) -> str:
+    """Return the command line prefix that runs a command."""
+    return f"python -m dfs_rl.{kind}"
 
 
 def unfinished_training(path: Path) -> str:
