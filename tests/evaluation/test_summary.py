@@ -171,6 +171,13 @@ def test_latency_in_percent_is_that_of_its_milliseconds(methods, measured):
         assert method.milliseconds == pytest.approx(33.0 * method.computation / 100)
 
 
+def test_an_exceeded_budget_is_told_in_its_unit(methods, measured):
+    summary = summarize(methods, measured, measured=measured, budget=1.0, **NAMES)
+    told = f"{summary.by_key['gate'].milliseconds:.3g} ms"
+    assert told in summary.verdict[0]
+    assert "budget of 0.33 ms (1 %)" in summary.verdict[0]
+
+
 def test_summary_without_times_has_no_milliseconds(summary):
     assert summary.timing is None
     assert {method.milliseconds for method in summary.methods} == {None}
