@@ -23,10 +23,8 @@ from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
     MedianStoppingRule,
-    PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from sklearn.exceptions import ConvergenceWarning
@@ -34,6 +32,7 @@ from sklearn.exceptions import ConvergenceWarning
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.sweeping.objective import is_penalty
+from dfs_rl.sweeping.population import ForwardPB2, ForwardPBT
 from dfs_rl.sweeping.space import optuna_distribution, tune_domain
 from dfs_rl.sweeping.spec import ResourceConfig, SweepFile
 from dfs_rl.sweeping.trial import (
@@ -179,9 +178,9 @@ def _scheduler(file: SweepFile) -> TrialScheduler:
     goal["custom_explore_fn"] = partial(_clipped, file)
     if scheduler.name == "pbt":
         mutations = {name: tune_domain(domain) for name, domain in file.search.items()}
-        return PopulationBasedTraining(**goal, hyperparam_mutations=mutations)
+        return ForwardPBT(**goal, hyperparam_mutations=mutations)
     bounds: dict[str, Any] = {name: list(domain.ends) for name, domain in file.search.items()}
-    return PB2(**goal, hyperparam_bounds=bounds)
+    return ForwardPB2(**goal, hyperparam_bounds=bounds)
 
 
 def _clipped(file: SweepFile, config: dict[str, Any]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ search:
 objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
 scheduler: {{name: {scheduler}, interval: 0.25}}
-trials: 3
+trials: 2
 retrain: {{seeds: 0}}
 """
     code, run = sweep(tmp_path, text)
@@ -168,7 +168,7 @@ retrain: {{seeds: 0}}
     assert {row["status"] for row in table(run)} == {"finished"}
     stored = [sorted(t.glob("checkpoint_*")) for t in (run / "tune/search").glob("trial_*")]
     pasts = {(s[-1] / "seed0/metrics.jsonl").read_text().splitlines()[0] for s in stored}
-    assert len(pasts) < len(stored) == 3  # one trial has the past of another
+    assert len(pasts) < len(stored) == 2  # one trial has the past of the other
     # Another trial may start from any checkpoint.
     assert all(
         path.name == f"checkpoint_{i:06d}" for paths in stored for i, path in enumerate(paths)
@@ -215,7 +215,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
         (["{file}", "--set", "timesteps=x"], "the given flags: timesteps is 'x'; allowed is a who"),
         (["{file}", "--retrain-seeds", "-1"], "retrain_seeds is -1; it must be at least 0"),
         (["{file}", "--storage-path", "foo://bar"], "storage_path leads to foo://bar/sweep-"),
-        (["big.yaml"], "resources.cpus is 9, but the largest node here has 2"),
+        (["big.yaml"], "resources.cpus is 9, but the largest node here has 1"),
         (["{file}", "--trials", "0"], "trials is 0; it must be at least 1"),
         (["{file}", "--set", "dataset=/nowhere"], "/nowhere"),
         (["{file}", "--set", "backbone=x"], "x is not a folder"),
