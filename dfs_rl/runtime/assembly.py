@@ -93,17 +93,17 @@ class Scope:
         return helper.make_graph(self.nodes, name, [], outputs, self.constants)
 
 
-def options_graph(parts: Parts, costs: CostTable) -> Scope:
-    """Return the graph of a network whose input ``options`` ``[1, layers]`` chooses."""
+def table_graph(parts: Parts, costs: CostTable, actions: Sequence[int]) -> Scope:
+    """Return the graph of a network that takes these actions, without branches."""
     main = Scope(parts)
     main.require("hidden_0")
-    names = [f"choice_{layer}" for layer in range(costs.n_layers)]
-    shape = main.constant("layers", np.array([costs.n_layers]))
-    row = main.node("Reshape", ["options", shape], "options_row")
-    main.nodes.append(helper.make_node("Split", [row], names, axis=0, num_outputs=len(names)))
-    main.known.update(names)
-    logits, _ = _run_from(main, 0, costs, range(len(costs.options)))
-    main.node("Identity", [logits], "logits")
+    logits = "head"
+    for layer, action in enumerate(actions):
+        if action == costs.exit_action:
+            logits = f"answer_{layer}"
+            break
+        main.node("Identity", [main.require(f"layer_{layer}_{action}")], f"hidden_{layer + 1}")
+    main.node("Identity", [main.require(logits)], "logits")
     return main
 
 

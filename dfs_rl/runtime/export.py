@@ -1,6 +1,7 @@
 """Export of gated networks to ONNX, and of their parts to ``torch.export``."""
 
 import json
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -62,7 +63,9 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
             - ``"onnx"``: one file, which decides and answers as ``load``.
             - ``"onnx-int8"``: the same, faster below full precision. Convolutions of up to 8 bit
               run on integers and round what they add to the shortcut to 8 bit, in a range of six
-              standard deviations of their norm; logits and some decisions differ from ``load``.
+              standard deviations of their norm. Rules and static bit tables round the shortcut of
+              8-bit layers too, to the bytes that the layer reads. Logits and some decisions differ
+              from ``load``.
             - ``"onnx-static"``: a file without control flow, of a static bit table.
             - ``"torch"``: a folder of programs of ``torch.export``: the stem, each layer at each
               bit width, exits and head, but no gate; ``index.json`` lists them.
@@ -148,27 +151,25 @@ def _write(content: "onnx.ModelProto", path: Path) -> Path:
     return path
 
 
-def export_options_graph(
+def table_files(
     backbone: GatedBackbone,
-    path: str | Path,
     *,
     format: Format = "onnx",  # noqa: A002
-) -> Path:
-    """Write a network without a gate into an ONNX file that takes the options as an input.
+) -> Callable[[Sequence[int]], bytes]:
+    """Return what writes a network that takes given actions, see ``CostTable``, without a gate.
 
-    The branches are those of ``export``. The graph has the inputs ``images``, float32 in [0, 1]
-    ``[1, c, h, w]``, and ``options``, int64 ``[1, layers]``: the index of each layer's bit option,
-    or ``CostTable.exit_action`` at an exit. Its output is ``logits``. Latency profiles measure it.
-    ``format`` is one with branches.
+    The files are those of static bit tables, whose outputs but ``logits`` are left out; actions may
+    be exits too. Latency profiles measure them.
 
     Raises:
-        ConfigError: If the extra ``export`` is missing, the network has an operator that ONNX
-            lacks, or the file would be too large.
+        ConfigError: If the extra ``export`` is missing, or the network has an operator that ONNX
+            lacks.
     """
     check_extra()
-    from dfs_rl.runtime.onnx_file import options_model
+    from dfs_rl.runtime.onnx_file import table_models
 
-    return _write(options_model(_inference_form(backbone), int8=_rounds(format)), Path(path))
+    make = table_models(_inference_form(backbone), int8=_rounds(format))
+    return lambda actions: make(actions).SerializeToString()
 
 
 def _inference_form(backbone: GatedBackbone) -> GatedBackbone:

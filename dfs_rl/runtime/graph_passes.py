@@ -64,6 +64,21 @@ def merge_linear(nodes: Sequence[NodeProto], constants: dict[str, TensorProto]) 
     return [merged.get(id(node), node) for node in nodes]
 
 
+def without_identities(nodes: Sequence[NodeProto], *, kept: Collection[str]) -> list[NodeProto]:
+    """Return copies of nodes, of which none copies a value but those that make ``kept`` ones."""
+    same: dict[str, str] = {}
+    result = []
+    for node in nodes:
+        copied = NodeProto()
+        copied.CopyFrom(node)
+        copied.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.output[0] not in kept:
+            same[node.output[0]] = copied.input[0]
+        else:
+            result.append(copied)
+    return result
+
+
 def round_shortcuts(
     nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto], *, kept: Collection[str]
 ) -> list[NodeProto]:
@@ -121,13 +136,14 @@ def _quantizations(
 
     Codes of less than 8 bit are clipped before they are convolved, so they are left out.
     """
-    readers = defaultdict(list)
+    readers, all_steps = defaultdict(list), defaultdict(list)
     for node in nodes:
         for name in node.input:
             readers[name].append(node)
+        if node.op_type == "QuantizeLinear":
+            all_steps[node.input[0]].append(node)
     found: dict[str, NodeProto] = {}
-    for name, reading in readers.items():
-        steps = [node for node in reading if node.op_type == "QuantizeLinear"]
+    for name, steps in all_steps.items():
         codes = [node for step in steps for node in readers[step.output[0]]]
         kinds = {node.op_type for node in codes}
         kinds |= {reader.op_type for node in codes for reader in readers[node.output[0]]}

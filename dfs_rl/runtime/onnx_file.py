@@ -1,6 +1,6 @@
 """ONNX models of gated networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,10 +16,11 @@ from dfs_rl.runtime.assembly import (
     Parts,
     Scope,
     gated_graph,
-    options_graph,
     passes_graph,
     rule_graph,
+    table_graph,
 )
+from dfs_rl.runtime.graph_passes import round_shortcuts, without_identities
 from dfs_rl.runtime.lowering import lower
 from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
 
@@ -71,33 +72,45 @@ def onnx_model(
         traced = trace(FixedPasses(backbone, rule, passes_of(gate).answer))
         scope = rule_graph(Parts(*lower(traced, int8=int8)), len(rule.passes))
         batch = 1 if rule.thresholds else "batch"
-    shape = [batch, *backbone.image_shape]
-    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
+    inputs = [_images(batch, backbone)]
     if isinstance(gate, LearnedGate) and gate.budget_conditioning is not None:
         inputs.append(helper.make_tensor_value_info("preference", TensorProto.FLOAT, [1]))
     outputs = [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, backbone.n_classes]),
+        _logits(batch, backbone),
         helper.make_tensor_value_info("options", TensorProto.INT64, [batch, costs.n_layers]),
         helper.make_tensor_value_info("computation", TensorProto.DOUBLE, [batch]),
     ]
     return _file(scope, inputs, outputs, metadata)
 
 
-@torch.no_grad()
-def options_model(backbone: GatedBackbone, *, int8: bool = False) -> onnx.ModelProto:
-    """Return the ONNX form of a backbone that takes the option of every layer as an input.
+def table_models(
+    backbone: GatedBackbone, *, int8: bool = False
+) -> Callable[[Sequence[int]], onnx.ModelProto]:
+    """Return what makes the ONNX form of a backbone that takes given actions, from one trace.
 
-    ``int8`` is that of ``lower``.
+    ``int8`` is that of ``lower``. The graphs have the output ``logits`` alone.
     """
     costs = backbone.costs
-    scope = options_graph(Parts(*lower(trace(GatedParts(backbone, None)), int8=int8)), costs)
-    inputs = [
-        helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *backbone.image_shape]),
-        helper.make_tensor_value_info("options", TensorProto.INT64, [1, costs.n_layers]),
-    ]
-    shape = [1, backbone.n_classes]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
-    return _file(scope, inputs, outputs, {})
+    with torch.no_grad():
+        parts = Parts(*lower(trace(GatedParts(backbone, None)), int8=int8))
+
+    def make(actions: Sequence[int]) -> onnx.ModelProto:
+        scope = table_graph(parts, costs, actions)
+        scope.nodes = without_identities(scope.nodes, kept=["logits"])
+        if int8:
+            scope.nodes = round_shortcuts(scope.nodes, parts.constants, kept=["images", "logits"])
+        return _file(scope, [_images("batch", backbone)], [_logits("batch", backbone)], {})
+
+    return make
+
+
+def _images(batch: int | str, backbone: GatedBackbone) -> onnx.ValueInfoProto:
+    shape = [batch, *backbone.image_shape]
+    return helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)
+
+
+def _logits(batch: int | str, backbone: GatedBackbone) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, backbone.n_classes])
 
 
 def _file(

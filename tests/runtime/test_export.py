@@ -1,6 +1,5 @@
 """Exported networks answer as ours do, and say what they are."""
 
-import itertools
 import json
 import shutil
 
@@ -138,15 +137,18 @@ def test_exits_memory_and_preference(tmp_path):
     assert len(torch.cat(seen).eq(net.costs.exit_action).sum(dim=1).unique()) > 1
 
 
-def test_options_as_an_input(tmp_path):
-    net, images = with_exits(network(ResNet, bits=(0, 32)), 1), pictures_for(ResNet, 1)
-    path = export_module.export_options_graph(net, tmp_path / "options.onnx")
-    session = onnxruntime.InferenceSession(path)
-    settings = net.costs.canonicalize(torch.tensor(list(itertools.product(range(3), repeat=3))))
-    for row in settings.unique(dim=0):
-        expected, _ = GatedModel(net.to_inference(), TableGate(row.tolist()))(images)
-        feeds = {"images": images.float().div(255).numpy(), "options": row[None].numpy()}
-        np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)
+@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
+def test_files_of_tables_are_those_of_static_bit_tables(form, tmp_path):
+    net, images = with_exits(network(ResNet, bits=(0, 8, 32)), 1), pictures_for(ResNet, 3)
+    backbone, floats = net.to_inference(), {"images": images.float().div(255).numpy()}
+    write, path = export_module.table_files(net, format=form), tmp_path / "table.onnx"
+    for table in [(0, 1, 1), (1, 1, 1), (2, 1, 0), (1, 3, 3)]:
+        dfs_rl.export(GatedModel(backbone, TableGate(table)), path, format=form)
+        expected, found = (
+            onnxruntime.InferenceSession(file).run(["logits"], floats)[0]
+            for file in (path, write(table))
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_budget_per_input(tmp_path):
