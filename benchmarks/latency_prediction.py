@@ -102,7 +102,7 @@ def calls_of(model: GatedModel, runtime: Runtime, images: Tensor) -> list[Callab
     if runtime == "torch":
         return [partial(model, image[None]) for image in images]
     with TemporaryDirectory() as folder:
-        content = dfs_rl.export(model, Path(folder, "gate.onnx")).read_bytes()
+        content = dfs_rl.export(model, Path(folder, "gate.onnx"), format=runtime).read_bytes()
     session = OnnxSession(content, threads=1)
     preference = {"preference": np.array([model.gate.preference], np.float32)}
     floats = images.float().div(255).numpy()
