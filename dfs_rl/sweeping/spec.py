@@ -58,9 +58,9 @@ class SchedulerConfig:
     Attributes:
         name: none; asha: of the trials with equal progress, only the best fraction continues
             (asynchronous successive halving, Li et al., 2020); median: a trial below the median of
-            the other trials' means is stopped; pbt: bad trials copy the weights of good ones, with
-            changed settings (population-based training, Jaderberg et al., 2017); pb2: the same,
-            with changes proposed by a Gaussian process (Parker-Holder et al., 2020).
+            the other trials' means is stopped; pbt: bad trials copy the weights of good ones that
+            are as far, with changed settings (population-based training, Jaderberg et al., 2017);
+            pb2: the same, with changes proposed by a Gaussian process (Parker-Holder et al., 2020).
         grace: For asha and median: fraction of a training during which no trial is stopped;
             default: 0.2.
         reduction: For asha: one of this number of trials continues, and intervals grow by this
