@@ -2,11 +2,12 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ Setting = tuple[int, ...]
 _IMAGES = 32
 _GATES: dict[Runtime, int] = {"torch": 8, "onnx": 2, "onnx-int8": 2}  # each export takes seconds
 _CALLS_ALONE = 20
-_FIRST_RUNS = 2
-"""Runs of a new session that are not timed: it allocates memory."""
+_FIRST_RUNS = 4
+"""Runs that are not timed: a new session allocates memory, and displaces others from the caches."""
 
 
 class TimesAlone(NamedTuple):
@@ -168,23 +169,29 @@ class OnnxNetwork:
 
     def at(self, setting: Setting) -> Callable[[], Setting]:
         """Return a run at a setting."""
-        session, feeds = self._table(setting), {"images": next(self._batches)}
-        for _ in range(_FIRST_RUNS):
-            session.run(feeds)
+        run = self._run_of(self._table(setting), {})
 
-        def run() -> Setting:
-            session.run(feeds)
+        def run_setting() -> Setting:
+            run()
             return setting
 
-        return run
+        return run_setting
 
     def gated(self) -> Callable[[], Setting]:
         """Return a run with the next gate."""
-        session, feeds = next(self._gated), {"images": next(self._batches), **self._preference}
-        return lambda: tuple(session.run(feeds)[1][0].tolist())
+        run = self._run_of(next(self._gated), self._preference)
+        return lambda: tuple(run()[1][0].tolist())
 
     def times_alone(self) -> None:
         """Return ``None``: the parts lie in one graph."""
+
+    def _run_of(
+        self, session: "OnnxSession", inputs: Mapping[str, NDArray[np.float32]]
+    ) -> Callable[[], Sequence[NDArray[Any]]]:
+        run = partial(session.run, {"images": next(self._batches), **inputs})
+        for _ in range(_FIRST_RUNS):
+            run()
+        return run
 
 
 def _answer_at_once(gate: LearnedGate) -> None:
