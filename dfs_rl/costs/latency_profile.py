@@ -90,7 +90,7 @@ class LatencyProfile:
         checks: Whole networks, uniform and random.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     machine: str
     device: str
     runtime: Runtime

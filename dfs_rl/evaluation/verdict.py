@@ -105,7 +105,7 @@ def verdict_sentences(
     milliseconds: float | None = None,
     cost_model: str = COMPUTATION,
 ) -> tuple[str, ...]:
-    """Summarize the comparisons of a gate with every other method in at most five sentences.
+    """Summarize the comparisons of a gate with every other method in at most six sentences.
 
     What beats the gate comes before what it beats. The other figures are those of the gate:
     accuracy and computation, by the cost model, in percent, the number of distinct bit patterns,

@@ -268,7 +268,7 @@ def _gate_text(gate: Gate, costs: CostTable, val: GateRecords) -> str:
         return ""
     if not measured.computations:
         return (
-            "budget-conditioned, but not calibrated yet, as the end of its training does: it is "
+            "budget-conditioned, but not calibrated yet, since its training has not ended: it is "
             "set to no budget and may cost more"
         )
     cost = costs.cost_text(measured.computation_at(gate.preference), 3)

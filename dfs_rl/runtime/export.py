@@ -63,9 +63,9 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
             - ``"onnx"``: one file, which decides and answers as ``load``.
             - ``"onnx-int8"``: the same, faster below full precision. Convolutions of up to 8 bit
               run on integers and round what they add to the shortcut to 8 bit, in a range of six
-              standard deviations of their norm. Rules and static bit tables round the shortcut of
-              8-bit layers too, to the bytes that the layer reads. Logits and some decisions differ
-              from ``load``.
+              standard deviations of their norm. Rules and static bit tables round and clip the
+              shortcut of 8-bit layers too, to the bytes that the layer reads. Logits and some
+              decisions differ from ``load``.
             - ``"onnx-static"``: a file without control flow, of a static bit table.
             - ``"torch"``: a folder of programs of ``torch.export``: the stem, each layer at each
               bit width, exits and head, but no gate; ``index.json`` lists them.
@@ -158,8 +158,8 @@ def table_files(
 ) -> Callable[[Sequence[int]], bytes]:
     """Return what writes a network that takes given actions, see ``CostTable``, without a gate.
 
-    The files are those of static bit tables, whose outputs but ``logits`` are left out; actions may
-    be exits too. Latency profiles measure them.
+    The files are those of static bit tables for one image, with the output ``logits`` alone;
+    actions may be exits too. Latency profiles measure them.
 
     Raises:
         ConfigError: If the extra ``export`` is missing, or the network has an operator that ONNX

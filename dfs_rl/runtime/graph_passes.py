@@ -9,9 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-_OF_CONVOLUTIONS = {"QLinearConv", "DequantizeLinear", "Conv"}
-"""Nodes at most two steps behind bytes that convolutions read."""
-
 
 class Builder:
     """Nodes in order and constants by name, with new names."""
@@ -82,10 +79,10 @@ def without_identities(nodes: Sequence[NodeProto], *, kept: Collection[str]) -> 
 def round_shortcuts(
     nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto], *, kept: Collection[str]
 ) -> list[NodeProto]:
-    """Return the nodes with 8-bit shortcuts: a value quantized to bytes is so for all its readers.
+    """Return the nodes with 8-bit shortcuts: what a block of 8 bit adds is what it convolves.
 
-    The shortcut of a residual block then is the bytes that its first convolution reads, as in
-    static quantization, and onnxruntime adds them in one step with ReLU and next quantization.
+    The shortcut is rounded and clipped to the bytes that the first convolution reads, as in static
+    quantization, and onnxruntime adds them in one step with ReLU and next quantization.
 
     Args:
         nodes: The nodes in order.
@@ -126,28 +123,41 @@ def _moves_values(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool
     if node.op_type != "Pad":
         return node.op_type == "Slice"
     added = [name for name in node.input[2:] if name]
-    return all(name in constants and not any(constants[name].raw_data) for name in added)
+    return all(n in constants and not numpy_helper.to_array(constants[n]).any() for n in added)
 
 
 def _quantizations(
     nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto], kept: Collection[str]
 ) -> dict[str, NodeProto]:
-    """Return the node that quantizes a value for convolutions, by value, where there is one scale.
+    """Return the node that quantizes a value for a convolution, by value.
 
-    Codes of less than 8 bit are clipped before they are convolved, so they are left out.
+    The value may be an addend besides, the shortcut of the same block, and nothing else: other
+    passes of a rule and other options of a layer may read it, which round it at their bits. Codes
+    of less than 8 bit are clipped before they are convolved, so they are left out.
     """
-    readers, all_steps = defaultdict(list), defaultdict(list)
+    readers = defaultdict(list)
     for node in nodes:
         for name in node.input:
             readers[name].append(node)
-        if node.op_type == "QuantizeLinear":
-            all_steps[node.input[0]].append(node)
+
+    def feeds_convolution(codes: str) -> bool:
+        kinds = {node.op_type for node in readers[codes]}
+        values = [node.output[0] for node in readers[codes] if node.op_type == "DequantizeLinear"]
+        kinds |= {node.op_type for value in values for node in readers[value]}
+        return kinds <= {"QLinearConv", "DequantizeLinear", "Conv"}
+
+    def adds(reading: Sequence[NodeProto]) -> bool:
+        """Return whether one node reads a value: a sum, perhaps after Slice and Pad."""
+        if len(reading) != 1:
+            return False
+        moves = _moves_values(reading[0], constants) and reading[0].output[0] not in kept
+        return reading[0].op_type == "Add" or (moves and adds(readers[reading[0].output[0]]))
+
     found: dict[str, NodeProto] = {}
-    for name, steps in all_steps.items():
-        codes = [node for step in steps for node in readers[step.output[0]]]
-        kinds = {node.op_type for node in codes}
-        kinds |= {reader.op_type for node in codes for reader in readers[node.output[0]]}
-        ways = {tuple(constants[each].raw_data for each in step.input[1:]) for step in steps}
-        if len(ways) == 1 and name not in kept and kinds <= _OF_CONVOLUTIONS:
+    for name in [node.output[0] for node in nodes if len(node.output) == 1]:
+        steps = [node for node in readers[name] if node.op_type == "QuantizeLinear"]
+        others = [node for node in readers[name] if node.op_type != "QuantizeLinear"]
+        shortcut = len(steps) == 1 and name not in kept and (adds(others) or not others)
+        if shortcut and feeds_convolution(steps[0].output[0]):
             found[name] = steps[0]
     return found

@@ -188,8 +188,9 @@ class OnnxNetwork:
     def _run_of(
         self, session: "OnnxSession", inputs: Mapping[str, NDArray[np.float32]]
     ) -> Callable[[], Sequence[NDArray[Any]]]:
-        run = partial(session.run, {"images": next(self._batches), **inputs})
-        for _ in range(_FIRST_RUNS):
+        batch = next(self._batches)
+        run = partial(session.run, {"images": batch, **inputs})
+        for _ in range(_FIRST_RUNS if len(batch) == 1 else 1):
             run()
         return run
 

@@ -14,7 +14,7 @@ from dfs_rl.runtime.latency_fit import Floats
 from dfs_rl.runtime.latency_networks import Setting, TimedNetwork
 
 RANDOM_CHECKS = 20
-_WARM_UP = 5
+_WARM_UP = 1
 
 
 class TimedRuns(NamedTuple):

@@ -88,7 +88,8 @@ def table_models(
 ) -> Callable[[Sequence[int]], onnx.ModelProto]:
     """Return what makes the ONNX form of a backbone that takes given actions, from one trace.
 
-    ``int8`` is that of ``lower``. The graphs have the output ``logits`` alone.
+    ``int8`` is that of ``lower``. The graphs take one image, as those of gates do, and
+    have the output ``logits`` alone.
     """
     costs = backbone.costs
     with torch.no_grad():
@@ -99,7 +100,7 @@ def table_models(
         scope.nodes = without_identities(scope.nodes, kept=["logits"])
         if int8:
             scope.nodes = round_shortcuts(scope.nodes, parts.constants, kept=["images", "logits"])
-        return _file(scope, [_images("batch", backbone)], [_logits("batch", backbone)], {})
+        return _file(scope, [_images(1, backbone)], [_logits(1, backbone)], {})
 
     return make
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.backbones import AdaptiveSwin, BackboneInfo, ResNet, save_backbone
+from dfs_rl.backbones import AdaptiveResNet, AdaptiveSwin, BackboneInfo, ResNet, save_backbone
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
@@ -137,13 +137,17 @@ def test_exits_memory_and_preference(tmp_path):
     assert len(torch.cat(seen).eq(net.costs.exit_action).sum(dim=1).unique()) > 1
 
 
-@pytest.mark.parametrize("form", ["onnx", "onnx-int8"])
-def test_files_of_tables_are_those_of_static_bit_tables(form, tmp_path):
-    net, images = with_exits(network(ResNet, bits=(0, 8, 32)), 1), pictures_for(ResNet, 3)
+@pytest.mark.parametrize("kind", [ResNet, AdaptiveResNet])
+def test_files_of_tables_are_those_of_static_bit_tables(kind, tmp_path):
+    net, images = network(kind, bits=(0, 8, 32)), pictures_for(kind, 1)
+    if kind is ResNet:
+        net = with_exits(net, 1)
     backbone, floats = net.to_inference(), {"images": images.float().div(255).numpy()}
-    write, path = export_module.table_files(net, format=form), tmp_path / "table.onnx"
-    for table in [(0, 1, 1), (1, 1, 1), (2, 1, 0), (1, 3, 3)]:
-        dfs_rl.export(GatedModel(backbone, TableGate(table)), path, format=form)
+    write = export_module.table_files(net, format="onnx-int8")
+    tables = [(0, 1, 1), (1, 1, 1), (2, 1, 0), (1, 3, 3)] if net.costs.exits else [(2, 2), (1, 2)]
+    for table in tables:
+        model = GatedModel(backbone, TableGate(table))
+        path = dfs_rl.export(model, tmp_path / "table.onnx", format="onnx-int8")
         expected, found = (
             onnxruntime.InferenceSession(file).run(["logits"], floats)[0]
             for file in (path, write(table))

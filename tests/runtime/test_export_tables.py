@@ -7,13 +7,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import dfs_rl
 from dfs_rl.backbones import AdaptiveMobileNet, AdaptiveResNet, ResNet, VisionTransformer
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
+from dfs_rl.gating.rules import cascade
 from dfs_rl.runtime import OnnxModel
+from dfs_rl.runtime.graph_passes import round_shortcuts
 from dfs_rl.runtime.onnx_session import OnnxSession
 from dfs_rl.training.calibration import calibrate_norms, calibrate_scales
 from tests.helpers.networks import network, pictures_for
@@ -96,6 +98,47 @@ def test_int8_adds_bytes_where_layers_of_8_bit_follow_each_other(tmp_path):
     onnxruntime.InferenceSession(path, session)
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert operators.count("QLinearAdd") == 3  # the last sum goes to the head
+
+
+def test_int8_rounds_no_pass_at_the_bits_of_another(tmp_path):
+    net, images = network(ResNet, bits=(0, 8, 32), depth=14, width=8), pictures_for(ResNet, 16)
+    backbone, full = net.to_inference(), (2,) * 6
+    for first in [(1,) * 6, (1, 0, 2, 1, 2, 2)]:
+        gate = cascade(first, full, threshold=1.1, options=net.options)
+        model = GatedModel(backbone, gate)
+        path = dfs_rl.export(model, tmp_path / "int8.onnx", format="onnx-int8")
+        found = OnnxModel(path)(images.numpy()).logits
+        np.testing.assert_allclose(found, model(images)[0], atol=1e-5)
+
+
+def test_values_of_a_node_with_two_outputs_stay(tmp_path):
+    generator = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(0),
+        "weight": generator.normal(size=(4, 4, 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Split", ["x"], ["left", "right"], axis=1, num_outputs=2),
+        helper.make_node("QuantizeLinear", ["right", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["values"]),
+        helper.make_node("Conv", ["values", "weight"], ["conv"], pads=[1] * 4),
+        helper.make_node("Add", ["conv", "right"], ["y"]),
+    ]
+    tensors = {name: numpy_helper.from_array(value, name) for name, value in constants.items()}
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n, 5, 5])
+        for name, n in (("x", 8), ("y", 4))
+    ]
+    outputs = []
+    for each in (nodes, round_shortcuts(nodes, tensors, kept=["x", "y"])):
+        graph = helper.make_graph(each, "g", values[:1], values[1:], list(tensors.values()))
+        versions = {"opset_imports": [helper.make_opsetid("", 18)], "ir_version": 10}
+        content = helper.make_model(graph, **versions).SerializeToString()
+        session = onnxruntime.InferenceSession(content)
+        x = np.random.default_rng(1).random((1, 8, 5, 5), dtype=np.float32)
+        outputs.append(session.run(None, {"x": x})[0])
+    np.testing.assert_array_equal(*outputs)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
