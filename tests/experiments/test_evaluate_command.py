@@ -171,7 +171,7 @@ def test_each_budget_of_a_gate_has_its_own_files(make_run, tmp_path, digits):
     names = {path.name for path in folder.plots_dir.glob("*.png")}
     assert names == {*GATE_FILES, *(f"at-0.5-{name}" for name in GATE_FILES)}
     assert evaluate(folder, digits, search=SHORT, budget=0.5).stored
-    assert low.summary.methods[0].detail.endswith("cost 0.5 %")
+    assert "cost 0.5 %;" in low.summary.methods[0].detail
     _, trace = load(folder.path, budget=0.5)(digits.test.images)
     assert low.summary.methods[0].computation == pytest.approx(float(trace.computation.mean()))
     with pytest.raises(ConfigError, match=r"budget is 0\.2 %"):
