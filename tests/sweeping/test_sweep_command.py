@@ -160,6 +160,7 @@ search:
 objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
 searcher: random
 scheduler: {{name: {scheduler}, interval: 0.25}}
+resources: {{cpus: 2}}  # all, so that the trials take turns
 trials: 2
 retrain: {{seeds: 0}}
 """
@@ -215,7 +216,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
         (["{file}", "--set", "timesteps=x"], "the given flags: timesteps is 'x'; allowed is a who"),
         (["{file}", "--retrain-seeds", "-1"], "retrain_seeds is -1; it must be at least 0"),
         (["{file}", "--storage-path", "foo://bar"], "storage_path leads to foo://bar/sweep-"),
-        (["big.yaml"], "resources.cpus is 9, but the largest node here has 1"),
+        (["big.yaml"], "resources.cpus is 9, but the largest node here has 2"),
         (["{file}", "--trials", "0"], "trials is 0; it must be at least 1"),
         (["{file}", "--set", "dataset=/nowhere"], "/nowhere"),
         (["{file}", "--set", "backbone=x"], "x is not a folder"),
