@@ -5,12 +5,11 @@ import shutil
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
 import dfs_rl
-from dfs_rl.backbones import AdaptiveResNet, AdaptiveSwin, BackboneInfo, ResNet, save_backbone
+from dfs_rl.backbones import AdaptiveSwin, BackboneInfo, ResNet, save_backbone
 from dfs_rl.data import ImageSet
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.export import main
@@ -135,24 +134,6 @@ def test_exits_memory_and_preference(tmp_path):
         seen.append(trace.options)
     assert not torch.equal(*seen)
     assert len(torch.cat(seen).eq(net.costs.exit_action).sum(dim=1).unique()) > 1
-
-
-@pytest.mark.parametrize("kind", [ResNet, AdaptiveResNet])
-def test_files_of_tables_are_those_of_static_bit_tables(kind, tmp_path):
-    net, images = network(kind, bits=(0, 8, 32)), pictures_for(kind, 1)
-    if kind is ResNet:
-        net = with_exits(net, 1)
-    backbone, floats = net.to_inference(), {"images": images.float().div(255).numpy()}
-    write = export_module.table_files(net, format="onnx-int8")
-    tables = [(0, 1, 1), (1, 1, 1), (2, 1, 0), (1, 3, 3)] if net.costs.exits else [(2, 2), (1, 2)]
-    for table in tables:
-        model = GatedModel(backbone, TableGate(table))
-        path = dfs_rl.export(model, tmp_path / "table.onnx", format="onnx-int8")
-        expected, found = (
-            onnxruntime.InferenceSession(file).run(["logits"], floats)[0]
-            for file in (path, write(table))
-        )
-        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_budget_per_input(tmp_path):

@@ -15,6 +15,7 @@ from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.rules import cascade
 from dfs_rl.runtime import OnnxModel
+from dfs_rl.runtime.export import table_files
 from dfs_rl.runtime.graph_passes import round_shortcuts
 from dfs_rl.runtime.onnx_session import OnnxSession
 from dfs_rl.training.calibration import calibrate_norms, calibrate_scales
@@ -139,6 +140,24 @@ def test_values_of_a_node_with_two_outputs_stay(tmp_path):
         x = np.random.default_rng(1).random((1, 8, 5, 5), dtype=np.float32)
         outputs.append(session.run(None, {"x": x})[0])
     np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize("kind", [ResNet, AdaptiveResNet])
+def test_files_of_tables_are_those_of_static_bit_tables(kind, tmp_path):
+    net, images = network(kind, bits=(0, 8, 32)), pictures_for(kind, 1)
+    if kind is ResNet:
+        net.set_exits((1,))
+    backbone, floats = net.to_inference(), {"images": images.float().div(255).numpy()}
+    write = table_files(net, format="onnx-int8")
+    tables = [(0, 1, 1), (1, 1, 1), (2, 1, 0), (1, 3, 3)] if net.costs.exits else [(2, 2), (1, 2)]
+    for table in tables:
+        model = GatedModel(backbone, TableGate(table))
+        path = dfs_rl.export(model, tmp_path / "table.onnx", format="onnx-int8")
+        expected, found = (
+            onnxruntime.InferenceSession(file).run(["logits"], floats)[0]
+            for file in (path, write(table))
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
