@@ -18,6 +18,7 @@ from dfs_rl.utils.config import (
 )
 from dfs_rl.utils.io import read_json
 
+_FORMAT = 2  # 1 timed the layers of an ONNX file inside branches
 PartName = Literal["stem", "layer", "exit", "head", "gate"]
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -90,7 +91,7 @@ class LatencyProfile:
         checks: Whole networks, uniform and random.
     """
 
-    format: Literal[2] = 2
+    format: int = _FORMAT
     machine: str
     device: str
     runtime: Runtime
@@ -105,6 +106,11 @@ class LatencyProfile:
     checks: tuple[NetworkLatency, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.format != _FORMAT:
+            raise ConfigError(
+                f"the latency profile has format {self.format}; this version of dfs-rl reads "
+                f"format {_FORMAT}: measure the network again with python -m dfs_rl.profile."
+            )
         if not self.parts:
             raise ConfigError("parts is empty; a profile has one part at least.")
         names = [(p.part, p.layer, p.bits, p.batch_size) for p in self.parts]

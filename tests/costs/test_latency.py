@@ -179,6 +179,13 @@ def test_impossible_times_are_refused(tmp_path, changes: dict[str, float], messa
         read_latency_profile(path)
 
 
+def test_a_profile_of_another_format_is_refused(tmp_path) -> None:
+    path = saved(tmp_path, PLAIN)
+    write_json(path, {**read_json(path), "format": 1})
+    with pytest.raises(ConfigError, match="has format 1; this version of dfs-rl reads format 2"):
+        read_latency_profile(path)
+
+
 def test_a_file_that_is_no_profile_is_refused(tmp_path) -> None:
     with pytest.raises(RunFolderError, match="does not exist"):
         read_latency_profile(tmp_path / "none.json")
