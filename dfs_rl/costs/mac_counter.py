@@ -15,8 +15,9 @@ from torch.utils.module_tracker import ModuleTracker
 def count_macs(run: Callable[[], Tensor]) -> int:
     """Return the multiply-accumulates of the convolutions and matrix products of ``run()``.
 
-    Norms, activations, pooling and additions count nothing, as in the literature. Attention counts
-    both of its products however it is written, and in full under any mask.
+    Distances count like products; norms, activations, pooling and additions count nothing, as in
+    the literature. Attention counts both of its products however it is written, and in full under
+    any mask.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_PASSED_OVER)
     counter.mod_tracker = _NoTracker()
@@ -58,9 +59,29 @@ def _lstm_flops(
     return 2 * x[0] * x[1] * (prod(inputs) + prod(state))
 
 
+def _added_flops(_: torch.Size, first: torch.Size, second: torch.Size, **__: object) -> int:
+    """Count a product that is added to something: of matrices, or of a matrix and a vector."""
+    return 2 * prod(first) * prod(second[2:])
+
+
+def _distance_flops(first: torch.Size, second: torch.Size, *_: object, **__: object) -> int:
+    """Count the distances between rows of two matrices, as many as their product takes."""
+    return 2 * prod(first) * second[-2]
+
+
+def _bilinear_flops(first: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    """Count every weight once for each row."""
+    return 2 * first[0] * prod(weight)
+
+
 # Operators that torch's counter does not know on a CPU.
 _PASSED_OVER = {
     torch.ops.aten.mv: _vector_flops,
     torch.ops.aten.dot: _vector_flops,
+    torch.ops.aten.addmv: _added_flops,
+    torch.ops.aten.addbmm: _added_flops,
+    torch.ops.aten._cdist_forward: _distance_flops,
+    torch.ops.aten._euclidean_dist: _distance_flops,
+    torch.ops.aten._trilinear: _bilinear_flops,
     torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
 }

@@ -48,6 +48,17 @@ def test_macs_of_what_torchs_counter_passes_over():
     lstm = nn.LSTM(5, 4, num_layers=2)
     gates = 4 * 4 * (5 + 4) + 4 * 4 * (4 + 4)
     assert count_macs(lambda: lstm(torch.zeros(3, 2, 5))[0]) == 3 * 2 * gates
+    pairs, weights = nn.Bilinear(5, 6, 7), 7 * 5 * 6
+    assert count_macs(lambda: pairs(torch.zeros(2, 5), torch.zeros(2, 6))) == 2 * weights
+    assert count_macs(lambda: torch.zeros(3).addmv(torch.zeros(3, 4), torch.zeros(4))) == 3 * 4
+    batches = torch.zeros(2, 3, 4), torch.zeros(2, 4, 5)
+    assert count_macs(lambda: torch.zeros(3, 5).addbmm(*batches)) == 2 * 3 * 4 * 5
+
+
+@pytest.mark.parametrize("rows", [3, 40])  # torch multiplies matrices from 26 rows on
+def test_distances_cost_as_much_as_products(rows):
+    first, second = torch.zeros(2, rows, 8), torch.zeros(2, 5, 8)
+    assert count_macs(lambda: torch.cdist(first, second)) == 2 * rows * 5 * 8
 
 
 class Product(nn.Module):

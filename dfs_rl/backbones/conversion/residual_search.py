@@ -23,7 +23,7 @@ _WEIGHTED = ("conv2d", "linear")
 _COSTLY = {str(op).removeprefix("aten.") for op in flop_registry} | {
     *(*_WEIGHTED, ATTENTION, "conv1d", "conv3d", "einsum", "bilinear", "lstm", "gru", "rnn_tanh"),
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_relu", "dot", "mv"),
-    *("addmv", "addbmm", "tensordot", "inner", "chain_matmul"),
+    *("addmv", "addbmm", "tensordot", "inner", "chain_matmul", "cdist"),
 }
 ACTIVATIONS = {
     *("relu", "relu6", "hardtanh", "gelu", "silu", "leaky_relu", "elu", "selu", "celu", "prelu"),
