@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import cast
 
 import torch
@@ -70,7 +71,8 @@ class LayerQuantizers(nn.Module):
         """Quantize an input ``[batch, ...]`` and a weight; LSQ scales gradients per sample."""
         inputs, weights = self.ranges(bits)
         shared = weight[0].numel() if self.per_channel else weight.numel()
-        factors = lsq_gradient_scale(x[0].numel(), inputs), lsq_gradient_scale(shared, weights)
+        each = prod(x.shape[1:])
+        factors = lsq_gradient_scale(each, inputs), lsq_gradient_scale(shared, weights)
         weight_scale = self.weight_scale(bits, weight)
         return (
             fake_quantize(x, self.input_scale(bits), inputs, gradient_scale=factors[0]),

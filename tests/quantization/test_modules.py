@@ -188,6 +188,13 @@ def test_linear_forms_equal_torch(bits):
     torch.testing.assert_close(to_inference(layer)(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [2, 8, 32])
+def test_no_images_give_no_outputs(bits):
+    conv, nothing = settled_conv(), torch.zeros(0, 3, 7, 9)
+    for form in (conv, to_inference(conv)):
+        assert form(nothing, bits).shape == (0, 5, 7, 9)
+
+
 def test_a_convolution_cannot_run_at_0_bit():
     with pytest.raises(ConfigError, match=r"bits is \[0, 4\]"):
         FractionalConvNorm(3, 5, (0, 4))
