@@ -152,10 +152,10 @@ def load_stored_backbone(folder: str | Path, *, trust_code: bool = False) -> Sto
         backbone.set_cost_model(str(record.get(_COSTS, COMPUTATION)), profile)
     shared = shared_names(backbone)
     weights = with_shared_names(backbone, weights, folder / WEIGHTS_FILE)
+    own = backbone.state_dict()  # a file may hold half precision
+    weights = {n: t.to(own[n].dtype) if n in own else t for n, t in weights.items()}
     try:
-        backbone.load_state_dict(
-            {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}, assign=True
-        )
+        backbone.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights in {folder / WEIGHTS_FILE} do not fit the backbone that {path} describes."

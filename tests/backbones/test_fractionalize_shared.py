@@ -128,6 +128,32 @@ def test_a_stored_backbone_shares_what_it_shared(tmp_path):
         load_backbone(tmp_path)
 
 
+class Exact(Block):
+    """A constant in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("third", torch.full((8, 1, 1), 1 / 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * self.third).float())
+
+
+def exact() -> nn.Module:
+    return chain(Exact())
+
+
+@pytest.mark.usefixtures("no_allowed_constructors")
+def test_a_stored_backbone_keeps_double_precision(tmp_path):
+    backbone = fractionalize(exact(), examples(), constructor=f"{__name__}:exact")
+    save_backbone(backbone, INFO, tmp_path)
+    again = load_backbone(tmp_path)
+    assert {n: t.dtype for n, t in again.state_dict().items()} == {
+        n: t.dtype for n, t in backbone.state_dict().items()
+    }
+    assert torch.equal(again(pictures()), backbone(pictures()))
+
+
 class Filtered(Block):
     """A filter that is not trained, and names that are one where points become underscores."""
 
