@@ -116,6 +116,29 @@ def test_a_constructor_that_changed_is_refused(own_net, change, sentence):
         load_backbone(own_net)
 
 
+def test_a_constructor_with_another_number_is_refused(tmp_path):
+    write("ownnets", act="clamp_min(0.1).clone")
+    trusted_import.trust_constructor("ownnets:make")
+    model = trusted_import.call_constructor("ownnets:make")
+    made = fractionalize(model, torch.rand(8, 1, 8, 8), constructor="ownnets:make")
+    save_backbone(made, INFO, tmp_path / "b")
+    write("ownnets", act="clamp_min(0.2).clone")
+    with pytest.raises(ConfigError, match="makes a model of another structure"):
+        load_backbone(tmp_path / "b")
+
+
+def test_a_constructor_with_other_bits_is_refused(tmp_path):
+    write("ownnets")
+    trusted_import.trust_constructor(name := "ownnets:backbone")
+    backbone = trusted_import.call_constructor(name)
+    backbone.config = dataclasses.replace(backbone.config, constructor=name)
+    save_backbone(backbone, INFO, tmp_path / "b")
+    assert load_backbone(tmp_path / "b").options.values == (0, 4, 32)
+    write("ownnets", bits=(0, 3, 32))
+    with pytest.raises(ConfigError, match=r"whose bits is \(0, 3, 32\); .* is \(0, 4, 32\)"):
+        load_backbone(tmp_path / "b")
+
+
 def test_a_constructor_that_is_gone_is_named(own_net, tmp_path):
     (tmp_path / "ownnets.py").unlink()
     sys.modules.pop("ownnets")

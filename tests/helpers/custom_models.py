@@ -34,7 +34,7 @@ def backbone():
     from dfs_rl import fractionalize
 
     images = torch.rand(8, {channels}, 8, 8)
-    return fractionalize(make(), images, bits=(0, 4, 32), mean=[0.5], std=[0.25])
+    return fractionalize(make(), images, bits={bits}, mean=[0.5], std=[0.25])
 
 
 def leaving():
@@ -88,9 +88,16 @@ def stopped():
 """
 
 
-def write(module: str, *, act: str = "relu", channels: int = 1, classes: int = 10) -> None:
+def write(
+    module: str,
+    *,
+    act: str = "relu",
+    channels: int = 1,
+    classes: int = 10,
+    bits: tuple[int, ...] = (0, 4, 32),
+) -> None:
     sys.modules.pop(module, None)
-    text = OWN.format(act=act, channels=channels, classes=classes)
+    text = OWN.format(act=act, channels=channels, classes=classes, bits=bits)
     Path(f"{module}.py").write_text(text, encoding="utf-8")
 
 

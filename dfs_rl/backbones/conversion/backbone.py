@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_all
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.conversion.residual_search import Span, find
@@ -18,7 +19,7 @@ from dfs_rl.backbones.conversion.selection import (
     make_report,
 )
 from dfs_rl.backbones.conversion.submodules import Piece, make_swaps
-from dfs_rl.backbones.conversion.tracing import Traced, name_of
+from dfs_rl.backbones.conversion.tracing import Traced, arguments_of, name_of
 from dfs_rl.backbones.probe import pool_grid
 from dfs_rl.data import ChannelStatistics
 from dfs_rl.errors import ConfigError
@@ -117,8 +118,15 @@ class Fractionalized(Backbone):
         """Take over the measured settings of a stored backbone of the same structure.
 
         Raises:
-            ConfigError: If its structure is another.
+            ConfigError: If its structure or settings are others.
         """
+        for name in ("bits", "layers", "granularity", "stem_bits", "per_channel"):
+            ours, theirs = getattr(self.config, name), getattr(config, name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{config.constructor} now makes a backbone whose {name} is {ours!r}; that of "
+                    f"the stored one is {theirs!r}; restore its code, or fractionalize again."
+                )
         digest = self.config.digest
         self.config, self.statistics = config, statistics
         self._check_digest(digest)
@@ -180,9 +188,22 @@ def _digest(backbone: Fractionalized, traced: Traced) -> str:
     """Return a short digest of a model's structure, without its weights."""
     shapes = sorted((name, tuple(t.shape)) for name, t in backbone.state_dict().items())
     operators = [
-        name_of(node)
+        (name_of(node), _settings_of(node))
         for node in traced.nodes
         if node.op == "call_function" and node.meta["flows"] and name_of(node) not in _SHAPES
     ]
     text = repr((shapes, operators, backbone.costs.layer_macs))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _settings_of(node: fx.Node) -> list[tuple[str, object]]:
+    """Return the numbers and words among an operator's arguments, as the slope of its ReLU."""
+    return [
+        (name, value)
+        for name, value in sorted(arguments_of(node).items())
+        if isinstance(value, (int, float, str)) or (value and tree_all(_is_number, value))
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
