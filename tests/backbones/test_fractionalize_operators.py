@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from dfs_rl import fractionalize
+from dfs_rl.errors import ConfigError
 from dfs_rl.training.calibration import calibrate_scales
 from tests.helpers.models import (
     CLASSES,
@@ -179,6 +180,14 @@ def test_operators_without_low_bits_are_left_alone(make, module, reason):
     _, backbone = converted(make)
     assert len(backbone.layers) == 3
     assert reason in dict(backbone.report.left_alone)[module]
+
+
+@pytest.mark.parametrize(
+    ("make", "operator"), [(with_bias, "conv_transpose2d of module 'odd'"), (with_norm, "conv2d")]
+)
+def test_what_has_no_low_bits_is_not_said_to_run_at_them(make, operator):
+    with pytest.raises(ConfigError, match=f"stem_bits is 8, but {operator}.* at 32 bit alone"):
+        fractionalize(lived_in(make), examples(), stem_bits=8)
 
 
 def prototypes(net, x):  # features are compared with rows of a parameter

@@ -13,12 +13,13 @@ from dfs_rl.backbones.conversion.residual_search import (
     Span,
     ancestors,
     has_stored_tensors,
+    is_costly,
     is_swappable,
     weighted_module,
 )
 from dfs_rl.backbones.conversion.selection import FractionalizeConfig, GatedPart
 from dfs_rl.backbones.conversion.tracing import Traced, arguments_of, batch_factor, name_of
-from dfs_rl.costs import SKIP
+from dfs_rl.costs import FULL, SKIP
 from dfs_rl.errors import ConfigError
 from dfs_rl.quantization.inference import Float32Module
 from dfs_rl.quantization.modules import (
@@ -52,6 +53,7 @@ def make_swaps(
         gated = node in all_gated
         module = _fractional(node, run_bits if gated else (config.stem_bits,), config)
         if module is None:
+            _check_fixed(node, config.stem_bits)
             continue
         inputs = _inputs_of(node)
         before = swaps.get(inputs[0])
@@ -67,6 +69,15 @@ def make_swaps(
         else:
             swaps[node] = Swap(_free_name(weighted_module(node), taken), module, inputs, gated)
     return swaps
+
+
+def _check_fixed(node: fx.Node, bits: int) -> None:
+    """Check that an operator without a quantized form is not to run at fewer bits."""
+    if bits != FULL and node.meta["flows"] and is_costly(node):
+        raise ConfigError(
+            f"stem_bits is {bits}, but {name_of(node)} of module {weighted_module(node)!r} is "
+            f"never gated and runs at {FULL} bit alone; give {FULL}."
+        )
 
 
 def _inputs_of(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -87,10 +98,11 @@ def _fractional(
     if not node.meta["flows"] or node.op != "call_function":
         return None
     name, named = name_of(node), arguments_of(node)
-    if name == "batch_norm" and has_stored_tensors(node):
-        return _norm(named, bits)
-    if not is_swappable(node):
+    is_norm = name == "batch_norm" and has_stored_tensors(node)
+    if not is_norm and not is_swappable(node):
         return None
+    if is_norm:
+        return _norm(named, bits)
     if name == ATTENTION:
         scale, causal, grouped = (named[key] for key in ("scale", "is_causal", "enable_gqa"))
         return FractionalAttention(bits, scale=scale, causal=causal, grouped=grouped)
