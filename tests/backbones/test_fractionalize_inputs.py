@@ -240,6 +240,46 @@ def test_a_model_says_the_same_of_an_image_alone(run, sentence):
         fractionalize(lived_in(lambda: Extended(run)), examples())
 
 
+def converting(dtype):
+    """Return a ResNet that computes in a dtype of its own."""
+    net = Extended(lambda net, x: BasicResNet.forward(net, x.to(dtype)).float())
+    return net.to(dtype)
+
+
+def inside(net, x):  # one product among others
+    x = net.blocks(net.stem(x).relu())
+    return net.fc((x.mean((2, 3)).double() @ net.rotation).float())
+
+
+def counting(size):
+    def run(net, x):
+        return BasicResNet.forward(net, x) * torch.ones(size(x.shape[0]), 1)[:1]
+
+    return Extended(run)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: converting(torch.bfloat16), "module 'stem.0' computes in torch.bfloat16; give a"),
+        (lambda: converting(torch.float64), "module 'stem.0' computes in torch.float64; give a"),
+        (
+            lambda: Extended(inside, rotation=nn.Parameter(torch.eye(16).double())),
+            "computes in torch.float64; give a",
+        ),
+        (lambda: counting(lambda n: n + 1), "computes the size .* only multiples of it"),
+        (lambda: counting(lambda n: n // 2 + 1), "computes the size .* only multiples of it"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        fractionalize(make().eval(), examples())
+
+
+def test_sizes_may_be_multiples_of_the_number_of_images():
+    converted(lambda: counting(lambda n: 3 * n))
+
+
 def test_a_wrapper_is_looked_through():
     _, backbone = converted(lambda: nn.DataParallel(BasicResNet()))
     assert names_of(backbone) == [f"module.blocks.{i}" for i in range(3)]

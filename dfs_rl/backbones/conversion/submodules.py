@@ -101,6 +101,12 @@ def _fractional(
     is_norm = name == "batch_norm" and has_stored_tensors(node)
     if not is_norm and not is_swappable(node):
         return None
+    dtype = node.meta["val"].dtype
+    if dtype != torch.float32:
+        raise ConfigError(
+            f"module {weighted_module(node)!r} computes in {dtype}; give a model that computes in "
+            "torch.float32."
+        )
     if is_norm:
         return _norm(named, bits)
     if name == ATTENTION:

@@ -72,12 +72,22 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def batch_factor(node: fx.Node) -> int | None:
-    """Return the ratio of an integer node to the batch size, ``None`` for any other node."""
+    """Return the ratio of an integer node to the batch size, ``None`` for any other node.
+
+    Raises:
+        ConfigError: If the integer is no multiple of the batch size.
+    """
     value = node.meta.get("val")
-    if not isinstance(value, torch.SymInt):
+    if not isinstance(value, torch.SymInt) or len(value.node.expr.free_symbols) != 1:
         return None
-    symbols = value.node.expr.free_symbols
-    return int(value.node.expr / next(iter(symbols))) if len(symbols) == 1 else None
+    (batch,) = value.node.expr.free_symbols
+    factor = value.node.expr / batch
+    if not factor.is_Integer:
+        raise ConfigError(
+            f"{_named(node.meta['module'])} computes the size {value.node.expr}, where {batch} is "
+            "the number of images; only multiples of it can be converted."
+        )
+    return int(factor)
 
 
 @split_encoders()
@@ -343,7 +353,11 @@ def _functional(target: Any) -> Any:  # noqa: ANN401 - operators have no common 
 
 
 def _place_of(node: fx.Node) -> str:
-    return f"module {_module_of(node)!r}" if _module_of(node) else "the model itself"
+    return _named(_module_of(node))
+
+
+def _named(module: str) -> str:
+    return f"module {module!r}" if module else "the model itself"
 
 
 def _module_of(node: fx.Node) -> str:
