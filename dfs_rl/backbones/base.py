@@ -205,6 +205,7 @@ class Backbone(nn.Module, ABC):
             bits: One bit width for all gated layers, or one for each.
 
         Raises:
+            ConfigError: If bits are no bit options.
             DataError: If the images are of another type, or have other values.
         """
         check_pixels(images, bounded=not self.statistics.changes_nothing)
@@ -212,8 +213,10 @@ class Backbone(nn.Module, ABC):
 
     def run(self, images: Tensor, bits: int | Sequence[int]) -> Tensor:
         """Run ``forward`` without checking the values of the images."""
+        mix = [bits] if isinstance(bits, int) else bits
         if not isinstance(bits, int) and len(bits) != len(self.blocks):
             raise ConfigError(f"{len(bits)} bit widths given for {len(self.blocks)} gated layers.")
+        self.options.indices(mix)
         return self.head(run_layers(self, self.stem(images), bits))
 
     def comparable(self, hidden: Tensor) -> Tensor:

@@ -280,6 +280,13 @@ def test_sizes_may_be_multiples_of_the_number_of_images():
     converted(lambda: counting(lambda n: 3 * n))
 
 
+@pytest.mark.parametrize("bits", [0, 8, 32, (4, 0, 4)])
+def test_bits_that_are_no_option_are_refused(bits):
+    backbone = fractionalize(BasicResNet(), examples(), bits=(2, 4))
+    with pytest.raises(ConfigError, match=r"is no bit option; allowed are \[2, 4\]"):
+        backbone(pictures(), bits)
+
+
 def test_a_wrapper_is_looked_through():
     _, backbone = converted(lambda: nn.DataParallel(BasicResNet()))
     assert names_of(backbone) == [f"module.blocks.{i}" for i in range(3)]
