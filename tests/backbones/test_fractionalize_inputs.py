@@ -10,7 +10,7 @@ from torch.nn import functional
 from dfs_rl import fractionalize
 from dfs_rl.backbones.conversion import convert
 from dfs_rl.backbones.conversion.tracing import trace
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from tests.helpers.models import (
     CLASSES,
     BasicResNet,
@@ -278,6 +278,18 @@ def test_what_would_compute_something_else_is_refused(make, sentence):
 
 def test_sizes_may_be_multiples_of_the_number_of_images():
     converted(lambda: counting(lambda n: 3 * n))
+
+
+def summing(net, x):  # the size of the map becomes a constant of the graph
+    x = net.blocks(net.stem(x).relu())
+    return net.fc(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+
+
+def test_images_of_another_size_are_refused():
+    _, backbone = converted(lambda: Extended(summing))
+    for form in (backbone, backbone.to_inference()):
+        with pytest.raises(DataError, match=r"images are \[2, 3, 32, 32\], .* for \[3, 16, 16\]"):
+            form.stem(torch.zeros(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("bits", [0, 8, 32, (4, 0, 4)])

@@ -22,7 +22,7 @@ from dfs_rl.backbones.conversion.submodules import Piece, make_swaps
 from dfs_rl.backbones.conversion.tracing import Traced, arguments_of, name_of
 from dfs_rl.backbones.probe import pool_grid
 from dfs_rl.data import ChannelStatistics
-from dfs_rl.errors import ConfigError
+from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.quantization.modules import FractionalLayer, calibrating
 
 _MAP, _TOKENS = 4, 3
@@ -92,7 +92,16 @@ class Fractionalized(Backbone):
         return hidden.flatten(2).float() if hidden.dim() > _MAP else hidden.float().unsqueeze(2)
 
     def stem(self, images: Tensor) -> Tensor:
-        """Return the activation before the first gated layer."""
+        """Return the activation before the first gated layer.
+
+        Raises:
+            DataError: If the images have another shape; sizes in the model's code are constants.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise DataError(
+                f"images are {list(images.shape)}, but the model was converted for "
+                f"{list(self.image_shape)} each; convert it with an example_input of that size."
+            )
         return cast("Tensor", self.before(self.normalise(images), self.stem_bits))
 
     def head(self, hidden: Tensor) -> Tensor:
