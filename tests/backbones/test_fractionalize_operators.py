@@ -169,6 +169,21 @@ def with_bias() -> Extended:
     return Extended(upsampled, bias=bias, odd=odd)
 
 
+def scored(net, x):  # a weight that is a vector pools the places
+    x = maps(net, x).flatten(2).mT
+    share = functional.linear(x, net.score).softmax(dim=1)
+    return net.fc((x * (1 + share.unsqueeze(2))).mean(1))
+
+
+def with_vector() -> Extended:
+    return Extended(scored, score=nn.Parameter(torch.randn(16)))
+
+
+def test_a_weight_that_is_a_vector_stays_in_full_precision():
+    _, backbone = converted(with_vector)
+    assert backbone.costs.fixed[-1].macs == 64 * 16 + 16 * CLASSES
+
+
 @pytest.mark.parametrize(
     ("make", "module", "reason"),
     [

@@ -130,7 +130,8 @@ def is_swappable(node: fx.Node) -> bool:
     """Return whether the operator has a quantized form."""
     name = name_of(node)
     if name in _WEIGHTED:
-        return has_stored_tensors(node)
+        weight = cast("fx.Node", node.args[1]).meta["val"]
+        return has_stored_tensors(node) and weight.dim() > 1
     return name == ATTENTION or name in PRODUCTS
 
 
@@ -207,7 +208,7 @@ def _branch(span: Span, logits: fx.Node) -> Branch | LeftAlone | None:
         if not is_swappable(node):
             operator = name_of(node)
             reason = f"there is no {operator} at fewer bits"
-            if operator in _WEIGHTED:
+            if operator in _WEIGHTED and not has_stored_tensors(node):
                 reason = f"the weight or bias of its {operator} is computed while it runs"
             return LeftAlone(common_module([node]), reason)
     projected = _macs(around)
