@@ -39,6 +39,7 @@ from dfs_rl.sweeping.spec import (
 )
 from dfs_rl.sweeping.trial import CANDIDATE, TRACEBACK, TrialPlan, run_name
 from dfs_rl.sweeping.tuner import check_resources, check_storage, run_trials
+from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
@@ -126,14 +127,16 @@ def reference_point_of(file: SweepFile, dataset: Dataset) -> CurvePoint:
     """Return the bound of the hypervolume.
 
     A value in the file takes precedence. For gates, the bound comes from the backbone's uniform
-    settings on val, as in a comparison; for backbones, its accuracy is that of chance.
+    settings on val, as in a comparison, also of a stream; for backbones, its accuracy is that of
+    chance.
     """
     if file.objective.reference_point is not None:
         return CurvePoint(*file.objective.reference_point)
     if not file.trains_gates:
         return CurvePoint(REFERENCE_COMPUTATION, 100.0 / dataset.n_classes)
     stored = load_or_train_backbone(file.config({}), dataset)
-    running = uniform_points(stored.backbone, stored.info.accuracy)
+    accuracies = uniform_accuracies(stored.backbone, dataset.val)  # stored are clean ones
+    running = uniform_points(stored.backbone, accuracies)
     return hypervolume_reference_point(running, [], gates=running)
 
 

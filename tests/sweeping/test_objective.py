@@ -3,10 +3,15 @@
 import math
 
 import pytest
+import torch
 
+from dfs_rl.data import load_dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.curves import CurvePoint
+from dfs_rl.experiments.backbone_resolver import load_or_train_backbone
 from dfs_rl.sweeping.objective import ObjectiveConfig
+from dfs_rl.sweeping.spec import load_sweep_file
+from dfs_rl.sweeping.sweep import reference_point_of
 
 CORNER = CurvePoint(10.0, 80.0)
 CURVE = [CurvePoint(0.1, 82.0), CurvePoint(1.0, 90.0)]
@@ -79,3 +84,23 @@ def test_failed_trial_is_worse_than_any_other(name):
 def test_invalid_objectives_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         ObjectiveConfig(**settings)
+
+
+@pytest.mark.parametrize("stream", ["none", "mixed"])
+def test_reference_accuracy_is_that_of_the_stream(tmp_path, stream):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"command: train_agent\nsettings: {{dataset: digits, corruptions: {stream}}}\n"
+        "search: {algorithm.ent_coef: {uniform: [0, 1]}}\n"
+    )
+    file, dataset = load_sweep_file(path), load_dataset("digits", corruptions=stream)
+    backbone = load_or_train_backbone(file.config({}), dataset).backbone.eval()
+    lowest = min(bits for bits in backbone.options if bits > 0)
+    with torch.no_grad():
+        hidden = backbone.stem(dataset.val.images)
+        for layer in backbone.layers:
+            hidden = layer(hidden, lowest)
+        correct = backbone.head(hidden).argmax(dim=1) == dataset.val.labels
+    assert reference_point_of(file, dataset).accuracy == pytest.approx(
+        100 * correct.double().mean().item()
+    )
