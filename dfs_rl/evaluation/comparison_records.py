@@ -89,14 +89,14 @@ class Point:
     selection_computation: float
     patterns: Spread | None = None  # number of distinct bit patterns of a gate
     gains: Mapping[str, Spread] = field(default_factory=dict)
-    """Accuracy of a gate minus that of each baseline at no more than its cost, in points."""
+    """Accuracy of a gate minus that of each baseline at up to 5 % more than its cost, in points."""
     complexity: int
     """Rank for ties: the number of distinct bits of a static bit table; a cascade or exits have
     more, and a gate has most."""
     better_than: tuple[str, ...] = ()
     """Baselines that a gate exceeds by more than two standard deviations over seeds and
     significantly over images. Those chosen from candidates that include uniform settings count only
-    if it also exceeds every uniform setting of no larger cost."""
+    if it also exceeds every uniform setting of up to 5 % more cost."""
     tied: tuple[str, ...] = ()  # baselines whose difference is not significant over images
     cotrained: bool = False  # runs on the co-trained backbone
     milliseconds: Spread | None = None  # measured time per image, None without a profile

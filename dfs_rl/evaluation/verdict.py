@@ -68,7 +68,7 @@ def counted_wins(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
     The static bit table, the rules and the exits are chosen on other images from
     candidates that include the uniform settings. A win over them counts only if the gate is also
-    significantly better than each uniform setting of no larger cost.
+    significantly better than each uniform setting of up to 5 % more cost.
     """
     uniform_beaten = all(
         c.low > 0
@@ -111,7 +111,7 @@ def verdict_sentences(
     accuracy and computation, by the cost model, in percent, the number of distinct bit patterns,
     and the measured time, None without.
     """
-    sentences = []
+    sentences, no_more = [], f"up to {100 * COST_TOLERANCE:g} % more {cost_model}"
     full = {c.key: c for c in comparisons}.get("full")
     if full is not None:
         sentences.append(
@@ -129,15 +129,12 @@ def verdict_sentences(
         and (c.relative_computation is None or with_cost_tolerance(c.relative_computation) >= 1.0)
     ]
     if above:
-        sentences.append(
-            f"Baselines that are more accurate at no more {cost_model}: {'; '.join(above)}."
-        )
+        sentences.append(f"Baselines that are more accurate at {no_more}: {'; '.join(above)}.")
     if any(c.role == "matched" for c in comparisons):
         wins = counted_wins(comparisons)
         won = "; ".join(c.label for c in wins if patterns > 1 or c.key not in _MARGINALS)
         sentences.append(
-            f"It is significantly better at no more {cost_model} than: "
-            f"{won or 'none of its baselines'}."
+            f"It is significantly better at {no_more} than: {won or 'none of its baselines'}."
         )
     learned = beyond_marginals(comparisons)
     if learned is not None and patterns > 1:

@@ -25,8 +25,9 @@ _NOTES = {
     ),
     "points": (
         "± is the standard deviation over seeds. A gain marked * exceeds two standard deviations "
-        "over seeds and is significant over images, and no uniform setting of the same or lower "
-        "cost is as good; one marked = is not significant over images."
+        "over seeds and is significant over images, and no uniform setting of up to "
+        f"{100 * COST_TOLERANCE:g} % more cost is as good; one marked = is not significant over "
+        "images."
     ),
 }
 _ONE_SEED_NOTE = (
