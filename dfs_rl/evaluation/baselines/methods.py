@@ -202,7 +202,8 @@ def _oracle(setup: EvaluationSetup) -> Iterator[MethodResult]:
 
     It needs the labels, so no gate can match it: it bounds the gain of choosing uniform bits.
     """
-    passes = [method.records[0] for method in setup.uniform]
+    costs, passes = setup.backbone.costs, [method.records[0] for method in setup.uniform]
+    passes.sort(key=lambda records: records.computation(costs).mean().item())  # times may fall
     correct = torch.stack([records.correct for records in passes])  # [options, n]
     chosen = correct.int().argmax(dim=0)  # the first correct option, 0 if there is none
     yield MethodResult(

@@ -1,3 +1,4 @@
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.utils.registry import Registry
 from tests.evaluation.conftest import MixBackbone, make_setup
+from tests.helpers.latencies import made_up_profile
 
 MATCHED = ["static_table", "cascade", "mode_table", "random", "patterns"]
 
@@ -113,6 +115,18 @@ def test_oracle_takes_the_cheapest_correct_option(look_setup, methods):
         assert records.options[image].tolist() == [min(right, default=0)] * 4
         assert bool(records.correct[image]) == bool(right)
     assert records.accuracy > max(method.records[0].accuracy for method in uniform)
+
+
+def test_oracle_takes_the_fastest_of_measured_options(backbone, look_setup):
+    """Fewer bits may take longer: here uniform 2 bit is slower than full precision."""
+    times, network = {0: 0.1, 2: 3.0, 32: 1.0}, copy(backbone)
+    profile = made_up_profile(backbone.costs, layer=lambda _, bits: times[bits])
+    network.costs = replace(backbone.costs, cost_model="latency", profile=profile)
+    (oracle,) = BASELINES["oracle"](replace(look_setup, backbone=network))
+    chosen, uniform = oracle.records[0].options, look_setup.uniform
+    for image, options in enumerate(chosen.tolist()):
+        right = [o for o in (0, 2, 1) if bool(uniform[o].records[0].correct[image])]
+        assert options == [(right or [0])[0]] * 4
 
 
 def test_order_of_baselines_is_stable():
