@@ -67,8 +67,8 @@ def _pairs(measured: Sequence[_Measured]) -> Iterator[CurvePair]:
             is_baseline = second.baseline is not None
             if first.baseline is not None or (is_baseline and second.gate != first.gate):
                 continue
-            same_seeds = list(ours) == list(theirs) and len(ours) > 1
-            pairs = _differences(ours.values(), theirs.values()) if same_seeds else None
+            same_seeds = ours.keys() == theirs.keys() and len(ours) > 1
+            pairs = [ours[seed] - theirs[seed] for seed in ours] if same_seeds else None
             yield CurvePair(
                 first=first.label,
                 second=second.label,

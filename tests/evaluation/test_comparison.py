@@ -347,6 +347,14 @@ def test_curves_are_compared_over_the_same_draws():
     assert comparison.verdict[-1].endswith("tied with cascades at the costs of B.")
 
 
+def test_curves_are_compared_seed_by_seed_in_any_order_of_runs():
+    runs = curves_of_two()
+    pairs = [compare_runs(given).curve_pairs for given in (runs, [*runs[:4], *runs[:3:-1]])]
+    between = [next(p for p in some if (p.first, p.second) == ("A", "B")) for some in pairs]
+    assert between[0].spread is not None
+    assert between[1].spread == between[0].spread
+
+
 def test_a_gate_named_like_a_baseline_is_told_apart():
     comparison = compare_runs([fake_run("a", (170, 0.8), label="cascade", budget=0.8)])
     assert gate_of(comparison).label == "cascade gate"
