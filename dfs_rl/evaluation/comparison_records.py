@@ -156,7 +156,7 @@ class Curve:
     accuracy_at: Mapping[str, Spread]  # by computation, within the range of every seed
     accuracy_interval: Mapping[str, Interval]  # within the range in nearly every draw
     histograms: tuple[tuple[tuple[float, ...], ...], ...]
-    """Share of images per layer and option, averaged over seeds, ``[points, layers, options]``,
+    """Share of passes per layer and option, averaged over seeds, ``[points, layers, options]``,
     cheapest first; empty for baselines."""
     computations: tuple[float, ...]  # mean of each point in percent, cheapest first
 

@@ -75,7 +75,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPU
         axes.set_title(name, fontsize=style.SMALL_SIZE, pad=3)
     style.option_legend(figure, grid[0], "center right")
     figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
-    figure.supylabel("images, %", fontsize=style.SMALL_SIZE, x=0.01)
+    figure.supylabel("passes, %", fontsize=style.SMALL_SIZE, x=0.01)
     return figure
 
 

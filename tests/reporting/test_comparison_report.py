@@ -283,6 +283,7 @@ def test_spread_over_seeds_keeps_the_range_of_the_axis():
 def test_ticks_of_option_shares_up_to_100_percent():
     comparison = compare_runs([fake_run(f"b{b}", (150, b), budget=b) for b in (20.0, 100.0)])
     figure = bit_mix_plot(comparison.curves[0], comparison.options)
+    assert figure.get_supylabel() == "passes, %"  # of gates of several passes, all together
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["20", "50", "100"]
 
 
