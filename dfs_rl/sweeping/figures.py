@@ -91,7 +91,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 @style.common_style()
 def _pareto_front(record: SweepRecord) -> SweepFigure:
-    figure = style.new_figure(_WIDTH, _HEIGHT)
+    figure, cost = style.new_figure(_WIDTH, _HEIGHT), record.file.cost_model
     axes = figure.add_subplot()
     costs, accuracies = zip(*record.points, strict=True)
     axes.scatter(costs, accuracies, s=16, color=style.FAINT, label="all points")
@@ -119,12 +119,12 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
             text = f"{again.name}, fresh seeds: {spread_text(y)} % at {spread_text(x)} %"
             tooltips.append((x.mean, y.mean, text))
             label = "_"
-    axes.set(xscale="log", xlabel="computation (%, log scale)", ylabel="accuracy on val (%)")
+    axes.set(xscale="log", xlabel=f"{cost} (%, log scale)", ylabel="accuracy on val (%)")
     style.log_ticks(axes)
     axes.legend(fontsize=style.SMALL_SIZE, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     bars_text = "; bars are ± 1 standard deviation over fresh seeds" if has_bars else ""
-    text = f"Accuracy against computation on val, {len(record.points)} points of all trials."
+    text = f"Accuracy against {cost} on val, {len(record.points)} points of all trials."
     text += f" Pareto front: {_ends(pareto_front(record.points))}."
     for name in colours:
         text += f" Trial {name}: {_ends(sorted(record.trial(name).points))}."
@@ -132,7 +132,7 @@ def _pareto_front(record: SweepRecord) -> SweepFigure:
         style.to_png(figure), text, [hover_point(axes, *tooltip) for tooltip in tooltips]
     )
     about = f"Every point of every trial on val{bars_text}."
-    return "Accuracy against computation", about, [picture]
+    return f"Accuracy against {cost}", about, [picture]
 
 
 def _ends(points: Sequence[CurvePoint]) -> str:

@@ -72,16 +72,16 @@ class ObjectiveConfig:
             return {"accuracy": 0.0, "computation": 1e6}
         return {self.name: 0.0 if self.name == "hypervolume" else -1e6}
 
-    def description(self, reference_point: CurvePoint) -> str:
+    def description(self, reference_point: CurvePoint, cost_model: str) -> str:
         """Describe the objective in a sentence; ``reference_point`` bounds the hypervolume."""
         computation, accuracy = reference_point
         budget = "" if self.budget is None else f"{self.budget:g}"
         about = {
-            "hypervolume": "area under accuracy over the logarithm of computation, left of "
+            "hypervolume": f"area under accuracy over the logarithm of {cost_model}, left of "
             f"{computation:g} % and above {accuracy:.1f} %",
-            "accuracy": f"accuracy in percent at no more than {budget} % computation",
-            "reward": f"correct answers minus {self.cost_weight} x computation, both as fractions",
-            "pareto_front": "accuracy and computation in percent, together",
+            "accuracy": f"accuracy in percent at no more than {budget} % {cost_model}",
+            "reward": f"correct answers minus {self.cost_weight} x {cost_model}, both as fractions",
+            "pareto_front": f"accuracy and {cost_model} in percent, together",
         }
         return f"Objective: {about[self.name]}; mean of the last {self.last} validations on val."
 

@@ -35,8 +35,8 @@ def summary(record: SweepRecord) -> list[str]:
         area = hypervolume(record.points, reference_point=corner)
         sentences.append(
             f"Hypervolume of all trials together: {area:.3f} % x decades, left of "
-            f"{corner.computation:g} % computation and above {number_text(corner.accuracy)} % "
-            "accuracy."
+            f"{corner.computation:g} % {record.file.cost_model} and above "
+            f"{number_text(corner.accuracy)} % accuracy."
         )
     return sentences
 
@@ -128,15 +128,16 @@ def retrained_table(record: SweepRecord) -> pd.DataFrame:
                     ),
                     "seeds": str(len(again.seeds)),
                     "gain over defaults": "" if gain is None else spread_text(gain),
-                    "mark": "" if gain is None else _mark(gain),
+                    "mark": "" if gain is None else _mark(gain, whole=not again.failed),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _mark(gain: Spread) -> str:
+def _mark(gain: Spread, *, whole: bool) -> str:
+    """Return the mark of a gain; seeds that failed may be the bad ones, so then none is marked."""
     if gain.is_significant:
-        return "+"
+        return "+" * whole
     loss = Spread(mean=-gain.mean, deviation=gain.deviation)
     return "-" if loss.is_significant else ""
 

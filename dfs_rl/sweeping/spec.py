@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from dfs_rl.costs import COMPUTATION
 from dfs_rl.data import Dataset
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
@@ -159,6 +160,11 @@ class SweepFile:
     def trains_gates(self) -> bool:
         """True unless the command trains backbones."""
         return self.command != "train_backbone"
+
+    @property
+    def cost_model(self) -> str:
+        """Cost model that all figures of computation follow."""
+        return str(self.settings.get("cost", COMPUTATION))
 
     @property
     def combinations(self) -> int:

@@ -267,7 +267,7 @@ def _about(file: SweepFile, shared: Dataset, reference_point: CurvePoint) -> str
     about = (
         f"{len(shared.val):,} val images; searcher {file.searcher}, scheduler "
         f"{file.scheduler.name}, seeds per trial {file.seeds}. "
-        f"{file.objective.description(reference_point)}"
+        f"{file.objective.description(reference_point, file.cost_model)}"
     )
     if file.scheduler.is_population:
         about += " Retrained with the last settings of the schedule, held constant."

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dfs_rl.reporting import style
 from dfs_rl.sweeping.figures import over_seeds, sweep_figures
+from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.report import (
     best_table,
     failures,
@@ -93,6 +94,26 @@ def test_winner_is_worse_in_no_objective():
     assert fresh_seeds(cheaper, traded, defaults, both=True).endswith("fresh seeds: 001.")
     record = replace(fake_sweep(6, both=True), retrained=(cheaper, traded, defaults))
     assert retrained_table(record)["mark"].tolist() == ["", "+", "-", "+", "", ""]
+
+
+def test_no_trial_wins_that_fails_on_a_fresh_seed():
+    survivors = trial(3.0, 3.1)
+    defaults = trial(2.5, 2.6, 2.5, name="defaults")
+    assert "Better than the defaults" in fresh_seeds(survivors, defaults)
+    survivors = replace(survivors, failed={103: REASON})
+    assert "No retrained trial is shown to be better" in fresh_seeds(survivors, defaults)
+
+
+def test_figures_and_summary_name_the_cost_model(monkeypatch):
+    monkeypatch.setattr(style, "to_png", blank_png)
+    sweep = fake_sweep(2)
+    sweep = replace(sweep, file=replace(sweep.file, settings={"cost": "latency"}))
+    (title, *_), *_ = sweep_figures(sweep)
+    assert title == "Accuracy against latency"
+    assert "left of 10 % latency and above" in summary(sweep)[-1]
+    assert "% latency" in ObjectiveConfig(name="accuracy", budget=1.0).description(
+        sweep.reference_point, sweep.file.cost_model
+    )
 
 
 def test_summary_of_failed_trials_recommends_nothing():
