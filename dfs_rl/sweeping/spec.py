@@ -42,8 +42,12 @@ _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip", "corruptions"),
     *("backbone", "device", "threads", "workers"),
     *("cost", "latency", "budget_unit"),
+    *("width", "patch", "stem", "first_block", "granularity"),
 )
-"""Settings that must be the same in all trials, or that the sweep sets itself."""
+"""Settings that must be the same in all trials, or that the sweep sets itself.
+
+Costs are in percent of the gated layers, so networks of different layers cannot be compared.
+"""
 _SCHEDULER_SETTINGS = {
     "grace": (0.2, ("asha", "median")),
     "reduction": (3.0, ("asha",)),

@@ -43,6 +43,7 @@ from dfs_rl.training.supernet import uniform_accuracies
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
 from dfs_rl.utils.constants import DIGITS
+from dfs_rl.utils.dataset_names import DATASETS
 from dfs_rl.utils.device import check_cpus
 from dfs_rl.utils.io import replaced_folder, write_bytes_atomic, write_json
 from dfs_rl.utils.logging import print_result, print_status
@@ -116,9 +117,9 @@ def resolved(config: SweepConfig) -> SweepFile:
 def _absolute_path(value: object) -> object:
     """Return the absolute path if ``value`` names a file or folder, else ``value`` unchanged.
 
-    The name of the data set in the package takes precedence over a path.
+    Names of data sets take precedence over a path.
     """
-    if not isinstance(value, str) or value == DIGITS or not Path(value).exists():
+    if not isinstance(value, str) or value in (DIGITS, *DATASETS) or not Path(value).exists():
         return value
     return str(Path(value).resolve())
 

@@ -74,12 +74,14 @@ def test_flags_override_the_file(load, tmp_path, monkeypatch):
     )
 
 
-def test_the_included_data_set_is_no_folder(load, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_an_included_data_set_is_no_folder(load, tmp_path, monkeypatch, name):
     load()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits").mkdir()
-    file = resolved(SweepConfig(file=tmp_path / "sweep.yaml", dataset="digits"))
-    assert file.settings["dataset"] == "digits"
+    (tmp_path / name).mkdir()
+    words = ("backbone=nets:make",)
+    file = resolved(SweepConfig(file=tmp_path / "sweep.yaml", dataset=name, set=words))
+    assert file.settings["dataset"] == name
 
 
 @pytest.mark.parametrize("scheduler", ["", "scheduler: {name: asha, grace: 0.4}\n"])
@@ -162,6 +164,19 @@ def test_errors_name_the_line(load, tmp_path, old, new, line, message):
         (
             GRID.replace("gumbel\nsearcher: random", "backbone\nsettings: {workers: 2}"),
             "a trial is one process",
+        ),
+        *(
+            (
+                f"command: train_backbone\nsearch: {{{name}: {{choice: {values}}}}}\n",
+                f"{name} cannot be searched; it must be the same in all trials",
+            )
+            for name, values in (
+                ("width", "[4, 16]"),
+                ("patch", "[2, 4]"),
+                ("stem", "[cifar, imagenet]"),
+                ("first_block", "[gated, stem]"),
+                ("granularity", "[path, block]"),
+            )
         ),
     ],
 )
