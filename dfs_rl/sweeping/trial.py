@@ -35,7 +35,6 @@ POINTS = "points"  # computation and accuracy on val of each seed, as JSON
 CANDIDATE = "candidate"
 SEED = "seed"
 _VALIDATION = "validation"
-_RUNS = "runs-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,7 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
         values, seeds = plan.candidates[config[CANDIDATE]], (config[SEED],)
     else:
         values, seeds = plan.file.decoded(config), plan.seeds
-    trial_dir = Path(tune.get_context().get_trial_dir())
-    for left in trial_dir.glob(f"{_RUNS}*"):  # of a killed worker
-        shutil.rmtree(left, ignore_errors=True)
-    # A folder of its own: the worker of a killed driver may end, and clean up, later than this.
-    folder = Path(tempfile.mkdtemp(prefix=_RUNS, dir=trial_dir))
+    folder = new_folder(Path(tune.get_context().get_trial_dir()))
     if (checkpoint := tune.get_checkpoint()) is not None:
         checkpoint.to_directory(str(folder))
     reporter = _TrialReporter(plan, folder, len(seeds))
@@ -87,6 +82,18 @@ def run_trial(config: dict[str, Any], *, plan: TrialPlan, shared: Dataset) -> No
         reporter.fail(error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # checkpoints are already in Tune's storage
+
+
+def new_folder(trial_dir: Path) -> Path:
+    """Create the temporary folder of a trial's runs, and remove those of its killed workers.
+
+    It is beside the folder of all trials: Tune stores whatever a trial's own folder contains.
+    """
+    place = trial_dir.parents[1] / "runs" / trial_dir.name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
+    # A name of its own: the worker of a killed driver may end, and clean up, later than this.
+    return Path(tempfile.mkdtemp(dir=place))
 
 
 def run_name(seed: int) -> str:

@@ -128,6 +128,8 @@ def test_run_folder_is_complete(finished):
     assert stored["search"]["cost_weight_range.1"] == {"loguniform": [10, 100]}
     fingerprint = json.loads((finished / "run.json").read_text())["data"]
     assert load_dataset("digits").fingerprint == fingerprint
+    stored_in = {run.parent.name[:11] for run in (finished / "tune").rglob("seed0")}
+    assert stored_in == {"checkpoint_"}
     for trial in (finished / "tune" / "search").glob("trial_*"):  # hyperparameters of each trial
         (events,) = trial.glob("events*")
         assert b"reward.log_likelihood" in events.read_bytes()

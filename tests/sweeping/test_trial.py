@@ -21,7 +21,13 @@ from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile, check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import resolved, sweep_yaml
-from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, resume_if_started
+from dfs_rl.sweeping.trial import (
+    PROGRESS,
+    TrialPlan,
+    _TrialReporter,
+    new_folder,
+    resume_if_started,
+)
 from dfs_rl.sweeping.tuner import harmless_warnings_ignored
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import write_json
@@ -77,6 +83,16 @@ def test_budgets_in_milliseconds_are_converted_once(tmp_path, monkeypatch):
     run = commands.create(config, digits)
     assert resume_if_started(config) is not None
     assert load_config(run.config_path, TrainStaticConfig).budget == pytest.approx(30.0)
+
+
+def test_runs_of_killed_workers_are_removed(tmp_path):
+    stored = tmp_path / "driver_artifacts"  # by Tune, with all that it contains
+    left, other = (new_folder(stored / name) for name in ("trial_00000", "trial_00001"))
+    (left / "seed0").mkdir()
+    again = new_folder(stored / "trial_00000")
+    assert [path.is_dir() for path in (left, other, again)] == [False, True, True]
+    assert list(again.iterdir()) == []
+    assert not stored.exists()
 
 
 def test_reports_average_the_last_validations(tmp_path, monkeypatch):
