@@ -34,7 +34,7 @@ def summary(record: SweepRecord) -> list[str]:
         corner = record.reference_point
         area = hypervolume(record.points, reference_point=corner)
         sentences.append(
-            f"Hypervolume of all trials together: {area:.3f} % x decades, left of "
+            f"Hypervolume of all points at the end of trials: {area:.3f} % x decades, left of "
             f"{corner.computation:g} % {record.file.cost_model} and above "
             f"{number_text(corner.accuracy)} % accuracy."
         )
