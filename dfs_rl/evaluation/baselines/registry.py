@@ -165,7 +165,7 @@ def run_baselines(
     """Run the baselines that apply, or those named, in the order of ``BASELINES``.
 
     Raises:
-        ConfigError: If a named baseline does not apply.
+        ConfigError: If a named baseline does not apply, or two methods have the same key.
     """
     found: list[MethodResult] = []
     for name, baseline in BASELINES.items():
@@ -175,4 +175,10 @@ def run_baselines(
         if names is not None and not results:
             raise ConfigError(f"baseline {name!r} does not apply to this gate and backbone.")
         found += results
+        keys = ["gate", *(method.key for method in found)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ConfigError(
+                f"baseline {name!r} yields a method with the key {twice[0]!r}, which another one "
+                "has; give it a key of its own, under which files store its results."
+            )
     return found

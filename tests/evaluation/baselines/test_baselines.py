@@ -150,6 +150,19 @@ def test_registered_baselines_run_in_order(look_setup, monkeypatch):
         register_baseline("twin")(twin)
 
 
+@pytest.mark.parametrize("key", ["gate", "oracle"])
+def test_methods_have_keys_of_their_own(look_setup, monkeypatch, key):
+    few = Registry("baseline", {"oracle": BASELINES["oracle"]})
+    monkeypatch.setattr("dfs_rl.evaluation.baselines.registry.BASELINES", few)
+
+    @register_baseline("cheapest")
+    def cheapest(setup):
+        yield replace(setup.uniform[0], key=key)
+
+    with pytest.raises(ConfigError, match=f"'cheapest' yields a method with the key '{key}'"):
+        run_baselines(look_setup)
+
+
 def test_named_baselines_alone_run_and_must_apply(look_setup):
     shown = []
     setup = replace(look_setup, progress=shown.append)
