@@ -117,6 +117,7 @@ class BatchedEpisodes:
             indices = self.sampler.draw(len(self.task.images), streams)
         else:
             indices = per_environment("index", index, self.n, np.int64)[streams]
+            self.sampler.given[streams] += np.uint64(1)
         preferences, range_ = None, self.task.cost_weight_range
         if range_ is None and cost_weight is not None:
             raise ConfigError(

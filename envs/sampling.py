@@ -14,6 +14,8 @@ _LAST_SHIFT = 31
 _SALT = 0xD1A1_0F_9B1CE5
 """Constant that separates the draw of the preference from that of the image index."""
 _DOUBLE_BITS = 53
+_GIVEN_SHIFT = 40
+"""Place of the count of given images in a counter, above all counts of drawn ones."""
 
 StreamIndices = NDArray[np.int64] | slice
 """Indices of streams."""
@@ -25,7 +27,8 @@ class ImageSampler:
 
     A draw is a function of (key, episode), where the key comes from Gymnasium's generator for the
     stream's seed. So one call draws from all streams, a stream does not depend on the other
-    streams, and its state consists of two numbers.
+    streams, and its state consists of three numbers: episodes on given images count apart, so
+    that they draw preferences without advancing the images.
 
     Args:
         n: Number of environments.
@@ -36,6 +39,7 @@ class ImageSampler:
         self._group_size = group_size
         self.keys: NDArray[np.uint64] = np.zeros(n // group_size, dtype=np.uint64)
         self.episodes: NDArray[np.uint64] = np.zeros(n // group_size, dtype=np.uint64)
+        self.given: NDArray[np.uint64] = np.zeros(n // group_size, dtype=np.uint64)
         self._seeded = False
 
     def seed(self, seeds: Sequence[int | None]) -> None:
@@ -48,23 +52,25 @@ class ImageSampler:
                 continue
             generator, _ = seeding.np_random(seed)
             self.keys[i] = generator.integers(2**63)
-            self.episodes[i] = 0
+            self.episodes[i] = self.given[i] = 0
         self._seeded = True
 
     def draw(self, n_images: int, which: StreamIndices = ALL) -> NDArray[np.int64]:
         """Return the next image index of each environment of all or some streams, int64 ``[n]``."""
         self.episodes[which] += np.uint64(1)
-        drawn = (self._mixed(self.keys) % np.uint64(n_images)).astype(np.int64)[which]
-        return np.repeat(drawn, self._group_size)
+        drawn = self._mixed(self.keys, self.episodes)[which] % np.uint64(n_images)
+        return np.repeat(drawn.astype(np.int64), self._group_size)
 
     def preferences(self, which: StreamIndices = ALL) -> NDArray[np.float64]:
         """Return a number in [0, 1) likewise, float64 ``[n]``, independent of the image."""
-        z = self._mixed(self.keys ^ np.uint64(_SALT))
+        counts = self.episodes + (self.given << np.uint64(_GIVEN_SHIFT))
+        z = self._mixed(self.keys ^ np.uint64(_SALT), counts)
         high = (z >> np.uint64(64 - _DOUBLE_BITS)).astype(np.float64)
         return np.repeat(np.ldexp(high, -_DOUBLE_BITS)[which], self._group_size)
 
-    def _mixed(self, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        z = keys + self.episodes * np.uint64(_GOLDEN)
+    @staticmethod
+    def _mixed(keys: NDArray[np.uint64], counts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        z = keys + counts * np.uint64(_GOLDEN)
         for shift, factor in _MIX:
             z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
         z ^= z >> np.uint64(_LAST_SHIFT)
@@ -72,10 +78,12 @@ class ImageSampler:
 
     def get_state(self) -> dict[str, list[int]]:
         """Return the state as JSON values."""
-        return {"keys": self.keys.tolist(), "episodes": self.episodes.tolist()}
+        counters = {"keys": self.keys, "episodes": self.episodes, "given": self.given}
+        return {name: values.tolist() for name, values in counters.items()}
 
     def set_state(self, state: dict[str, list[int]]) -> None:
         """Restore a state that ``get_state`` returned."""
         self.keys = np.array(state["keys"], dtype=np.uint64)
         self.episodes = np.array(state["episodes"], dtype=np.uint64)
+        self.given = np.array(state.get("given", [0] * len(self.keys)), dtype=np.uint64)
         self._seeded = True

@@ -1,5 +1,7 @@
 """The single environment against closed forms and plain loops."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -160,6 +162,20 @@ def test_stream_of_images_is_independent(changes):
     assert other.reset(seed=3)[1]["index"] == expected[0]
     other.reset(options={"index": 0})
     assert [other.reset()[1]["index"] for _ in range(2)] == expected[1:]
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["running", "restored"])
+def test_cost_weights_vary_on_a_given_image(state):
+    env = make(cost_weight_range=(1.0, 100.0))
+    env.reset(seed=0)
+    weights = []
+    for _ in range(2000):
+        weights.append(env.reset(options={"index": 3})[1]["cost_weight"])
+        if state:
+            sampler = env._episodes.sampler
+            sampler.set_state(json.loads(json.dumps(sampler.get_state())))
+    counts = np.histogram(np.log(weights) / np.log(100.0), bins=20, range=(0.0, 1.0))[0]
+    assert ((counts - 100) ** 2 / 100).sum() < 43.8  # chi-squared, 19 degrees, p = 0.001
 
 
 # Observations and masks
