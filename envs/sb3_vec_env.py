@@ -129,6 +129,13 @@ class SB3GatingVecEnv(VecEnv):
         sampler = self._episodes.sampler
         sampler.seed(self._seeds[: len(sampler.keys)])
         given = any(index is not None for index in indices)
+        size = self.group_size
+        groups = [indices[i : i + size] for i in range(0, self.num_envs, size)]
+        if size > 1 and any(group != group[:1] * size for group in groups):
+            raise ConfigError(
+                f"options['index'] is {indices}, but group_size is {size}, and the environments of "
+                "a group have one image."
+            )
         info = self._start(index=indices if given else None)
         rows = zip(*info.values(), strict=True)
         self.reset_infos = [dict(zip(info, row, strict=True)) for row in rows]

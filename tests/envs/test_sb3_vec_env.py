@@ -275,6 +275,16 @@ def test_groups_must_divide_environments(n, group_size):
         make(n, group_size=group_size)
 
 
+def test_groups_have_one_image():
+    env = make(group_size=3)
+    env.set_options([{"index": 4}] * 3 + [{"index": 5}] * 3)
+    env.reset()
+    assert [info["index"] for info in env.reset_infos] == [4, 4, 4, 5, 5, 5]
+    env.set_options([{"index": i} for i in range(N)])
+    with pytest.raises(ConfigError, match="group_size is 3"):
+        env.reset()
+
+
 def test_groups_with_exits_need_sync_episodes():
     with pytest.raises(ConfigError, match="group_size is 3 on a network with exits"):
         make(group_size=3, after=AFTER)
