@@ -15,7 +15,7 @@ from dfs_rl.data.pixels import check_pixels, fit_images
 from dfs_rl.errors import CheckpointError, ConfigError, DataError
 from dfs_rl.gating.base import Gate, TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
-from dfs_rl.gating.networks import LearnedGate, macs_taken
+from dfs_rl.gating.networks import LearnedGate, macs_taken, observed_macs
 from dfs_rl.gating.passes import NOT_RUN, passes_of
 from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.rules import RuleGate
@@ -83,6 +83,26 @@ class GatedModel(nn.Module):
         self.classes = tuple(classes)
         self.image_size = image_size
         self._form: SingleImageForm | None = None
+
+    @property
+    def budget(self) -> float | None:
+        """Upper bound on each image's computation in percent; ``None`` for no bound.
+
+        Raises:
+            ConfigError: If it is set for a gate of several passes that does not observe its own
+                cost, and so does not keep a bound.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float | None) -> None:
+        gate, passes = self.gate, passes_of(self.gate).limit
+        if budget is not None and passes > 1 and observed_macs(gate) != gate.macs:
+            raise ConfigError(
+                f"budget is {budget:g} and passes is {passes}; a policy that was trained without "
+                "the cost of its own network keeps a budget in a single pass alone."
+            )
+        self._budget = budget
 
     def set_budget(self, budget: float, unit: BudgetUnit = "percent") -> None:
         """Bound the mean computation per image of a budget-conditioned gate.

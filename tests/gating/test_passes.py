@@ -18,6 +18,7 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LSTMGate, MLPGate, OneShotGate, exit_info
 from dfs_rl.gating.passes import AGAIN, PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
+from dfs_rl.gating.shared_network import SharedMLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from tests.helpers.latencies import made_up_profile
 from tests.helpers.networks import network, pictures_for
@@ -230,5 +231,8 @@ def test_errors():
     with pytest.raises(ConfigError, match=r"pass of the rules is \[4\]"):
         RuleGate([Rule(passes=(RulePass(options=(4,)),))], answer="last", options=OPTIONS)
     one = RuleGate([Rule(passes=(RulePass(options=(1,)),))], answer="last", options=OPTIONS)
+    model = GatedModel(ToyBackbone(), learned(kind=SharedMLPGate, widths=(5,)))
+    with pytest.raises(ConfigError, match="budget is 9 and passes is 3"):
+        model.budget = 9.0
     with pytest.raises(CheckpointError, match=r"is the table \[1\]"):
         GatedModel(ToyBackbone(), one)
