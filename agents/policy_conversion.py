@@ -21,7 +21,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import nn
 
 from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.envs.spaces import action_space, observation_space
+from dfs_rl.envs.spaces import action_space, flatten_observations, observation_space
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.gating.action_masks import gated_budget
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
@@ -38,6 +38,10 @@ _ACTORS = ActorCriticPolicy, MaskableActorCriticPolicy
 _FLATTENING = CombinedExtractor, FlattenExtractor
 _SEEN_ALIKE = 1e-3
 """Rounding tolerance of an observed budget that was normalised."""
+_N_COMPARED = 64
+"""Number of random observations of each layer on which gate and policy are compared."""
+_MOST = 0.98
+"""Share of equal actions from which on gate and policy act alike; rounding decides ties."""
 
 
 def load_policy(policy: Policy) -> tuple[BasePolicy, int]:
@@ -194,7 +198,36 @@ def gate_of_policy(
         copied.bias.copy_(linear.bias)
     if budget is not None:
         gated_budget(backbone.costs, budget, gate_macs=gate.macs)
-    return gate.eval()
+    _check_actions(policy, gate.eval(), space, normalization)
+    return gate
+
+
+def _check_actions(
+    policy: BasePolicy,
+    gate: SharedMLPGate,
+    space: gymnasium.spaces.Dict,
+    normalization: VecNormalize | None,
+) -> None:
+    """Check that a gate acts as its policy, whose class may compute more than its networks do."""
+    equal = []
+    space.seed(0)
+    for layer, size in enumerate(gate.input_sizes):
+        drawn = [space.sample() for _ in range(_N_COMPARED)]
+        seen: Any = {key: np.stack([each[key] for each in drawn]) for key in space}
+        seen["features"][:, size:], seen["layer"][:] = 0.0, layer  # as in the environment
+        features, context = (torch.from_numpy(seen[key]) for key in ("features", "context"))
+        chosen = gate.decide(features, layer, context)
+        if policy.observation_space != space:
+            seen = flatten_observations(space, seen)
+        if normalization is not None:
+            seen = normalization.normalize_obs(seen)
+        equal.append(policy.predict(seen, deterministic=True)[0] == chosen.numpy())
+    share = np.mean(equal)
+    if share < _MOST:
+        raise ConfigError(
+            f"policy is a {type(policy).__name__}, but only {share:.0%} of its actions are those "
+            "that its networks prefer; a gate needs a policy that decides by nothing else."
+        )
 
 
 def check_environment(

@@ -11,6 +11,7 @@ import torch
 from gymnasium.wrappers import FlattenObservation
 from sb3_contrib import QRDQN, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
@@ -189,6 +190,28 @@ def test_saved_normalization(tmp_path):
             found.obs_rms["features"].mean, made.vec.obs_rms["features"].mean
         )
     assert normalization_of(trained(normalize={"norm_obs": False}).model, None) is None
+
+
+class Reversed(ActorCriticPolicy):
+    """Prefers what its networks find worst."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return self.action_dist.proba_distribution(action_logits=-self.action_net(latent_pi))
+
+
+class Negated(VecNormalize):
+    def _normalize_obs(self, obs, obs_rms):
+        return -super()._normalize_obs(obs, obs_rms)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_policies_that_compute_something_else_are_refused(flat):
+    own, normalize = trained(flat=flat), {} if flat else {"norm_obs_keys": ["features"]}
+    other = trained(flat=flat, normalize=normalize)
+    own.model.policy.__class__, other.vec.__class__ = Reversed, Negated
+    for made in (own, other):
+        with pytest.raises(ConfigError, match=r"only \d+% of its actions"):
+            gate_of(made)
 
 
 class Scaled(BaseFeaturesExtractor):
