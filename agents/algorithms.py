@@ -130,6 +130,7 @@ class GroupRecurrentPPO(RecurrentPPO):
                 self.rollout_buffer.hidden_state_shape,
                 self.device,
                 gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
                 n_envs=self.n_envs,
                 **(rollout_buffer_kwargs or {}),
             )

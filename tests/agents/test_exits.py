@@ -166,6 +166,39 @@ def test_timesteps_count_decisions_that_were_made(config):
     assert counting.ends > counting.decisions / LAYERS  # some exited early
 
 
+class Estimates(BaseCallback):
+    """Compares the advantages of a rollout with a loop over its episodes."""
+
+    def _on_rollout_start(self):
+        self.lengths = {}
+
+    def _on_step(self):
+        for env, info in enumerate(self.locals["infos"]):
+            if "episode" in info:
+                self.lengths[env] = info["episode"]["l"]
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        for env, length in self.lengths.items():
+            values, advantage = [*buffer.values[:length, env], 0.0], 0.0
+            for step in reversed(range(length)):
+                error = buffer.rewards[step, env] + values[step + 1] - values[step]
+                advantage = error + self.model.gae_lambda * advantage
+                assert buffer.advantages[step, env] == pytest.approx(advantage, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [PPOConfig, RecurrentPPOConfig, TRPOConfig, MaskablePPOConfig],
+    ids=lambda kind: kind.label,
+)
+def test_advantages_decay_by_gae_lambda(kind):
+    estimates = Estimates()
+    make_model(kind(gae_lambda=0.5), group=1).learn(400, estimates, log_interval=10**9)
+    assert len(set(estimates.lengths.values())) > 1
+
+
 def test_deployed_gate_decides_as_the_policy():
     config = PPOConfig(**ONE_BATCH)
     model = make_model(config)
