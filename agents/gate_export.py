@@ -17,7 +17,7 @@ from dfs_rl.backbones.interfaces import GatedBackbone, confidence_sizes
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, LSTMGate, MLPGate, exit_info
-from dfs_rl.gating.observation import context_size
+from dfs_rl.gating.observation import CONTEXT_SIZE, context_size
 from dfs_rl.gating.passes import SINGLE_PASS, PassSettings
 from dfs_rl.gating.registry import GATES, ONE_SHOT
 
@@ -180,17 +180,19 @@ def load_gate_into_policy(model: BaseAlgorithm, gate: LearnedGate) -> None:
     initializes a policy for one budget at its current preference; a gate for one budget initializes
     a budget-conditioned policy equally at all preferences.
     """
-    extractor = _extractor(model)
+    extractor, at = _extractor(model), CONTEXT_SIZE  # the place of a preference in the context
     for layer, linear in enumerate(_first_maps(gate)):
         inner, size = extractor.inner[layer], extractor.feature_sizes[layer]  # [S + C, width]
         context: Tensor = inner[extractor.features_width :]  # [C, width]
         theirs = linear.weight[:, size:].T  # [C of the gate, width]
-        both = min(len(context), len(theirs))
+        extractor.inner_bias[layer].copy_(linear.bias)
+        if len(theirs) < len(context):
+            theirs = torch.cat([theirs[:at], torch.zeros_like(theirs[:1]), theirs[at:]])
+        elif len(theirs) > len(context):  # the budget is fixed: fold it into the bias
+            extractor.inner_bias[layer].add_(theirs[at], alpha=gate.preference)
+            theirs = torch.cat([theirs[:at], theirs[at + 1 :]])
         inner.zero_()
         inner[:size].copy_(linear.weight[:, :size].T)
-        context[:both].copy_(theirs[:both])
-        extractor.inner_bias[layer].copy_(linear.bias)
-        if len(theirs) > both:  # the budget is fixed: fold it into the bias
-            extractor.inner_bias[layer].add_(theirs[both], alpha=gate.preference)
+        context.copy_(theirs)
     for ours, weights in _later_weights(gate, model):
         weights.copy_(ours)

@@ -7,6 +7,7 @@ import torch
 
 import dfs_rl
 from dfs_rl import train_agent
+from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.gate_export import check_initial_gate, load_gate_into_policy
 from dfs_rl.agents.hyperparameters import (
     A2CConfig,
@@ -18,10 +19,12 @@ from dfs_rl.agents.hyperparameters import (
 from dfs_rl.backbones import PRETRAINED_DIGITS, load_stored_backbone, save_backbone
 from dfs_rl.costs import BitOptions
 from dfs_rl.data import load_dataset
+from dfs_rl.envs.sb3_vec_env import SB3GatingVecEnv
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
 from dfs_rl.gating.networks import LSTMGate, MLPGate
+from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.storage import save_gate
 from tests.helpers.planted_task import PlantedBackbone, gate_of, make_agent, make_gate, make_task
 from tests.helpers.quick import few_images, quick_runs
@@ -72,6 +75,31 @@ def test_gate_for_all_budgets_starts_at_its_preference():
     context = torch.rand(9, 3)
     extended = torch.cat([context, torch.full((9, 1), 0.7)], dim=1)
     torch.testing.assert_close(logits(again, context), logits(gate, extended))
+
+
+@pytest.mark.parametrize("all_budgets", [False, True])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_evidence_of_passes_keeps_its_weights(conditioned, all_budgets):
+    passes = PassSettings(limit=3)
+    gate = make_gate(passes=passes, budget_conditioning=CONDITIONED[conditioned], preference=0.7)
+    for parameter in gate.parameters():
+        parameter.data.normal_()
+    cost_weights = CostWeightRange(lowest=1.0, highest=10.0) if all_budgets else None
+    env = SB3GatingVecEnv(make_task(passes=passes, cost_weight_range=cost_weights), 8)
+    config = PPOConfig()
+    model = build_algorithm(
+        config, env, feature_sizes=gate.input_sizes, hidden=gate.hidden, timesteps=1000
+    )
+    load_gate_into_policy(model, gate)
+    again = gate_of(model, config, passes=passes, budget_conditioning=CONDITIONED[all_budgets])
+    features, context = torch.rand(9, 3), torch.rand(9, 3)
+    evidence, preference = torch.rand(9, passes.evidence_size), torch.full((9, 1), 0.7)
+    for layer in range(3):
+        ours, theirs = (
+            each(features, layer, torch.cat([context, *[preference] * has, evidence], dim=1))
+            for each, has in ((gate, conditioned), (again, all_budgets))
+        )
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(
