@@ -110,7 +110,7 @@ def observe(
         left = left * scaled_budget(costs, budget, gate_macs=gate_macs)
     previous = torch.zeros_like(spent)
     if state.layer > 0 and len(backbone.options) > 1 and not (ended and evidence is not None):
-        previous = state.options[:, state.layer - 1] / (len(backbone.options) - 1)
+        previous = state.options[:, state.layer - 1].float() / (len(backbone.options) - 1)
     columns = [spent, left, previous] + ([] if preferences is None else [preferences.float()])
     context = torch.stack(columns, dim=1)
     if evidence is None:

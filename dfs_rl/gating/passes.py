@@ -9,6 +9,7 @@ recall, bounds the loss against the best stopping rule (T-Tamer, 2025).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, cast
 
 import numpy as np
@@ -234,8 +235,9 @@ class PassHistory:
         self.finished = torch.zeros(n, dtype=torch.int64, device=device)
         self.options = self.finished.new_zeros(n, settings.limit, costs.n_layers)
         self.spent = torch.zeros(n, dtype=torch.float64, device=device)
-        self.evidence = torch.zeros(n, settings.evidence_size, device=device)
-        self._logits = torch.zeros(n, settings.limit, backbone.n_classes, device=device)
+        of_float32 = partial(torch.zeros, dtype=torch.float32, device=device)
+        self.evidence = of_float32(n, settings.evidence_size)
+        self._logits = of_float32(n, settings.limit, backbone.n_classes)
         self._mirrored = torch.zeros(n, settings.limit, dtype=torch.bool, device=device)
         self._full = costs.options.full
 

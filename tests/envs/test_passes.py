@@ -190,6 +190,17 @@ def test_checker_spec_and_learning():
     assert vec.episodes > 10
 
 
+def test_observations_stay_float32_under_another_default():
+    settings = toy_kwargs(passes=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        env = FractionalSkippingEnv(**settings)
+        seen = [env.reset(seed=0)[0], *(env.step(action)[0] for action in (1, 2, 0, 3, AGAIN, 1))]
+        assert all(env.observation_space.contains(each) for each in seen)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
