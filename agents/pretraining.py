@@ -24,7 +24,7 @@ from dfs_rl.data import ImageSet
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
 from dfs_rl.envs.task import Task
 from dfs_rl.evaluation.evaluator import evaluate_static_table
-from dfs_rl.gating.action_masks import gated_budget
+from dfs_rl.gating.action_masks import TOLERANCE, gated_budget
 from dfs_rl.gating.execution import run_layer, run_stem
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.observation import Observation, observe
@@ -65,7 +65,7 @@ class UniformOptionRewards(NamedTuple):
 
     def best_within(self, targets: Tensor) -> Tensor:
         """Return the best option within each target, a fraction, ``[n]``; else the cheapest."""
-        within = self.spent <= targets[:, None]  # [n, options]
+        within = self.spent <= targets[:, None] + TOLERANCE  # [n, options]
         best = self.rewards.where(within, -torch.inf).argmax(dim=1)
         return torch.where(within.any(dim=1), best, self.spent.argmin())
 
@@ -94,7 +94,8 @@ def evaluate_uniform_options(
     )
     spent = torch.stack([costs.fractions(record.options[:1])[0] for record in records])
     if budget is not None:
-        rewards[spent > gated_budget(costs, budget, gate_macs=gate_macs)] = -torch.inf
+        most = gated_budget(costs, budget, gate_macs=gate_macs) + TOLERANCE
+        rewards[spent > most] = -torch.inf
     return UniformOptionRewards(rewards, spent)
 
 

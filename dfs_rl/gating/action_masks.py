@@ -15,7 +15,7 @@ from dfs_rl.costs import CostTable
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.passes import AGAIN, AGAIN_MIRRORED, ANSWER, PassSettings
 
-_TOLERANCE = 1e-12
+TOLERANCE = 1e-12
 """Rounding tolerance for sums of the same costs in another order."""
 
 
@@ -31,7 +31,7 @@ def gated_budget(
     fixed = costs.fixed_cost(gate_macs=gate_macs)
     left = budget / 100.0 - fixed
     cheapest = float(costs.least_costs()[0])
-    if not left >= cheapest - _TOLERANCE:
+    if not left >= cheapest - TOLERANCE:
         gate = narrower = ""
         if gate_macs:
             share = costs.percent(costs.gate_cost(gate_macs))
@@ -69,7 +69,7 @@ def action_masks(
         return exists.expand(len(spent), -1).clone()
     through = _costs_to_answer(costs, layer).to(spent.device)
     # One tensor, since the export to ONNX rounds numbers to float32 and leaves out tiny addends.
-    most = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
+    most = gated_budget(costs, budget, gate_macs=gate_macs) + TOLERANCE
     left = torch.tensor(most, dtype=spent.dtype).to(spent.device) - spent  # [batch]
     allowed = through <= left[:, None]  # [batch, actions]
     cheapest = torch.arange(costs.n_actions, device=spent.device) == through.argmin()
@@ -101,7 +101,7 @@ def action_mask(
 ) -> list[bool]:
     """Return the row of ``action_masks`` for one sample, in plain numbers."""
     through, cheapest = _plain_costs_to_answer(costs, layer)
-    left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE - spent
+    left = gated_budget(costs, budget, gate_macs=gate_macs) + TOLERANCE - spent
     return [cost <= left or action == cheapest for action, cost in enumerate(through)]
 
 
@@ -123,7 +123,7 @@ def _most_before_a_pass(costs: CostTable, budget: float | None, gate_macs: float
     """Return the most that may be spent where another pass is still within the budget."""
     if budget is None:
         return math.inf
-    left = gated_budget(costs, budget, gate_macs=gate_macs) + _TOLERANCE
+    left = gated_budget(costs, budget, gate_macs=gate_macs) + TOLERANCE
     return left - costs.fixed_cost(gate_macs=gate_macs) - float(costs.least_costs()[0])
 
 

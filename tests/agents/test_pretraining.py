@@ -15,7 +15,9 @@ from dfs_rl.agents.pretraining import (
     pretraining_images,
     target_probabilities,
 )
+from dfs_rl.backbones import default_digits
 from dfs_rl.costs import BitOptions, CostTable, ExitCost
+from dfs_rl.data import load_dataset
 from dfs_rl.gating.budget_conditioning import BudgetConditioning, CostWeightRange
 from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.rollout import rollout
@@ -75,6 +77,24 @@ def test_rewards_are_those_counted_by_hand():
         by_hand = [free - cost_weight * spent for free, spent in zip(FREE, SPENT, strict=True)]
         best = uniform.best_at(torch.tensor([cost_weight], dtype=torch.float64))
         assert best.tolist() == [by_hand.index(max(by_hand))]
+
+
+def test_an_option_that_costs_the_budget_is_within_it():
+    backbone, images = default_digits(), load_dataset("digits").val.subset(torch.arange(4))
+    costs, n_options = backbone.costs, len(backbone.options)
+    for option in range(n_options):
+        for gate_macs in (0.0, 100.0, 512.0, 777.0):
+            table = torch.full((1, costs.n_layers), option)
+            budget = float(costs.computation(table, gate_macs=gate_macs))
+            uniform = evaluate_uniform_options(
+                backbone, images, WEIGHTS, budget=budget, gate_macs=gate_macs
+            )
+            allowed = uniform.rewards.isfinite().tolist()
+            assert allowed == [i <= option for i in range(n_options)]
+            left = budget / 100.0 - costs.fixed_cost(gate_macs=gate_macs)
+            more_is_better = uniform._replace(rewards=torch.arange(float(n_options)))
+            best = more_is_better.best_within(torch.tensor([left], dtype=torch.float64))
+            assert best.tolist() == [option]
 
 
 @pytest.mark.parametrize(
