@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,13 @@ from dfs_rl.evaluation.evaluator import BATCH_SIZE, run_options
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import StaticTable
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables
-from dfs_rl.gating.passes import AnswerRule, EarlierPasses
+from dfs_rl.gating.passes import (
+    FINISHED,
+    AnswerRule,
+    EarlierPasses,
+    PassSettings,
+    write_evidence,
+)
 from dfs_rl.gating.rules import Rule, RulePass
 
 _LEAST = 1e-300  # smallest probability whose logarithm is taken
@@ -46,6 +53,18 @@ class PassOutputs:
         """Return the computation of a pass in percent, everything included, ``[settings]``."""
         return costs.computation(torch.tensor([each.options for each in self.settings]))
 
+    def evidence(self, sequence: Sequence[int], answer: AnswerRule) -> Tensor:
+        """Return the evidence after passes at some of the settings, as a ``GainModel`` reads it.
+
+        Later columns, which tell of settings and views, are zero.
+        """
+        n, limit = len(self), len(sequence)
+        logits = self.logits[list(sequence)].transpose(0, 1).numpy()
+        seen, finished = np.zeros((n, FINISHED + limit - 1), np.float32), np.full(n, limit)
+        passes, options = PassSettings(limit=limit, answer=answer), np.zeros((n, 1), np.int64)
+        write_evidence(seen, passes, logits, finished, options, full=1)
+        return torch.from_numpy(seen)
+
     def select(self, indices: Sequence[int]) -> "PassOutputs":
         """Return the outputs of some of the settings."""
         settings = tuple(self.settings[i] for i in indices)
@@ -68,7 +87,11 @@ class PassOutputs:
         again = torch.ones(len(self), dtype=torch.bool)
         followed = []
         for i, threshold in enumerate(rule.thresholds, start=1):
-            again = again & (confidence_of(answers) < torch.tensor(threshold))
+            certainty = confidence_of(answers)
+            if rule.gains:
+                seen = self.evidence(index[:i], answer)
+                certainty = rule.certainty(i - 1, seen, answers.argmax(dim=1))
+            again = again & (certainty < torch.tensor(threshold))
             later = next_answer(answers, self.probabilities[index[i]], i, answer)
             answers = torch.where(again[:, None], later, answers)
             followed.append(again)

@@ -4,6 +4,10 @@ A rule runs the passes of a sequence of settings one after the other, and stops 
 answer is confident enough. All sequences are tried, with thresholds at quantiles of confidence. The
 number of images that stop after each pass, and how many of them are right, are sums over a grid of
 thresholds, so one histogram per pass evaluates all thresholds of a sequence.
+
+In place of the confidence the predicted gain of the next pass can decide, which a ridge regression
+is fitted to: fitted backward induction with a look-ahead of one pass (Tsitsiklis and Van Roy,
+"Regression Methods for Pricing Complex American-Style Options", 2001).
 """
 
 import math
@@ -12,11 +16,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dfs_rl.costs import CostTable
 from dfs_rl.evaluation.pass_outputs import PassOutputs, confidence_of, log_likelihoods, next_answer
 from dfs_rl.gating.passes import PassSettings
-from dfs_rl.gating.rules import Rule
+from dfs_rl.gating.rules import N_READ, GainModel, Rule, certainty_of
+from dfs_rl.utils.constants import Stopping
 
 _MOST_STEPS, _GRID_POINTS = 200, 10_000
 """Largest number of thresholds of a pass, and of the combinations for a sequence."""
@@ -29,6 +35,8 @@ better on other images, and of equal accuracies the surer one wins.
 """
 _LEAST_GAIN = 0.001
 """What a further pass must add to the criterion; below that it is as likely to be chance."""
+_RIDGE = 1e-3
+"""Penalty of the squared weights of a gain's prediction, per image."""
 _ROUNDING = 1e-9
 _LARGEST_DEFICIT = 0.01
 """Accuracy that a setting may lack behind a cheaper one: further passes profit from variety."""
@@ -49,6 +57,7 @@ def search_rules(
     passes: PassSettings,
     *,
     n_costed: int | None = None,
+    stopping: Stopping = "confidence",
 ) -> list[FoundRule | None]:
     """Return the best rule within each budget on the mean computation, ``None`` if there is none.
 
@@ -57,9 +66,9 @@ def search_rules(
 
     ``budgets`` are in percent, ascending. With the answer "last" each pass costs more than the one
     before, which it replaces. The mean computation is that of the first ``n_costed`` images, by
-    default all.
+    default all. Predictions of the ``stopping`` by gain are fitted on the other images, if any.
     """
-    search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs))
+    search = _Search(outputs, costs, budgets, passes, n_costed or len(outputs), stopping)
     search.run()
     return search.rules()
 
@@ -85,13 +94,16 @@ def best_rule(
     passes: PassSettings,
     *,
     n_costed: int | None = None,
+    stopping: Stopping = "confidence",
 ) -> FoundRule | None:
     """Return the best rule within a budget, see ``search_rules``.
 
     Settings that are not useful are considered only if no other is within the budget.
     """
     for candidates in (useful_settings(outputs, costs), outputs):
-        (found,) = search_rules(candidates, costs, [budget], passes, n_costed=n_costed)
+        (found,) = search_rules(
+            candidates, costs, [budget], passes, n_costed=n_costed, stopping=stopping
+        )
         if found is not None:
             return found
     return None
@@ -112,8 +124,12 @@ class _Search:
         budgets: Sequence[float],
         passes: PassSettings,
         n_costed: int,
+        stopping: Stopping,
     ) -> None:
         self.outputs, self.passes = outputs, passes
+        self._by_gain = stopping == "gain"
+        self._fitted = slice(n_costed if n_costed < len(outputs) else 0, None)
+        self._gains: dict[tuple[int, ...], GainModel] = {}
         self._share = torch.zeros(len(outputs), dtype=torch.float64)  # in the mean computation
         self._share[:n_costed] = 1.0 / n_costed
         self.costs = outputs.computations(costs).tolist()
@@ -148,11 +164,12 @@ class _Search:
         self._keep(sequence, thresholds, means)
         if len(sequence) == self.passes.limit:
             return
-        depth, value, confidence = len(sequence), self._value(answers), confidence_of(answers)
-        next_thresholds = _thresholds(confidence, self.steps)
-        # Images of cell i are below the thresholds from i on; the last cell is below none.
-        next_cell = torch.searchsorted(next_thresholds, confidence, right=True)
-        next_cell += cell * (self.steps + 1)
+        depth, value = len(sequence), self._value(answers)
+        certainty, regression = confidence_of(answers), None
+        if self._by_gain:
+            regression = self._regression(sequence, answers)
+        else:
+            next_thresholds, next_cell = self._divide(certainty, cell)
         for setting, each in enumerate(self.outputs.settings):
             cost = self.costs[setting]
             if (
@@ -163,7 +180,11 @@ class _Search:
                 continue
             latest = self.outputs.probabilities[setting]
             after = next_answer(answers, latest, depth, self.passes.answer)
-            changes = cost * self._share, (self._value(after) - value) / len(value)
+            gain = self._value(after) - value
+            if regression is not None:
+                self._gains[(*sequence, setting)], certainty = regression.fit(gain)
+                next_thresholds, next_cell = self._divide(certainty, cell)
+            changes = cost * self._share, gain / len(value)
             more = torch.stack([self._sums(next_cell, change, depth) for change in changes])
             self._visit(
                 (*sequence, setting),
@@ -172,6 +193,17 @@ class _Search:
                 (*thresholds, next_thresholds),
                 means[..., None] + more,
             )
+
+    def _regression(self, sequence: tuple[int, ...], answers: Tensor) -> "_GainRegression":
+        evidence = self.outputs.evidence(sequence, self.passes.answer)
+        return _GainRegression(evidence, answers, self._fitted)
+
+    def _divide(self, certainty: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Return thresholds of a certainty, and the combination below which each image is."""
+        thresholds = _thresholds(certainty, self.steps)
+        # Images of cell i are below the thresholds from i on; the last cell is below none.
+        below = torch.searchsorted(thresholds, certainty, right=True)
+        return thresholds, below + cell * (self.steps + 1)
 
     def _value(self, answers: Tensor) -> Tensor:
         labels = self.outputs.labels
@@ -220,7 +252,33 @@ class _Search:
             thresholds.insert(0, each[step].item())
         n = (*thresholds, 0.0).index(0.0)  # below 0 is no image
         settings = tuple(self.outputs.settings[i] for i in sequence[: n + 1])
-        return FoundRule(Rule(passes=settings, thresholds=tuple(thresholds[:n])), cost, score)
+        gains = tuple(self._gains[sequence[: i + 2]] for i in range(n)) if self._by_gain else ()
+        rule = Rule(passes=settings, thresholds=tuple(thresholds[:n]), gains=gains)
+        return FoundRule(rule, cost, score)
+
+
+class _GainRegression:
+    """Ridge regression of the gain of a pass on the evidence so far and on the predicted class.
+
+    Args:
+        evidence: The evidence, float32 ``[n, evidence_size]``.
+        answers: Probabilities of the answer so far, ``[n, classes]``.
+        fitted: Images that models are fitted to.
+    """
+
+    def __init__(self, evidence: Tensor, answers: Tensor, fitted: slice) -> None:
+        self._evidence, self._classes, self._fitted = evidence, answers.argmax(dim=1), fitted
+        predicted = functional.one_hot(self._classes, answers.shape[1])
+        columns = torch.cat([evidence[:, :N_READ].double(), predicted.double()], dim=1)[fitted]
+        penalty = _RIDGE * len(columns) * torch.eye(columns.shape[1], dtype=torch.float64)
+        self._solver = torch.linalg.solve(columns.T @ columns + penalty, columns.T)
+
+    def fit(self, gain: Tensor) -> tuple[GainModel, Tensor]:
+        """Return the model of a gain, float64 ``[n]``, and its certainty of each image."""
+        found = (self._solver @ gain[self._fitted]).float()
+        weights, offsets = found[:N_READ], found[N_READ:]
+        model = GainModel(weights=tuple(weights.tolist()), offsets=tuple(offsets.tolist()))
+        return model, certainty_of(self._evidence, weights, offsets[self._classes])
 
 
 def _thresholds(confidence: Tensor, steps: int) -> Tensor:

@@ -9,6 +9,7 @@ from dfs_rl.evaluation.rule_search import FoundRule, best_rule, search_rules, us
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
+from dfs_rl.utils.constants import Stopping
 
 _N_RULES, _N_BUDGETS = 256, 100
 """Number of budgets, each with a rule in a gate for all budgets, and of those for their range."""
@@ -22,6 +23,7 @@ def tuned_gate(
     candidates: Sequence[PassSettings],
     *,
     budget: float | None = None,
+    stopping: Stopping = "confidence",
 ) -> RuleGate | None:
     """Return the gate of the best rules for all budgets, or of the best one within a budget.
 
@@ -31,11 +33,15 @@ def tuned_gate(
     The rules are chosen on the outputs of both splits, while budgets, and the figures of a gate for
     all budgets, are those of val. ``candidates`` are passes and answers to choose from, the first
     of equals. ``budget`` bounds the mean computation in percent, None is for all budgets; if no
-    setting is within it, the result is None.
+    setting is within it, the result is None. With the ``stopping`` by gain, the predictions are
+    fitted to the agent split alone.
     """
     outputs = val.with_images(agent)
     if budget is not None:
-        best = [best_rule(outputs, costs, budget, one, n_costed=len(val)) for one in candidates]
+        best = [
+            best_rule(outputs, costs, budget, one, n_costed=len(val), stopping=stopping)
+            for one in candidates
+        ]
         pairs = zip(best, candidates, strict=True)
         within = [(one, passes) for one, passes in pairs if one is not None]
         if not within:
@@ -45,7 +51,7 @@ def tuned_gate(
     outputs = useful_settings(outputs, costs)
 
     def search(budgets: Sequence[float], passes: PassSettings) -> list[FoundRule]:
-        rules = search_rules(outputs, costs, budgets, passes, n_costed=len(val))
+        rules = search_rules(outputs, costs, budgets, passes, n_costed=len(val), stopping=stopping)
         return [rule for rule in rules if rule is not None]
 
     spent = outputs.computations(costs).tolist()

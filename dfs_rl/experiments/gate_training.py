@@ -265,8 +265,14 @@ def _tune_rules(
     if config.resolved_start != "rule":
         return None
     print_status(f"Tuning rules over {passes.limit} passes on the agent and val splits ...")
-    limit, mirrored = passes.limit, passes.mirrored
-    return TunedRules(backbone, dataset, limit=limit, mirrored=mirrored, answer=config.answer)
+    return TunedRules(
+        backbone,
+        dataset,
+        limit=passes.limit,
+        mirrored=passes.mirrored,
+        answer=config.answer,
+        stopping=None,
+    )
 
 
 def _start_gate(

@@ -1,6 +1,5 @@
 """Tuned rules over several passes: cascades, and the start of a gate."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from dfs_rl.gating.passes import PassSettings
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.storage import load_gate, save_gate
 from dfs_rl.reporting.tables import aligned_table
-from dfs_rl.utils.constants import AnswerRule
+from dfs_rl.utils.constants import AnswerRule, Stopping
 from dfs_rl.utils.device import resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
@@ -51,9 +50,15 @@ class TunedRules:
     """Rules over the passes that a gate may run, tuned on the agent and val splits.
 
     The backbone is in inference form. The rules run at most ``limit`` passes, also on the mirror
-    image if ``mirrored``; an ``answer`` of ``None`` chooses the best one. ``gate`` has the rules
-    for all budgets, or the best one within a ``budget`` on the mean computation in percent, which
-    must suffice for the cheapest pass.
+    image if ``mirrored``; an ``answer`` of ``None`` chooses the best one. There are rules for all
+    budgets, or the best one within a ``budget`` on the mean computation in percent, which must
+    suffice for the cheapest pass. A ``stopping`` of ``None`` chooses the better one on val.
+
+    Attributes:
+        by_confidence: The rules that stop by confidence.
+        gate: The rules with the chosen stopping.
+        gain: Where both are compared, accuracy on val of rules that stop by predicted gains minus
+            that of rules by confidence at equal cost: ``difference`` in points, ``error``.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class TunedRules:
         mirrored: bool,
         answer: AnswerRule | None,
         budget: float | None = None,
+        stopping: Stopping | None = "confidence",
     ) -> None:
         device = backbone.feature_mean.device
         self.costs = backbone.costs
@@ -80,11 +86,41 @@ class TunedRules:
             for each in (get_args(AnswerRule) if answer is None else (answer,))
         ]
         print_status("Searching rules over these settings ...")
-        gate = tuned_gate(agent, self._val, self.costs, candidates, budget=budget)
-        assert gate is not None, "the cheapest pass is within the budget"
+
+        def tune(candidates: Sequence[PassSettings], stopping: Stopping) -> RuleGate:
+            outputs = agent, self._val, self.costs
+            gate = tuned_gate(*outputs, candidates, budget=budget, stopping=stopping)
+            assert gate is not None, "the cheapest pass is within the budget"
+            return gate
+
+        self.gate = self.by_confidence = tune(candidates, "confidence")
         # The rules may need fewer passes or views than the gate is allowed.
-        self.settings = replace(candidates[0], answer=gate.passes.answer)
-        self.gate = gate
+        self.settings = replace(candidates[0], answer=self.gate.passes.answer)
+        self.gain: dict[str, float] | None = None
+        if stopping != "confidence" and limit > 1:
+            print_status("Searching rules that stop by predicted gains ...")
+            self.gate = tune([self.settings], "gain")
+        if stopping is None and limit > 1:
+            self._choose_stopping()
+
+    def _choose_stopping(self) -> None:
+        """Compare both kinds of rules on val, and set the gate to the better one."""
+        by_gain = self._all_records(self._val, self.gate)
+        if len(by_gain) == 1:  # for a budget, which both are within
+            (other,) = self._all_records(self._val, self.by_confidence)
+            points = 100.0 * (by_gain[0].correct.double() - other.correct.double())[None]
+        else:
+            last = len(by_gain) - 1
+            places = sorted({round(last * i / (_N_COMPARED - 1)) for i in range(_N_COMPARED)})
+            points, _ = self._gains([by_gain[i] for i in places], self.by_confidence)
+        difference, error = _mean_and_error(points)
+        self.gain = {"difference": difference, "error": error}
+        found = f"{difference:+.2f} points of accuracy at equal cost on val, s.e. {error:.2f}"
+        if difference < 0:
+            self.gate = self.by_confidence
+            print_status(f"The rules stop by confidence, because predicted gains have {found}.")
+        else:
+            print_status(f"The rules stop by predicted gains, which have {found}.")
 
     @property
     def images_seen(self) -> int:
@@ -94,7 +130,7 @@ class TunedRules:
     @property
     def least_cost(self) -> float:
         """Mean cost of the cheapest rule on val, in percent."""
-        return min(self._cost(self._records(self._val, i)) for i in range(len(self.gate.rules)))
+        return min(map(self._cost, self._all_records(self._val, self.gate)))
 
     def check_budget(self, budget: float | None, gate: LearnedGate) -> None:
         """Print that only the rules can hold a budget in percent, so that they ship for it.
@@ -121,7 +157,7 @@ class TunedRules:
         """Set the gate of all rules to the one with the highest reward at the cost weight."""
         weights = torch.tensor([task.reward.cost], dtype=torch.float64)
         last = max(1, len(self.gate.rules) - 1)
-        self.gate.preference = self._best_rules(weights, task)[0] / last
+        self.gate.preference = self._best_rules(self.gate, weights, task)[0] / last
 
     def figures_on_val(self) -> dict[str, Any]:
         """Return the figures of the rule that the gate is set to, on the val split."""
@@ -135,24 +171,28 @@ class TunedRules:
         }
 
     def for_task(self, task: Task) -> RuleGate:
-        """Return the rules with the highest reward at each preference, or at the cost weight."""
+        """Return the rules with the highest reward at each preference, or at the cost weight.
+
+        They stop by confidence: a learned gate does not see which class is predicted.
+        """
         weights = torch.tensor([task.reward.cost], dtype=torch.float64)
         if task.cost_weight_range is not None:
             preferences = torch.tensor(preference_grid(_N_PREFERENCES), dtype=torch.float64)
             weights = task.cost_weight_range.at(preferences)
-        best = self._best_rules(weights, task)
+        rules = self.by_confidence
+        best = self._best_rules(rules, weights, task)
         return RuleGate(
-            [self.gate.rules[i] for i in best],
-            answer=self.gate.passes.answer,
-            options=self.gate.options,
-            exits=self.gate.exits,
+            [rules.rules[i] for i in best],
+            answer=rules.passes.answer,
+            options=rules.options,
+            exits=rules.exits,
             budget_conditioning=None if len(best) == 1 else BudgetConditioning(),
         )
 
-    def _best_rules(self, weights: Tensor, task: Task) -> list[int]:
+    def _best_rules(self, gate: RuleGate, weights: Tensor, task: Task) -> list[int]:
         """Return the index of the rule with the highest reward at each cost weight."""
         free = replace(task.reward, cost=0.0)
-        records = [self._records(self._searched, i) for i in range(len(self.gate.rules))]
+        records = self._all_records(self._searched, gate)
         rewards = torch.stack(
             [rewards_of(each, self.costs, free, budget=None).mean() for each in records]
         )
@@ -174,44 +214,49 @@ class TunedRules:
             mean cost of the gate, ``least``; and what is ``kept``: the gate if the difference is
             not negative and it can hold the ``budget`` in percent, else the rules.
         """
-        rules = [self._records(self._val, i) for i in range(len(self.gate.rules))]
-        rules.sort(key=self._cost)
-        costs = [self._cost(each) for each in rules]
-        preferences: Sequence[float | None] = [None]
+        images, preferences = self._val_images, [None]
         if gate.budget_conditioning is not None:
-            preferences = preference_grid(_N_COMPARED)
-        differences, compared, least = [], [], math.inf
-        for preference in preferences:
-            images, preferred = self._val_images, None
-            if preference is not None:
-                preferred = torch.full((len(images),), preference, device=images.labels.device)
-            records = evaluate_gate(backbone, gate, images, preferences=preferred)
-            cost = self._cost(records)
-            least = min(least, cost)
-            if cost >= costs[0]:
-                differences.append(records.correct.double() - _between(rules, costs, cost))
-                compared.append(cost)
-        if not differences:
+            device = images.labels.device
+            grid = preference_grid(_N_COMPARED)
+            preferences = [torch.full((len(images),), each, device=device) for each in grid]
+        records = [evaluate_gate(backbone, gate, images, preferences=one) for one in preferences]
+        least = min(self._cost(each) for each in records)
+        points, compared = self._gains(records, self.gate)
+        if not compared:
             found = {"difference": 0.0, "error": 0.0, "differences": [], "computations": []}
             return found | {"kept": "rules", "least": least}
-        points = 100.0 * torch.stack(differences)  # [costs, n]
-        mean = points.mean(dim=0)  # [n]
-        difference = mean.mean().item()
-        only_rules = budget is not None and costs[0] <= budget < least
+        difference, error = _mean_and_error(points)
+        only_rules = budget is not None and self.least_cost <= budget < least
         return {
             "difference": difference,
-            "error": mean.std().item() / len(mean) ** 0.5,
+            "error": error,
             "differences": points.mean(dim=1).tolist(),
             "computations": compared,
             "kept": "gate" if difference >= 0 and not only_rules else "rules",
             "least": least,
         }
 
+    def _gains(self, records: Sequence[GateRecords], gate: RuleGate) -> tuple[Tensor, list[float]]:
+        """Return accuracies on val minus that of rules at equal cost, and the costs in percent.
+
+        The first are in points, float64 ``[costs, n]``. Costs below that of the cheapest rule are
+        left out.
+        """
+        rules = sorted(self._all_records(self._val, gate), key=self._cost)
+        costs = [self._cost(each) for each in rules]
+        gains, compared = [], []
+        for each in records:
+            cost = self._cost(each)
+            if cost >= costs[0]:
+                gains.append(100.0 * (each.correct.double() - _between(rules, costs, cost)))
+                compared.append(cost)
+        return torch.stack(gains) if gains else torch.empty(0, len(self._val)), compared
+
     def _cost(self, records: GateRecords) -> float:
         return records.computation(self.costs).mean().item()
 
-    def _records(self, outputs: PassOutputs, index: int) -> GateRecords:
-        return outputs.records(self.gate.rules[index], self.gate.passes.answer, name="rule")
+    def _all_records(self, outputs: PassOutputs, gate: RuleGate) -> list[GateRecords]:
+        return [outputs.records(rule, gate.passes.answer, name="rule") for rule in gate.rules]
 
 
 def keep_better(
@@ -248,10 +293,16 @@ def keep_better(
             why = f"costs at least {rules.costs.cost_text(compared['least'], 3)}, above the budget"
         print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")
         rules.set_cost_weight(task)
-        rules.gate.name = f"{name}, tuned rule"
+        rules.gate.name = f"{name}, {'fitted' if rules.gate.n_classes else 'tuned'} rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
-    return replace(record, best_on_val=best | {"rules": compared})
+    return replace(record, best_on_val=best | {"rules": compared | {"gain": rules.gain}})
+
+
+def _mean_and_error(points: Tensor) -> tuple[float, float]:
+    """Return the mean of differences ``[costs, n]``, and its standard error over images."""
+    mean = points.mean(dim=0)
+    return mean.mean().item(), mean.std().item() / len(mean) ** 0.5
 
 
 def _between(rules: Sequence[GateRecords], costs: Sequence[float], cost: float) -> Tensor:
@@ -290,11 +341,13 @@ def train(
         mirrored=mirrored and config.passes > 1,
         answer=config.answer,
         budget=config.budget,
+        stopping=config.stopping,
     )
-    rules.gate.name = f"tuned rule, {config.passes} pass{'es' * (config.passes > 1)}"
+    kind = "fitted rule" if rules.gate.n_classes else "tuned rule"
+    rules.gate.name = f"{kind}, {config.passes} pass{'es' * (config.passes > 1)}"
     save_gate(rules.gate, run.path / GATE_FOLDER)
     print_status(_rules_text(rules.gate, rules.costs))
-    best = rules.figures_on_val() | {"answer": rules.gate.passes.answer}
+    best = rules.figures_on_val() | {"answer": rules.gate.passes.answer, "gain": rules.gain}
     return training_record(best, gate_images=rules.images_seen)
 
 

@@ -7,7 +7,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.budgets import check_one_aim
 from dfs_rl.experiments.config import DEFAULT_BUDGET, Flip, GateRunConfig, Passes
 from dfs_rl.utils.config import Percentage, PositiveFloat, PositiveInt, Seed, configuration
-from dfs_rl.utils.constants import AnswerRule
+from dfs_rl.utils.constants import AnswerRule, Stopping
 
 
 @configuration
@@ -26,6 +26,9 @@ class TrainCascadeConfig(GateRunConfig):
             mirrored images.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
             or that of the surest one; default the best on agent and val.
+        stopping: What decides whether to run again: a low confidence of the answer so far, or a
+            high predicted gain of the next pass, fitted to outputs on the agent split; default the
+            better one on val.
     """
 
     KIND: ClassVar = "train_cascade"
@@ -39,18 +42,19 @@ Examples:
     MODULE: ClassVar = "dfs_rl.experiments.rule_gates"
     FIRST: ClassVar = (
         *("dataset", "backbone", "budget", "budget_unit", "max_accuracy_drop"),
-        *("passes", "mirrored", "answer", "run_dir"),
+        *("passes", "mirrored", "answer", "stopping", "run_dir"),
     )
 
     max_accuracy_drop: Percentage | None = None
     passes: Passes = 3
     mirrored: Flip = None
     answer: AnswerRule | None = None
+    stopping: Stopping | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.passes == 1:
-            for name in ("mirrored", "answer"):
+            for name in ("mirrored", "answer", "stopping"):
                 if value := getattr(self, name):
                     raise ConfigError(
                         f"{name} is {str(value).lower()}, but passes is 1; it needs 2 or more."

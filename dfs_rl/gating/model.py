@@ -294,6 +294,11 @@ def check_compatible(backbone: GatedBackbone, gate: Gate) -> None:
             )
     if isinstance(gate, RuleGate):
         tables = [each.options for rule in gate.rules for each in rule.passes]
+        if gate.n_classes not in (None, backbone.n_classes):
+            raise CheckpointError(
+                f"gate {name!r} predicts gains for {gate.n_classes} classes, but the backbone has "
+                f"{backbone.n_classes}."
+            )
     else:
         tables = [gate.table] if isinstance(gate, TableGate) else []
     for table in tables:

@@ -127,7 +127,12 @@ class _Pass:
         """Return the action at the end of a pass that is not the last one."""
         costs, gate = self._backbone.costs, self._gate
         mask = end_masks(costs, passes_of(gate), state.spent, self._budget, gate_macs=gate.macs)
-        actions = self._decide(self._observe(state, ended=True), state, mask)
+        seen = self._observe(state, ended=True)
+        if isinstance(gate, RuleGate) and gate.n_classes is not None:
+            assert self.history is not None, "a pass has just ended"
+            assert state.rows is not None, "several passes need the rows of a state"
+            seen = seen._replace(features=self.history.answer(state.rows))
+        actions = self._decide(seen, state, mask)
         fits = mask.gather(1, actions.clamp(max=mask.shape[1] - 1)[:, None])[:, 0]
         return actions.masked_fill(~fits, ANSWER)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_rl.backbones.base import InferenceBackbone
@@ -23,6 +25,7 @@ from dfs_rl.gating.passes import (
     CONFIDENCE,
     FINISHED,
     MIRRORED,
+    AnswerRule,
     combine,
     passes_of,
     write_evidence,
@@ -58,12 +61,24 @@ class _RuleForm:
         options = self._rule.passes[_n_finished(evidence)].options
         return lambda _hidden, layer, _spent, _actions: options[layer]
 
-    def at_end(self, spent: float, evidence: list[float]) -> int:  # noqa: ARG002
+    def at_end(self, spent: float, evidence: list[float], predict: Callable[[], int]) -> int:  # noqa: ARG002
         """Return the action at the end of a pass."""
         rule, n = self._rule, _n_finished(evidence)
-        if n == len(rule.passes) or not evidence[CONFIDENCE] < np.float32(rule.thresholds[n - 1]):
+        if n == len(rule.passes):
+            return ANSWER
+        certainty = evidence[CONFIDENCE]
+        if rule.gains:
+            seen, classes = torch.tensor([evidence]), torch.tensor([predict()])
+            certainty = rule.certainty(n - 1, seen, classes).item()
+        if not certainty < np.float32(rule.thresholds[n - 1]):
             return ANSWER
         return AGAIN_MIRRORED if rule.passes[n].mirrored else AGAIN
+
+
+def _predicted_class(
+    logits: NDArray[np.float32], finished: NDArray[np.int64], rule: AnswerRule
+) -> int:
+    return int(combine(logits, finished, rule)[1].argmax())
 
 
 def _n_finished(evidence: list[float]) -> int:
@@ -122,7 +137,7 @@ class _LearnedForm:
 
         return choose
 
-    def at_end(self, spent: float, evidence: list[float]) -> int:
+    def at_end(self, spent: float, evidence: list[float], predict: Callable[[], int]) -> int:  # noqa: ARG002
         """Return the action at the end of a pass."""
         gate, costs = self._gate, self._costs
         context = [scaled_cost(spent), self._left(), 0.0, *self._rest(evidence)]
@@ -217,7 +232,8 @@ class SingleImageForm:
             if len(passes) == settings.limit:
                 break
             write_evidence(seen, settings, logits, finished, last, full=costs.options.full)
-            action = decisions.at_end(spent, seen[0].tolist())
+            predict = partial(_predicted_class, logits, finished, settings.answer)
+            action = decisions.at_end(spent, seen[0].tolist(), predict)
             if action == ANSWER:
                 break
             spent += costs.fixed_cost(gate_macs=gate.macs)

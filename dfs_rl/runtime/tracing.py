@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from dfs_rl.backbones.interfaces import GatedBackbone, WithExits, activations
 from dfs_rl.errors import ConfigError
 from dfs_rl.gating.networks import LearnedGate
-from dfs_rl.gating.passes import AnswerRule
+from dfs_rl.gating.passes import AnswerRule, PassSettings
 from dfs_rl.gating.rules import Rule
 from dfs_rl.quantization.functional import QuantRange
 from dfs_rl.quantization.inference import InferenceConv2d, InferenceLinear, InferenceMatmul
 from dfs_rl.runtime.decisions import Decisions, PassState
-from dfs_rl.runtime.pass_forms import answer_of
+from dfs_rl.runtime.pass_forms import answer_of, evidence_of
 
 OPSET = 18
 DOMAIN = "dfs"
@@ -265,8 +265,15 @@ class FixedPasses(nn.Module):
             outputs[f"options_{i}"] = self.tables[i : i + 1].expand(n, -1)
             outputs[f"computation_{i}"] = self.computations[i : i + 1].expand(n)
             if i < len(self.rule.thresholds):
-                sure = shares.amax(dim=1).float()
-                outputs[f"again_{i}"] = torch.lt(sure, self.rule.thresholds[i])
+                certainty = shares.amax(dim=1).float()
+                if self.rule.gains:
+                    passes = PassSettings(limit=i + 1, answer=self.answer)
+                    none = torch.zeros_like(shares[:, 0], dtype=torch.int64)
+                    # It does not read the options.
+                    seen = torch.stack(history, dim=1), none + i + 1, none[:, None]
+                    _, evidence = evidence_of(*seen, passes, full=1)
+                    certainty = self.rule.certainty(i, evidence, shares.argmax(dim=1))
+                outputs[f"again_{i}"] = torch.lt(certainty, self.rule.thresholds[i])
         return outputs
 
     def _run(self, images: Tensor, table: Sequence[int]) -> Tensor:

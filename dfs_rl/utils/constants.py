@@ -12,6 +12,8 @@ MAX_PASSES = 5
 """Largest number of passes of an episode; the search for rules over six would take hours."""
 AnswerRule = Literal["mean", "last", "surest"]
 """Answer after several passes, see ``PassSettings``."""
+Stopping = Literal["confidence", "gain"]
+"""What decides whether another pass runs, see ``Rule``."""
 ELASTIC_PARTS = 4
 """Equal parts of a batch with the recipe elastic, two of which run again with skipped layers."""
 OptimizerName = Literal["sgd", "adamw"]

@@ -9,6 +9,7 @@ from dfs_rl.evaluation.static_tables.shortened import shortened_tables
 from dfs_rl.gating.passes import PassHistory, PassSettings
 from dfs_rl.gating.rules import Rule, RuleGate
 from tests.evaluation.conftest import IMAGES, NETWORK, PASSES
+from tests.helpers.rules import confident_gains
 
 ANSWERS = ("mean", "last", "surest")
 
@@ -37,10 +38,11 @@ def test_answers_equal_those_of_episodes(answer):
         torch.testing.assert_close(answers, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("gains", [(), confident_gains(NETWORK.n_classes)])
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_records_equal_those_of_the_gate(answer):
+def test_records_equal_those_of_the_gate(answer, gains):
     outputs = run_settings(NETWORK, IMAGES, PASSES)
-    rule = Rule(passes=PASSES, thresholds=(0.9, 0.75))
+    rule = Rule(passes=PASSES, thresholds=(0.9, 0.75), gains=gains)
     gate = RuleGate([rule], answer=answer, options=NETWORK.options, exits=(2,))
     expected = evaluate_gate(NETWORK, gate, IMAGES, batch_size=20)
     records = outputs.records(rule, answer, name="tabulated")

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from dfs_rl.costs import BitOptions, CostTable, FixedCost
 from dfs_rl.evaluation.pass_outputs import PassOutputs
 from dfs_rl.evaluation.rule_search import best_rule, search_rules, useful_settings
 from dfs_rl.gating.passes import PassSettings
-from dfs_rl.gating.rules import RulePass
+from dfs_rl.gating.rules import GainModel, RulePass
 
 COSTS = CostTable(
     options=BitOptions((8, 16, 32)),
@@ -58,7 +59,19 @@ PLANTED = tabulate(
 )
 
 
-def naive(outputs, index, thresholds, answer):
+def predicted_gain(model, given, seen):
+    """Return what a model predicts of an answer, from probabilities of it and of each pass."""
+    best = given.index(max(given))
+    columns = sorted(given, reverse=True)[:3]
+    columns += [0.0] * (3 - len(columns))
+    entropy = -sum(share * math.log(share) for share in given) / math.log(len(given))
+    certainty = math.log(min(1.0, max(1 - max(given), 1e-6))) / math.log(1e-6)
+    agreement = sum(one.index(max(one)) == best for one in seen) / len(seen)
+    columns += [entropy, certainty, agreement]
+    return sum(a * b for a, b in zip(model.weights, columns, strict=True)) + model.offsets[best]
+
+
+def naive(outputs, index, thresholds, answer, gains=()):
     """Return mean cost and score of a rule, image by image."""
     probabilities = outputs.logits.double().softmax(dim=2).tolist()
     costs = (LOW, MIDDLE, HIGH)
@@ -66,7 +79,11 @@ def naive(outputs, index, thresholds, answer):
     for image, label in enumerate(outputs.labels.tolist()):
         seen, given = [], [0.0]
         for threshold, setting in zip((math.inf, *thresholds), index, strict=True):
-            if not max(given) < threshold:
+            certainty = max(given)
+            if gains and seen:
+                gain = predicted_gain(gains[len(seen) - 1], given, seen)
+                certainty = min(1.0, max(0.0, 1.0 - gain))
+            if not certainty < threshold:
                 break
             seen.append(probabilities[setting][image])
             spent += costs[setting % 3]
@@ -104,6 +121,63 @@ def test_search_finds_the_best_rule_of_all(answer):
         assert (cost, score) == pytest.approx((one.computation, one.score))
         assert cost <= budget + 1e-9
         assert score >= best[i] - 1e-9
+
+
+@pytest.mark.parametrize("answer", ["mean", "last", "surest"])
+def test_figures_of_rules_that_stop_by_gains(answer):
+    outputs, budgets = drawn(200), [LOW, 14.0, 25.0, 60.0, 400.0]
+    passes = PassSettings(limit=3, mirrored=True, answer=answer)
+    found = search_rules(outputs, COSTS, budgets, passes, stopping="gain")
+    assert max(len(one.rule.passes) for one in found) > 1
+    for budget, one in zip(budgets, found, strict=True):
+        index = [outputs.settings.index(each) for each in one.rule.passes]
+        rule = one.rule
+        cost, score = naive(outputs, index, rule.thresholds, answer, rule.gains)
+        assert (cost, score) == pytest.approx((one.computation, one.score))
+        assert cost <= budget + 1e-9
+
+
+def test_gains_are_a_ridge_regression():
+    """The second pass gains what a least squares problem with penalty rows says."""
+    outputs, n = drawn(300, views=(False,)), 100
+    passes = PassSettings(limit=2, answer="last")
+    rule = best_rule(outputs, COSTS, 20.0, passes, n_costed=n, stopping="gain").rule
+    first, second = (outputs.settings.index(each) for each in rule.passes)
+    probabilities, labels = outputs.probabilities[:, n:], outputs.labels[n:]
+    columns = np.array(
+        [
+            [
+                predicted_gain(
+                    GainModel(weights=tuple(unit[:6]), offsets=tuple(unit[6:])), given, [given]
+                )
+                for unit in np.eye(9).tolist()
+            ]
+            for given in probabilities[first].tolist()
+        ]
+    )
+    criterion = [
+        (shares.argmax(1) == labels).double()
+        + 0.1 * shares.gather(1, labels[:, None]).log().squeeze(1)
+        for shares in (probabilities[first], probabilities[second])
+    ]
+    penalty = np.eye(9) * (1e-3 * len(columns)) ** 0.5
+    target = np.concatenate([(criterion[1] - criterion[0]).numpy(), np.zeros(9)])
+    expected = np.linalg.lstsq(np.concatenate([columns, penalty]), target, rcond=None)[0]
+    (model,) = rule.gains
+    np.testing.assert_allclose([*model.weights, *model.offsets], expected, atol=1e-5)
+
+
+def test_gains_tell_classes_apart():
+    """A second pass corrects what the first one calls class 1, at one confidence for all."""
+    n = 400
+    first = [[0.6, 0.4] if i % 2 else [0.4, 0.6] for i in range(n)]
+    outputs = tabulate([first, [[0.6, 0.4]] * n], [0] * n)
+    budget = LOW + MIDDLE / 2
+    by_gain = best_rule(outputs, COSTS, budget, PLAIN, stopping="gain")
+    assert by_gain.computation == pytest.approx(budget)
+    assert outputs.records(by_gain.rule, "last", name="gain").accuracy == 100.0
+    by_confidence = best_rule(outputs, COSTS, budget, PLAIN)
+    assert outputs.records(by_confidence.rule, "last", name="confidence").accuracy == 50.0
 
 
 @pytest.mark.parametrize(

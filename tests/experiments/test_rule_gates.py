@@ -76,6 +76,37 @@ def test_rules_have_the_highest_reward(tuned):
             assert mean >= reward.mean() - weight * spent - 0.02
 
 
+@pytest.mark.parametrize("budget", [None, 0.8])
+def test_stopping_is_chosen_on_val(tuned, budget):
+    _, backbone, dataset = tuned
+    rules = TunedRules(
+        backbone, dataset, limit=2, mirrored=False, answer="mean", budget=budget, stopping=None
+    )
+    gates = [rules.by_confidence]
+    for stopping in ("confidence", "gain"):
+        settings = {"limit": 2, "mirrored": False, "answer": "mean", "budget": budget}
+        gates.append(TunedRules(backbone, dataset, stopping=stopping, **settings).gate)
+    default, confidence, gain = gates
+    assert default.rules == confidence.rules
+    assert not any(rule.gains for rule in confidence.rules)
+    chosen = gain if rules.gain["difference"] >= 0 else confidence
+    assert rules.gate.rules == chosen.rules
+
+    def figures(gate):
+        found = []
+        for i in range(n := len(gate.rules)):
+            at = torch.full((len(dataset.val),), i / (n - 1)) if n > 1 else None
+            own = evaluate_gate(backbone, gate, dataset.val, preferences=at)
+            found.append((own.computation(backbone.costs).mean().item(), own.accuracy))
+        return found
+
+    ours, theirs = figures(gain), sorted(figures(confidence))
+    places = sorted({round(i * (len(ours) - 1) / 8) for i in range(9)})
+    expected = np.interp([ours[i][0] for i in places], *zip(*theirs, strict=True))
+    differences = np.array([ours[i][1] for i in places]) - expected
+    assert rules.gain["difference"] == pytest.approx(differences.mean())
+
+
 def test_rewards_count_every_pass(tuned):
     rules, backbone, dataset = tuned
     costs = backbone.costs
@@ -143,6 +174,7 @@ def test_a_significant_loss_is_called_worse(tuned, tmp_path, capsys, difference,
         set_cost_weight=lambda _: None,
         gate=copy.copy(gate),
         figures_on_val=dict,
+        gain=None,
     )
     save_gate(MLPGate((0,) * 6, BitOptions((0, 2, 3, 4, 8, 32))), tmp_path / "gate")
     task = SimpleNamespace(images=tuned[2].val, backbone=None)
@@ -166,7 +198,7 @@ def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
     assert compared["least"] > 0.5
     model = dfs_rl.load(run)
     assert type(model.gate) is RuleGate
-    assert model.gate.name == "PPO, tuned rule"
+    assert model.gate.name in {"PPO, tuned rule", "PPO, fitted rule"}
     _, trace = model(load_dataset("digits").val.images)
     assert trace.computation.mean() <= 0.5
 
@@ -198,7 +230,7 @@ def test_what_ships_is_never_worse(tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     labels = {method["key"]: method["label"] for method in summary["methods"]}
     assert labels["tuned_rule"] == "best tuned rule"
-    assert labels["gate"] in {"PPO", "PPO, tuned rule"}
+    assert labels["gate"] in {"PPO", "PPO, tuned rule", "PPO, fitted rule"}
 
 
 @pytest.mark.parametrize(

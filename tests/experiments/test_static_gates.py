@@ -31,6 +31,7 @@ def static_run(tmp_path_factory):
 def cascade_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("cascade") / "run"
     flags = ["--budget", "0.9", "--passes", "2", "--answer", "last", "--device", "cpu"]
+    flags += ["--stopping", "confidence"]
     assert train_cascade.main([*flags, "--run-dir", str(path)]) == 0
     return path
 
@@ -97,6 +98,7 @@ def test_budget_below_useful_passes_holds(tmp_path):
 def test_rules_for_all_budgets(tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--passes", "2", "--mirrored", "--answer", "mean", "--max-accuracy-drop", "1.5"]
+    flags += ["--stopping", "confidence"]
     assert train_cascade.main([*flags, "--device", "cpu", "--run-dir", str(run)]) == 0
     said = capsys.readouterr().err
     assert "Chosen on agent and val, answering with the mean of the passes:" in said
@@ -116,6 +118,20 @@ def test_rules_for_all_budgets(tmp_path, capsys):
         index = measured.computations.index(pytest.approx(float(trace.computation.mean())))
         right = (logits.argmax(dim=1) == val.labels).double().mean().item()
         assert measured.accuracies[index] == pytest.approx(100 * right)
+
+
+def test_rules_that_stop_by_gains(tmp_path):
+    run, flags = tmp_path / "run", ["--stopping", "gain", "--budget", "0.8"]
+    assert train_cascade.main([*flags, "--device", "cpu", "--run-dir", str(run)]) == 0
+    model, val = dfs_rl.load(run), load_dataset("digits").val
+    assert (model.gate.name, model.gate.n_classes) == ("fitted rule, 3 passes", 10)
+    logits, trace = model(val.images)
+    best = read_json(run / "training.json")["best_on_val"]
+    assert best["computation"] == pytest.approx(float(trace.computation.mean()))
+    assert best["computation"] <= 0.8
+    right = (logits.argmax(dim=1) == val.labels).double().mean().item()
+    assert best["accuracy"] == pytest.approx(100 * right)
+    assert "bit for a predicted gain above" in best["choice"]
 
 
 def test_finished_runs_are_compared(static_run, cascade_run, tmp_path, capsys):

@@ -21,6 +21,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in ("none", "mixed"):
         flags = ["--budget", "0.9", "--passes", "2", "--answer", "last", "--corruptions", name]
+        flags += ["--stopping", "confidence"]
         assert train_cascade.main([*flags, "--run-dir", str(folder / name)]) == 0
     return {name: folder / name for name in ("none", "mixed")}
 

@@ -1,6 +1,7 @@
 """Cascades against rollouts of each image alone and against two whole passes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_gate
 from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.gating.base import TableGate
+from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.passes import confidence
 from dfs_rl.gating.rollout import rollout
-from dfs_rl.gating.rules import Rule, RulePass, cascade
+from dfs_rl.gating.rules import GainModel, Rule, RuleGate, RulePass, cascade
+from tests.helpers.rules import confident_gains
 from tests.helpers.toy_backbone import BITS, MACS, ToyBackbone, run_alone_with_exits, toy_images
 
 OPTIONS = BitOptions(BITS)
@@ -75,6 +78,32 @@ def test_description():
     assert make(0.7).description == "2-0-4-2 bit, then 8-8-8-4 bit below a confidence of 0.7"
     assert make(2.0, (1,) * 4, (3,) * 4).description == "2 bit, then 8 bit for all"
     assert make(0.0, (1,) * 4, (1,) * 4).rule.passes[0].options == (1,) * 4
+
+
+def test_description_of_gains():
+    passes = tuple(RulePass(options=(option,) * 4) for option in (1, 2, 3))
+    rule = Rule(passes=passes, thresholds=(0.98, 2.0), gains=confident_gains(3))
+    said = rule.description(OPTIONS)
+    assert said == "2 bit, then 4 bit for a predicted gain above 2 points, then 8 bit for all"
+
+
+def test_rules_stop_in_one_way():
+    passes = tuple(RulePass(options=(option,) * 4) for option in (1, 2))
+    one, other = confident_gains(3)
+    with pytest.raises(ConfigError, match="2 models of gains and 1 thresholds"):
+        Rule(passes=passes, thresholds=(0.5,), gains=(one, other))
+    with pytest.raises(ConfigError, match=r"weights is .* allowed is a list of at least 6"):
+        GainModel(weights=(1.0,), offsets=(0.0,))
+    found = [Rule(passes=passes, thresholds=(0.5,), gains=gains) for gains in ((one,), ())]
+    measured = BudgetConditioning(computations=(1.0, 2.0))
+    with pytest.raises(ConfigError, match="some of the rules predict gains"):
+        RuleGate(found, answer="mean", options=OPTIONS, budget_conditioning=measured)
+    gate = RuleGate(found[:1], answer="mean", options=OPTIONS)
+    GatedModel(ToyBackbone(), gate)
+    for model in confident_gains(4):
+        gate = RuleGate([replace(found[0], gains=(model,))], answer="mean", options=OPTIONS)
+        with pytest.raises(CheckpointError, match="gains for 4 classes, but the backbone has 3"):
+            GatedModel(ToyBackbone(), gate)
 
 
 @pytest.mark.parametrize("gate", [TableGate(FIRST), make(0.9)])

@@ -23,6 +23,7 @@ from dfs_rl.gating.rules import Rule, RuleGate, RulePass, cascade
 from dfs_rl.gating.single_image import SingleImageForm
 from dfs_rl.training.calibration import calibrate_scales, measure_features
 from dfs_rl.utils.seeding import torch_generator
+from tests.helpers.rules import confident_gains
 
 BITS = (0, 2, 4, 8, 32)
 N = 80
@@ -139,14 +140,17 @@ def test_several_passes(case, answer):
         assert (trace.computation <= budget + 1e-9).all()
 
 
-def test_rules_of_several_passes():
+@pytest.mark.parametrize("by_gain", [False, True])
+def test_rules_of_several_passes(by_gain):
     backbone = network(exits=(2,)).to_inference()
     passes = [RulePass(options=(1, 3, 1)), RulePass(options=(2, 1, 1), mirrored=True)]
     passes.append(RulePass(options=(4, 4, 5)))
     sure = confidence(rollout(backbone, TableGate((1, 3, 1)), images()).logits)
     threshold = sure.median().item()
     for answer in ("mean", "last", "surest"):
-        rule = Rule(passes=tuple(passes), thresholds=(threshold, sure.quantile(0.3).item()))
+        thresholds = threshold, sure.quantile(0.3).item()
+        gains = confident_gains(backbone.n_classes, 0.001) if by_gain else ()
+        rule = Rule(passes=tuple(passes), thresholds=thresholds, gains=gains)
         gate = RuleGate([rule], answer=answer, options=backbone.options, exits=(2,))
         trace = check(backbone, gate, n=40)
         assert len(trace.n_passes.unique()) == 3

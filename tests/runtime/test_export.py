@@ -34,6 +34,7 @@ from dfs_rl.runtime.pass_forms import evidence_of
 from dfs_rl.training.calibration import measure_features
 from tests.helpers.networks import network, pictures_for
 from tests.helpers.random_gate import RandomGate
+from tests.helpers.rules import confident_gains
 
 ALL_BUDGETS = {"budget_conditioning": BudgetConditioning(computations=(1.0, 50.0))}
 
@@ -166,14 +167,16 @@ def test_gates_choose_the_same(kind, std_factor, settings, tmp_path):
     assert len(trace.options.unique(dim=0)) > 2 * ("feature_sizes" not in settings)
 
 
-def test_rules_of_several_passes(tmp_path):
+@pytest.mark.parametrize("by_gain", [False, True])
+def test_rules_of_several_passes(by_gain, tmp_path):
     net = with_exits(network(ResNet, bits=(0, 4, 32)), 1)
     backbone, images = net.to_inference(), varied_pictures(64)
     passes = [RulePass(options=(1, 0, 3)), RulePass(options=(2, 3, 3), mirrored=True)]
     passes.append(RulePass(options=(2, 2, 2)))
-    thresholds = []
+    thresholds, gains = [], confident_gains(net.n_classes, 0.001) if by_gain else ()
     for n in (1, 2, 3):
-        rule = Rule(passes=tuple(passes[:n]), thresholds=tuple(thresholds))
+        found = {"thresholds": tuple(thresholds), "gains": gains[: n - 1]}
+        rule = Rule(passes=tuple(passes[:n]), **found)
         gate = RuleGate([rule], answer="mean", options=net.options, exits=(1,))
         logits, trace = GatedModel(backbone, gate)(images)
         sure = logits[trace.n_passes == n].softmax(dim=1).amax(dim=1).sort().values
