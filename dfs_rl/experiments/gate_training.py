@@ -56,6 +56,7 @@ from dfs_rl.utils.config import NonNegativeInt
 from dfs_rl.utils.device import check_memory, resolve_device
 from dfs_rl.utils.logging import print_status
 from dfs_rl.utils.run_folder import RunFolder
+from dfs_rl.utils.seeding import stream_seed
 
 _INITIAL = "initial"
 """Sub-folder of a run with the gate used for initialization."""
@@ -187,6 +188,8 @@ def train(
         seed=config.seed,
         device=str(device),
     )
+    # Environments have consecutive seeds: runs with neighbouring ones would share their images.
+    env.seed(stream_seed(config.seed, "environments") % 2**31)
     export = partial(deploy, template=gate)
     if session.checkpoint is not None:
         restore(model, session.checkpoint)
@@ -265,13 +268,9 @@ def _tune_rules(
     if config.resolved_start != "rule":
         return None
     print_status(f"Tuning rules over {passes.limit} passes on the agent and val splits ...")
+    limit, mirrored = passes.limit, passes.mirrored
     return TunedRules(
-        backbone,
-        dataset,
-        limit=passes.limit,
-        mirrored=passes.mirrored,
-        answer=config.answer,
-        stopping=None,
+        backbone, dataset, limit=limit, mirrored=mirrored, answer=config.answer, stopping=None
     )
 
 

@@ -34,6 +34,7 @@ from dfs_rl.gating.reward import RewardWeights
 from dfs_rl.gating.storage import load_gate
 from dfs_rl.train_agent import main
 from dfs_rl.training.supernet_config import SupernetConfig
+from dfs_rl.utils.checkpoint import load_checkpoint
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import read_json
 from tests.helpers.cotrained import assert_cotrained
@@ -55,6 +56,16 @@ def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("command") / "run"
     assert main([*TINY, *ONE_PASS, "--run-dir", str(path), "--cost-weight", "20"]) == 0
     return path
+
+
+def test_neighbouring_seeds_share_no_images(tmp_path):
+    keys = []
+    for seed in ("0", "1"):
+        run = tmp_path / seed
+        assert main([*TINY, *ONE_PASS, "--seed", seed, "--run-dir", str(run)]) == 0
+        state = load_checkpoint(run / "checkpoints" / "last.safetensors").state
+        keys += state["env"]["streams"]["keys"]
+    assert len(set(keys)) == len(keys) == 64
 
 
 def test_run_folder_suffices_to_use_the_gate(finished):
