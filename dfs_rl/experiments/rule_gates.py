@@ -285,13 +285,13 @@ def keep_better(
     )
     best = record.best_on_val
     if compared["kept"] == "gate":
-        print_status(f"The gate replaces the tuned rules: {verdict}.")
+        print_status(f"The learned gate replaces the tuned rules: {verdict}.")
     else:
         is_worse = compared["difference"] < -Z_95 * compared["error"]
         why = "is worse" if is_worse else "is no better"
         if compared["difference"] >= 0 and compared["computations"]:
             why = f"costs at least {rules.costs.cost_text(compared['least'], 3)}, above the budget"
-        print_status(f"The tuned rules ship, because the gate {why}: {verdict}.")
+        print_status(f"The tuned rules ship, because the learned gate {why}: {verdict}.")
         rules.set_cost_weight(task)
         rules.gate.name = f"{name}, {'fitted' if rules.gate.n_classes else 'tuned'} rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)

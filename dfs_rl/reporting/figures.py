@@ -92,7 +92,7 @@ def accuracy_plot(summary: EvaluationSummary, cost: CostName = "computation") ->
     )
     _draw_overview(panels[0], drawn, own, cost)
     if own:
-        title = "At the gate's cost" if cost == "computation" else "Near the gate's time"
+        title = "Near the gate's cost" if cost == "computation" else "Near the gate's time"
         panels[1].set(title=title, xlabel="the same, linear scale")
         _draw_near(panels[1], drawn, own, cost)
     return figure

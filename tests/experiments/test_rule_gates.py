@@ -184,7 +184,7 @@ def test_a_significant_loss_is_called_worse(tuned, tmp_path, capsys, difference,
         name="PPO",
         budget=None,
     )
-    assert f"because the gate {why}" in capsys.readouterr().err
+    assert f"because the learned gate {why}" in capsys.readouterr().err
 
 
 def test_a_budget_below_the_cost_of_the_gate_ships_the_rules(tmp_path, capsys):
