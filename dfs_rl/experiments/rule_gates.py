@@ -214,7 +214,8 @@ class TunedRules:
             mean cost of the gate, ``least``; and what is ``kept``: the gate if the difference is
             not negative and it can hold the ``budget`` in percent, else the rules.
         """
-        images, preferences = self._val_images, [None]
+        images = self._val_images
+        preferences: Sequence[Tensor | None] = [None]
         if gate.budget_conditioning is not None:
             device = images.labels.device
             grid = preference_grid(_N_COMPARED)
