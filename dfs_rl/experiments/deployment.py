@@ -38,8 +38,6 @@ def run_export(invocation: Invocation[ExportConfig]) -> None:
         budget_unit=config.budget_unit,
         max_accuracy_drop=config.max_accuracy_drop,
     )
-    if config.budget is not None:
-        model.check_budget(config.budget, config.budget_unit)
     path = export(model, out, format=config.format)
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)

@@ -304,8 +304,6 @@ def _load(
         model = add_gate(
             stored, gate, device=device, dtype=dtype, budget=budget, max_accuracy_drop=drop
         )
-        if budget is not None:
-            model.check_budget(budget)
     except ConfigError as error:
         raise ConfigError(f"{folder.path}: {error}") from error
     if not before.is_dir():

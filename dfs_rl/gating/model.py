@@ -21,6 +21,8 @@ from dfs_rl.gating.rollout import rollout
 from dfs_rl.gating.rules import RuleGate
 from dfs_rl.gating.single_image import SingleImageForm
 
+_MOST_DROP = 100  # points of accuracy
+
 
 class Trace(NamedTuple):
     """Execution record of a gated network for a batch.
@@ -116,7 +118,7 @@ class GatedModel(nn.Module):
                 network with the cost model ``latency``.
 
         Raises:
-            ConfigError: If the gate is not budget-conditioned, the budget is below its minimum, or
+            ConfigError: If the gate is not budget-conditioned, the budget is out of its range, or
                 the unit does not fit.
         """
         if not isinstance(budget, SupportsFloat) or not 0 < budget < math.inf:
@@ -124,14 +126,8 @@ class GatedModel(nn.Module):
         costs = self.backbone.costs
         percent = costs.percent_of_budget(float(budget), unit)
         gate, measured = self._conditioned_gate(f"budget is {costs.cost_text(percent)}")
-        gate.preference = measured.preference_for_budget(percent, costs.cost_text)
-
-    def check_budget(self, budget: float, unit: BudgetUnit = "percent") -> None:
-        """Raise ConfigError for a budget above all that the gate can spend, see ``set_budget``."""
-        costs = self.backbone.costs
-        percent = costs.percent_of_budget(budget, unit)
-        _, measured = self._conditioned_gate(f"budget is {costs.cost_text(percent)}")
         measured.check_not_above(percent, costs.cost_text)
+        gate.preference = measured.preference_for_budget(percent, costs.cost_text)
 
     def set_max_accuracy_drop(self, drop: float) -> None:
         """Set a budget-conditioned gate to the cheapest point of little loss in accuracy.
@@ -143,8 +139,8 @@ class GatedModel(nn.Module):
         Raises:
             ConfigError: If the gate is not budget-conditioned, or always loses more.
         """
-        if not isinstance(drop, SupportsFloat) or not 0 <= drop < math.inf:
-            raise ConfigError(f"max_accuracy_drop is {drop!r}; allowed are finite numbers from 0.")
+        if not isinstance(drop, SupportsFloat) or not 0 <= drop <= _MOST_DROP:
+            raise ConfigError(f"max_accuracy_drop is {drop!r}; allowed are numbers from 0 to 100.")
         gate, measured = self._conditioned_gate(f"max_accuracy_drop is {drop:g}")
         gate.preference = measured.preference_for_accuracy_drop(drop)
 

@@ -98,15 +98,19 @@ def test_a_resumed_run_keeps_its_percent(agent, tmp_path, capsys):
 
 
 def test_the_same_budget_in_both_units(agent):
-    least, most = load_gate(agent / "gate").budget_conditioning.budget_range
+    least, most = load_gate(agent / "gate").budget_conditioning.rounded_range
     percent = (least + most) / 2
     ms = percent * FULL_MS / 100
     model = dfs_rl.load(agent, budget=ms, budget_unit="ms")
     assert model.gate.preference == pytest.approx(
         dfs_rl.load(agent, budget=percent).gate.preference
     )
-    model.set_budget(most * FULL_MS / 100 * 1.001, unit="ms")
-    assert model.gate.preference == dfs_rl.load(agent, budget=1.001 * most).gate.preference
+    model.set_budget((most - 1e-6) * FULL_MS / 100, unit="ms")
+    assert model.gate.preference == pytest.approx(
+        dfs_rl.load(agent, budget=most - 1e-6).gate.preference
+    )
+    with pytest.raises(ConfigError, match=r"ms \(.* %\), but .* on average; give a budget in this"):
+        model.set_budget(most * FULL_MS / 100 * 1.001, unit="ms")
     assert evaluate_main([str(agent), "--budget", f"{ms}", "--budget-unit", "ms"]) == 0
     assert (agent / f"summary-at-{ms:g}-ms.json").is_file()
     assert (agent / "plots" / f"at-{ms:g}-ms-accuracy.png").is_file()
@@ -274,7 +278,8 @@ def test_what_a_gate_cannot_be_set_to(plain):
         ({"budget": 2.0, "budget_unit": "ms"}, "2 ms, but the cost is computation"),
         ({"budget": 2.0, "budget_unit": "s"}, "unit of the budget is 's'; allowed are percent, ms"),
         ({"budget": 2.0, "max_accuracy_drop": 1.0}, "give one of them"),
-        ({"max_accuracy_drop": -1.0}, "allowed are finite numbers from 0"),
+        ({"max_accuracy_drop": -1.0}, "allowed are numbers from 0 to 100"),
+        ({"max_accuracy_drop": 100.5}, "allowed are numbers from 0 to 100"),
     ):
         with pytest.raises(ConfigError, match=words):
             dfs_rl.load(plain, **settings)

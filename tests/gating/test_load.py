@@ -151,6 +151,8 @@ def test_budget_of_a_conditioned_gate(run):
     assert (model(images())[1].bits == 8).all()
     with pytest.raises(ConfigError, match=r"budget is 1 %, but .* cost 2 % to 8 % on average"):
         model.set_budget(1.0)
+    with pytest.raises(ConfigError, match=r"budget is 500 %, but .* cost 2 % to 8 % on average"):
+        dfs_rl.load(run, budget=500)
 
 
 def rule_gate(exits=(), **changes):
