@@ -35,3 +35,10 @@ class HubError(DfsRlError):
 
 class TrainingError(DfsRlError):
     """Training that cannot continue, for example because the loss is no longer finite."""
+
+
+def wrong_type(name: str, value: object, allowed: str) -> ConfigError:
+    """Return the error of an argument of a wrong type; ``allowed`` ends its sentence."""
+    plain = value is None or isinstance(value, str | int | float)
+    shown = repr(value) if plain else f"of type {type(value).__name__}"  # networks are long
+    return ConfigError(f"{name} is {shown}; allowed {allowed}.")

@@ -1,6 +1,7 @@
 """The Python API makes what the commands make, and raises errors instead of exit codes."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import cloudpickle
@@ -205,6 +206,7 @@ def test_bad_settings_are_refused(settings, named, tmp_path):
     ("settings", "named"),
     [
         ({"baselines": ["nearest"]}, "baselines has 'nearest'"),
+        ({"baselines": 3}, "baselines is 3; allowed is a list"),
         ({"baselines": [["cascade"]]}, r"baselines has \['cascade'\]"),
         ({"split": "train"}, "split is 'train'"),
         ({"precision": "int8"}, "precision is 'int8'"),
@@ -213,6 +215,70 @@ def test_bad_settings_are_refused(settings, named, tmp_path):
 def test_bad_evaluations_are_refused(settings, named, made):
     with pytest.raises(ConfigError, match=named):
         dfs_rl.evaluate(made.gate, **settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: dfs_rl.load_dataset(3), "data set is 3; allowed are 'digits'"),
+        (lambda: dfs_rl.load_dataset(None), "data set is None; allowed are 'digits'"),
+        (lambda: dfs_rl.train_backbone("resnet8", 3), "data set is 3;"),
+        (lambda: dfs_rl.train_gate(None, None), "data set is None;"),
+        (lambda: dfs_rl.evaluate("run", 3), "data set is 3;"),
+        (lambda: dfs_rl.compare("run", dataset=3), "data set is 3;"),
+    ],
+)
+def test_other_types_are_no_data_sets(call, named):
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        call()
+
+
+def test_a_path_names_a_data_set(made, tmp_path):
+    digits = Path("digits")
+    assert dfs_rl.load_dataset(digits).fingerprint == load_dataset("digits").fingerprint
+    settings = {"method": "cascade", "budget": 1.0}
+    assert dfs_rl.train_gate(None, digits, run_dir=tmp_path / "run", **settings).points
+    net = dfs_rl.train_backbone("resnet8", digits, epochs=1, width=4, run_dir=tmp_path / "net")
+    assert net.n_classes == 10
+    named = dfs_rl.evaluate(made.gate, digits, baselines=["cascade"])
+    assert named.summary == dfs_rl.evaluate(made.gate, "digits", baselines="cascade").summary
+    with pytest.raises(DataError, match="'no/such/folder' does not exist"):
+        dfs_rl.load_dataset(Path("no/such/folder"))
+
+
+def test_the_device_of_a_trained_gate_may_be_auto(made):
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert made.gate.load(device="auto").backbone.feature_mean.device.type == expected
+
+
+@pytest.mark.parametrize(("network", "shown"), [(3, "3"), (torch.nn.Linear(2, 2), "of type Lin")])
+def test_what_is_no_backbone_is_refused(network, shown):
+    with pytest.raises(ConfigError, match=rf"^backbone is {shown}.* dfs_rl\.fractionalize .* None"):
+        dfs_rl.train_gate(network, "digits")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (
+            lambda gated: dfs_rl.export("runs/gate", "a.onnx"),
+            "model is 'runs/gate'; .* dfs_rl.load",
+        ),
+        (lambda gated: dfs_rl.evaluate(gated), "gate is of type GatedModel; .* of a run folder"),
+        (lambda gated: dfs_rl.compare(gated), "gate is of type GatedModel; .* of a run folder"),
+        (lambda gated: dfs_rl.compare(3), "gate is 3;"),
+        (lambda gated: dfs_rl.profile(3), "network is 3;"),
+        (lambda gated: dfs_rl.train_gate(None, "digits", callback=3), "callback is 3;"),
+        (lambda gated: dfs_rl.train_backbone("resnet8", "digits", callback=3), "callback is 3;"),
+        (lambda gated: dfs_rl.train_gate(None, "digits", method=["ppo"]), "method is .'ppo'.;"),
+        (lambda gated: dfs_rl.train_gate(None, "digits", algorithm=3), "algorithm is 3;"),
+        (lambda gated: dfs_rl.compare(dataset="digits", kinds=3), "kinds is 3;"),
+        (lambda gated: dfs_rl.compare(dataset="digits", kinds="pp"), r"gates\[0\] is 'pp';"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(call, named, made):
+    with pytest.raises(ConfigError, match=f"^{named}"):
+        call(made.gate.load())
 
 
 def test_functions_that_use_the_package_reach_other_processes():

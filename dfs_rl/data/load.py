@@ -19,7 +19,7 @@ from dfs_rl.data.sources import Rows, Source, Sources, folder_sources, hub_sourc
 from dfs_rl.data.splits import SplitFractions, drop_repeats, plan_splits
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.utils.constants import DIGITS, MNIST5K, Corruptions
-from dfs_rl.utils.dataset_names import DATASETS, dataset_folder
+from dfs_rl.utils.dataset_names import DATASETS, dataset_folder, dataset_name
 
 LoaderT = TypeVar("LoaderT", bound=Callable[[], Dataset])
 
@@ -80,7 +80,7 @@ def _dataset(
 
 
 def load_dataset(
-    spec: str,
+    spec: str | Path,
     *,
     splits: SplitFractions | None = None,
     limit: int | None = None,
@@ -122,10 +122,11 @@ def load_dataset(
         corruptions: Stream that agent, val and test become, see ``dfs_rl.data.corruptions``.
 
     Raises:
-        ConfigError: If ``limit`` is not positive, ``image_size`` is not a whole number of at least
-            4, or ``corruptions`` is unknown.
+        ConfigError: If ``spec`` is no text or path, ``limit`` is not positive, ``image_size`` is
+            not a whole number of at least 4, or ``corruptions`` is unknown.
         DataError: If the data set cannot be found, read or split.
     """
+    spec = dataset_name(spec)
     if image_size is not None and (type(image_size) is not int or image_size < MIN_SIDE):
         raise ConfigError(
             f"image_size is {image_size!r}; allowed are whole numbers of pixels from {MIN_SIDE} on."

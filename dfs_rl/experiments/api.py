@@ -4,9 +4,9 @@ Each function writes the run folder of its command, and raises the errors of ``d
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,27 +15,31 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
-from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS
-from dfs_rl.agents.methods import METHODS
 from dfs_rl.agents.policy_conversion import Normalization, Policy
 from dfs_rl.backbones import Backbone, BackboneInfo, StoredBackbone, save_backbone
 from dfs_rl.costs import BudgetUnit
 from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.data.corruptions import corrupted
 from dfs_rl.envs.task import pass_settings
-from dfs_rl.errors import ConfigError, DataError
+from dfs_rl.errors import ConfigError, DataError, wrong_type
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.experiments import comparison, supernet_training
 from dfs_rl.experiments.agent_config import TrainAgentConfig
+from dfs_rl.experiments.arguments import (
+    check_callback,
+    config_of_method,
+    given_dataset,
+    names_of,
+    with_algorithm_block,
+)
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
+from dfs_rl.experiments.comparison_config import CompareConfig
 from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.gate_run import GateRun
 from dfs_rl.experiments.policy_run import PolicyGateConfig, make_policy_run
-from dfs_rl.experiments.search_config import TrainCascadeConfig
 from dfs_rl.experiments.stored_evaluation import Evaluation
 from dfs_rl.gating.loading import load
 from dfs_rl.gating.model import GatedModel
@@ -74,7 +78,7 @@ class TrainedGate:
         budget: float | None = None,
         budget_unit: BudgetUnit = "percent",
         max_accuracy_drop: float | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> GatedModel:
         """Return the network with its gate, see ``dfs_rl.load``."""
         return load(
@@ -82,7 +86,7 @@ class TrainedGate:
             budget=budget,
             budget_unit=budget_unit,
             max_accuracy_drop=max_accuracy_drop,
-            device=torch.device(device),
+            device=device,
             trust_code=True,
         )
 
@@ -106,7 +110,7 @@ class Comparison:
 
 def train_backbone(
     name: str,
-    dataset: Dataset | str,
+    dataset: Dataset | str | Path,
     *,
     callback: Callback | None = None,
     run_dir: str | Path | None = None,
@@ -127,6 +131,8 @@ def train_backbone(
         DataError: If the data set cannot be read.
         TrainingError: If the loss is no longer finite.
     """
+    check_callback(callback)
+    dataset = given_dataset(dataset)
     config = _config(TrainBackboneConfig, dataset, backbone=name, run_dir=run_dir, **settings)
     with _working(config):
         if isinstance(dataset, str):
@@ -143,7 +149,7 @@ def train_backbone(
 
 def train_gate(
     backbone: Backbone | StoredBackbone | str | Path | None,
-    dataset: Dataset | str,
+    dataset: Dataset | str | Path,
     *,
     method: str = "ppo",
     callback: Callback | None = None,
@@ -170,9 +176,11 @@ def train_gate(
         DataError: If the data set cannot be read, or the backbone is for other images.
         TrainingError: If a figure is no longer finite.
     """
-    config_type, chosen = _method(method)
+    check_callback(callback)
+    dataset = given_dataset(dataset)
+    config_type, chosen = config_of_method(method)
     if config_type is TrainAgentConfig:
-        settings = _with_algorithm_block(method, settings)
+        settings = with_algorithm_block(method, settings)
     if isinstance(dataset, Dataset):
         settings = {"corruptions": dataset.corruptions, **settings}
     with _stored(backbone, dataset, settings) as place:
@@ -192,7 +200,7 @@ def train_gate(
 def gate_from_sb3(
     policy: Policy,
     backbone: Backbone | StoredBackbone | str | Path | None = None,
-    dataset: Dataset | str | None = None,
+    dataset: Dataset | str | Path | None = None,
     *,
     normalize: Normalization | None = None,
     passes: PassSettings | Mapping[str, object] | int | None = None,
@@ -223,7 +231,7 @@ def gate_from_sb3(
         CheckpointError: If a file is missing or damaged.
         DataError: If the data set cannot be read, or the backbone is for other images.
     """
-    dataset = DIGITS if dataset is None else dataset
+    dataset = given_dataset(DIGITS if dataset is None else dataset)
     passes = pass_settings(passes)
     with _stored(backbone, dataset, settings) as place:
         config = _config(
@@ -236,7 +244,7 @@ def gate_from_sb3(
 
 def evaluate(
     gate: TrainedGate | str | Path,
-    dataset: Dataset | str | None = None,
+    dataset: Dataset | str | Path | None = None,
     *,
     baselines: Iterable[str] | None = None,
     trust_code: bool = False,
@@ -258,18 +266,18 @@ def evaluate(
         CheckpointError: If the run has no usable backbone or gate.
         DataError: If the data set is not that of the training.
     """
-    if isinstance(gate, TrainedGate):
-        gate, trust_code = gate.path, True
-    config = _config(EvaluateConfig, None, run=gate, **settings)
+    dataset = None if dataset is None else given_dataset(dataset)
+    trust_code = trust_code or isinstance(gate, TrainedGate)
+    config = _config(EvaluateConfig, None, run=_run_of(gate), **settings)
     with using_threads(config.threads), trusting(code=trust_code):
         return evaluate_run(config, dataset, baselines=baselines)
 
 
 def compare(
     *gates: TrainedGate | str | Path,
-    dataset: Dataset | str | None = None,
+    dataset: Dataset | str | Path | None = None,
     run_dir: str | Path | None = None,
-    kinds: Sequence[str] | None = None,
+    kinds: Iterable[str] | None = None,
     trust_code: bool = False,
     **settings: Any,  # noqa: ANN401 - fields of CompareConfig
 ) -> Comparison:
@@ -289,9 +297,10 @@ def compare(
         CheckpointError: If no run can be evaluated.
         DataError: If the gates belong to different images.
     """
-    paths = [gate.path if isinstance(gate, TrainedGate) else Path(gate) for gate in gates]
+    dataset = None if dataset is None else given_dataset(dataset)
+    paths = [_run_of(gate) for gate in gates]
     if kinds is not None:
-        settings["gates"] = list(kinds)
+        settings["gates"] = names_of("kinds", kinds)
     config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
     trained = bool(gates) and all(isinstance(gate, TrainedGate) for gate in gates)
     with _working(config, trust_code=trust_code or trained):
@@ -303,27 +312,11 @@ def compare(
     return Comparison(folder.path, figures)
 
 
-def _method(name: str) -> tuple[type[GateRunConfig], dict[str, object]]:
-    """Return the configuration of the command that trains a method, and what selects it there."""
-    if name == "cascade":
-        return TrainCascadeConfig, {}
-    if name not in METHODS:
-        raise ConfigError(f"method is {name!r}; allowed are {', '.join(METHODS)}, cascade.")
-    method = METHODS[name]
-    return GATE_COMMANDS[method.command], {method.setting: name.removeprefix(method.prefix)}
-
-
-def _with_algorithm_block(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Move hyperparameters of the algorithm that stand among the settings into their block."""
-    names = {one.name for one in fields(ALGORITHM_CONFIGS[method])}
-    block = {name: value for name, value in settings.items() if name in names}
-    rest = {name: value for name, value in settings.items() if name not in names}
-    given = rest.pop("algorithm", {})
-    given = config_to_dict(given) if is_dataclass(given) else dict(given)
-    twice = sorted(block.keys() & given.keys())
-    if twice:
-        raise ConfigError(f"{twice[0]} is given twice: as a setting and in algorithm; give one.")
-    return {**rest, "algorithm": given | block} if given or block else rest
+def _run_of(gate: TrainedGate | str | Path) -> str | Path:
+    """Return the run folder of a gate."""
+    if not isinstance(gate, TrainedGate | str | Path):
+        raise wrong_type("gate", gate, "are a TrainedGate and the path of a run folder")
+    return gate.path if isinstance(gate, TrainedGate) else gate
 
 
 def _config(
@@ -372,6 +365,9 @@ def _stored(
             )
         accuracy = uniform_accuracies(backbone, data.val.to(backbone.feature_mean.device))
         backbone = StoredBackbone(backbone=backbone, info=BackboneInfo.of(data, accuracy))
+    elif not isinstance(backbone, StoredBackbone):
+        made = "a backbone, which dfs_rl.fractionalize makes of a network"
+        raise wrong_type("backbone", backbone, f"are {made}, the path of a run folder and None")
     with TemporaryDirectory() as folder:
         save_backbone(backbone.backbone, backbone.info, folder)
         yield folder

@@ -6,9 +6,9 @@ from typing import cast
 
 import torch
 
-from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, load_backbone
+from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, InferenceBackbone, load_backbone
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_profile
-from dfs_rl.errors import ConfigError, DfsRlError
+from dfs_rl.errors import ConfigError, DfsRlError, wrong_type
 from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
 from dfs_rl.experiments.deployment_config import ExportConfig, ProfileConfig
@@ -177,6 +177,10 @@ def _model(network: Backbone | GatedModel | str | Path | None, device: torch.dev
         network = load(network)
     elif network is None or isinstance(network, str | Path):
         network = load_backbone(PRETRAINED_DIGITS if network is None else network)
+    if not isinstance(network, Backbone | InferenceBackbone | GatedModel):
+        raise wrong_type(
+            "network", network, "are a backbone, a gated network, a trained gate, a folder and None"
+        )
     gated = network if isinstance(network, GatedModel) else None
     backbone = network.backbone if isinstance(network, GatedModel) else network
     if isinstance(backbone, Backbone):

@@ -34,6 +34,7 @@ from dfs_rl.evaluation.summary import (
     save_per_image_results,
     summarize,
 )
+from dfs_rl.experiments.arguments import names_of
 from dfs_rl.experiments.budgets import with_percent_budgets
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit
 from dfs_rl.experiments.stored_evaluation import (
@@ -185,7 +186,7 @@ def _checked_baselines(folder: RunFolder, baselines: Iterable[str] | None) -> Se
     """Return named baselines once each, in the order in which they run."""
     if baselines is None:
         return None
-    names = [baselines] if isinstance(baselines, str) else list(baselines)
+    names = names_of("baselines", baselines)
     for name in names:
         if not isinstance(name, str) or name not in BASELINES:
             raise ConfigError(f"baselines has {name!r}; allowed are {', '.join(BASELINES)}.")

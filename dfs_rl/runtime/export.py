@@ -10,7 +10,7 @@ import torch
 
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.interfaces import GatedBackbone
-from dfs_rl.errors import ConfigError, RunFolderError
+from dfs_rl.errors import ConfigError, RunFolderError, wrong_type
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
@@ -78,6 +78,8 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
             exported, the network has an operator that ONNX lacks or that ``torch.export`` cannot
             trace, the file would be too large, or ``path`` is there and was not exported.
     """
+    if not isinstance(model, GatedModel):
+        raise wrong_type("model", model, "is a gated network, see dfs_rl.load")
     if format not in get_args(Format):
         raise ConfigError(f"format is {format!r}; allowed are {', '.join(get_args(Format))}.")
     if format == "torch":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dfs_rl.errors import DataError
+from dfs_rl.errors import DataError, wrong_type
 from dfs_rl.utils.constants import DIGITS, MNIST5K
 from dfs_rl.utils.registry import Registry
 
@@ -18,6 +18,17 @@ _FORMS = (
     f"{DIGITS!r}, {MNIST5K!r}, a folder with train*.parquet, a folder of class folders with "
     "images, or a hub id such as 'uoft-cs/cifar10'"
 )
+
+
+def dataset_name(spec: str | Path) -> str:
+    """Return the name or path of a data set as text.
+
+    Raises:
+        ConfigError: If it is of another type.
+    """
+    if not isinstance(spec, str | Path):
+        raise wrong_type("data set", spec, f"are {_FORMS}")
+    return str(spec)
 
 
 def dataset_folder(spec: str) -> Path | None:
