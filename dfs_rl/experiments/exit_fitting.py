@@ -62,6 +62,11 @@ def run(invocation: Invocation[TrainExitsConfig]) -> None:
                 print_status(f"The training in {folder.path} is finished.")
             else:
                 stored = stored or _load_backbone(config, dataset)
+                if replaced := stored.backbone.costs.exits_after:
+                    print_status(
+                        f"The exits after {list(replaced)} gated layers are replaced by those "
+                        f"after {list(config.after)}."
+                    )
                 add_exits(stored, dataset, config.after, seed=config.seed, device=device)
                 accuracies = exit_accuracies(stored, dataset)
                 summary = ExitsSummary(exits_after=config.after, val_accuracy=accuracies)

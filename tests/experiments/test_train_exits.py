@@ -101,6 +101,14 @@ def test_folder_of_the_backbone_stays_unchanged(into, finished, tmp_path):
     assert contents(tmp_path) == original
 
 
+def test_replaced_exits_are_told(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["--after", "2", "--backbone", str(finished), "--run-dir", str(run)]) == 0
+    said = "The exits after [1, 3] gated layers are replaced by those after [2]."
+    assert said in capsys.readouterr().err
+    assert load_backbone(run).costs.exits_after == (2,)
+
+
 @pytest.mark.usefixtures("no_allowed_constructors")
 def test_users_network_has_its_weights(capsys):
     write("ownnets")
