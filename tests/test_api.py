@@ -267,6 +267,10 @@ def test_what_is_no_backbone_is_refused(network, shown):
         (lambda gated: dfs_rl.evaluate(gated), "gate is of type GatedModel; .* of a run folder"),
         (lambda gated: dfs_rl.compare(gated), "gate is of type GatedModel; .* of a run folder"),
         (lambda gated: dfs_rl.compare(3), "gate is 3;"),
+        (
+            lambda gated: dfs_rl.compare("run", seeds=3),
+            "seeds is 3, which is for gates that are tr",
+        ),
         (lambda gated: dfs_rl.profile(3), "network is 3;"),
         (lambda gated: dfs_rl.train_gate(None, "digits", callback=3), "callback is 3;"),
         (lambda gated: dfs_rl.train_backbone("resnet8", "digits", callback=3), "callback is 3;"),

@@ -35,7 +35,7 @@ from dfs_rl.experiments.arguments import (
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
 from dfs_rl.experiments.backbone_resolver import load_data
 from dfs_rl.experiments.benchmark import command_line
-from dfs_rl.experiments.comparison_config import CompareConfig
+from dfs_rl.experiments.comparison_config import CompareConfig, check_suits_runs
 from dfs_rl.experiments.config import DataSettings, EvaluateConfig, GateRunConfig
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.gate_run import GateRun
@@ -302,6 +302,7 @@ def compare(
     if kinds is not None:
         settings["gates"] = names_of("kinds", kinds)
     config = _config(CompareConfig, dataset, runs=paths, run_dir=run_dir, **settings)
+    check_suits_runs(config, settings)
     trained = bool(gates) and all(isinstance(gate, TrainedGate) for gate in gates)
     with _working(config, trust_code=trust_code or trained):
         folder, figures = comparison.compare(

@@ -27,7 +27,11 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.budgets import with_percent_budgets
-from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig
+from dfs_rl.experiments.comparison_config import (
+    GATE_COMMANDS,
+    CompareConfig,
+    check_suits_runs,
+)
 from dfs_rl.experiments.config import EvaluateConfig, create_run
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.experiments.session import TrainingRecord
@@ -61,6 +65,8 @@ _SECTION_FIGURES = {
 
 def run(invocation: Invocation[CompareConfig]) -> None:
     """Compare newly trained gates, or the given runs, and print the tables."""
+    flags = [word.partition("=")[0] for word in invocation.command if word.startswith("--")]
+    check_suits_runs(invocation.config, [flag[2:].replace("-", "_") for flag in flags])
     set_threads(invocation.config.threads, resumed=invocation.resume is not None)
     folder, comparison = compare(
         invocation.config, resume=invocation.resume, command=invocation.command

@@ -1,6 +1,6 @@
 """Configuration of ``compare``, and the kinds of gates that it can train; imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -172,16 +172,22 @@ Examples:
                 else "no run is given; name the folders of runs to compare, or with --dataset "
                 "what to train gates on."
             )
-        if self.runs and asked:
-            raise ConfigError(
-                f"{asked[0]} is {getattr(self, asked[0])}, which is for gates that are trained, "
-                f"but {self.runs[0]} is a finished run; leave out one or the other."
-            )
+        check_suits_runs(self, asked)
         if not self.gates:
             raise ConfigError("gates is empty; name at least one.")
         _check_once("runs", [run.resolve() for run in self.runs])
         _check_once("budgets", self.budgets)
         _check_once("gates", self.gates)
+
+
+def check_suits_runs(config: CompareConfig, given: Iterable[str]) -> None:
+    """Raise ConfigError if a given setting is for gates that are trained, but runs are compared."""
+    asked = [name for name in _TRAINING_FIELDS if name in given]
+    if config.runs and asked:
+        raise ConfigError(
+            f"{asked[0]} is {getattr(config, asked[0])}, which is for gates that are trained, "
+            f"but {config.runs[0]} is a finished run; leave out one or the other."
+        )
 
 
 def _check_once(name: str, values: Sequence[object]) -> None:

@@ -157,6 +157,8 @@ def test_unreadable_gate_does_not_lose_the_others(tmp_path, runs, capsys):
         (["{0}", "--weights", "."], "weights is ., which is for gates that are trained"),
         (["--dataset", "digits", "--weights", "."], "weights go with a constructor"),
         (["{0}", "--seeds", "5"], "seeds is 5, which is for gates that are trained"),
+        (["{0}", "--seeds", "3"], "seeds is 3, which is for gates that are trained"),
+        (["{0}", "--timesteps=6e5"], "timesteps is 600000, which is for gates that are trained"),
         (["--dataset", "digits", "--backbone", "nowhere"], "nowhere"),
         (["--dataset", "digits", "--budgets", "1", "1"], "budgets has 1.0 more than once"),
         (["--dataset", "digits", "--budgets", "-1"], "budgets[0] is -1.0; it must be above 0"),
