@@ -265,3 +265,14 @@ def test_marks_follow_from_the_rows(runs):
             assert not differs(correct[first], correct[second])
         best = points[at.recommended].complexity
         assert all(best <= points[other].complexity for other in at.tied)
+
+
+def test_run_at_many_budgets_counts_one_training():
+    runs = [
+        replace(fake_run("r", (140, budget), budget=budget), seconds=60.0) for budget in (0.6, 1.2)
+    ]
+    runs.append(replace(fake_run("s", (140, 0.6), budget=0.6, seed=1), seconds=None))
+    (cost,) = compare_runs(runs).trainings
+    assert (cost.label, cost.trainings, cost.images, cost.seconds) == ("PPO", 2, 2000, None)
+    (known,) = compare_runs(runs[:2]).trainings
+    assert (known.trainings, known.images, known.seconds) == (1, 1000, 60.0)

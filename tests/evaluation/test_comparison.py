@@ -387,17 +387,6 @@ def test_difficulty_is_the_cheapest_correct_setting():
     )
 
 
-def test_run_at_many_budgets_counts_one_training():
-    runs = [
-        replace(fake_run("r", (140, budget), budget=budget), seconds=60.0) for budget in (0.6, 1.2)
-    ]
-    runs.append(replace(fake_run("s", (140, 0.6), budget=0.6, seed=1), seconds=None))
-    (cost,) = compare_runs(runs).trainings
-    assert (cost.label, cost.trainings, cost.images, cost.seconds) == ("PPO", 2, 2000, None)
-    (known,) = compare_runs(runs[:2]).trainings
-    assert (known.trainings, known.images, known.seconds) == (1, 1000, 60.0)
-
-
 def test_a_static_baseline_is_one_table_and_no_mean():
     runs = [fake_run(f"r{i}", (150, 0.8 + i), seed=i, static=(150 + i, 0.5 + i)) for i in range(2)]
     comparison = compare_runs(runs)
