@@ -367,8 +367,9 @@ def _stored(
         accuracy = uniform_accuracies(backbone, data.val.to(backbone.feature_mean.device))
         backbone = StoredBackbone(backbone=backbone, info=BackboneInfo.of(data, accuracy))
     elif not isinstance(backbone, StoredBackbone):
-        made = "a backbone, which dfs_rl.fractionalize makes of a network"  # type: ignore[unreachable]
-        raise wrong_type("backbone", backbone, f"are {made}, the path of a run folder and None")
+        raise wrong_type(
+            "backbone", backbone, "are a backbone, as dfs_rl.fractionalize makes, a path and None"
+        )
     with TemporaryDirectory() as folder:
         save_backbone(backbone.backbone, backbone.info, folder)
         yield folder
