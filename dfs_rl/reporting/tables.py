@@ -167,7 +167,8 @@ def _notes(summary: EvaluationSummary) -> list[str]:
     notes = [f"{counted}; MBitOPs are millions of MACs x bits².", *timing_notes(summary)]
     if summary.shares:
         shares = ", ".join(f"{s.name} {_significant(s.percent)} %" for s in summary.shares)
-        notes.append(f"Mean {summary.cost_model} outside the gated layers: {shares}.")
+        place = "outside the gated layers, all passes of an image together"
+        notes.append(f"Mean {summary.cost_model} {place}: {shares}.")
     for method in summary.methods:
         if any(method.exit_shares):
             pairs = zip(summary.exits_after, method.exit_shares, strict=True)
