@@ -207,6 +207,7 @@ Examples:
   python -m dfs_rl.train_exits --after 3 6 --dataset uoft-cs/cifar10 --backbone runs/net
   python -m dfs_rl.train_exits --after 1 3 --run-dir runs/exits"""
     RUN: ClassVar = "dfs_rl.experiments.exit_fitting:run"
+    FIRST: ClassVar = ("after", "dataset", "backbone", "seed", "run_dir")
 
     after: tuple[int, ...]
     seed: Seed = 0
