@@ -85,5 +85,5 @@ class ImageSampler:
         """Restore a state that ``get_state`` returned."""
         self.keys = np.array(state["keys"], dtype=np.uint64)
         self.episodes = np.array(state["episodes"], dtype=np.uint64)
-        self.given = np.array(state.get("given", [0] * len(self.keys)), dtype=np.uint64)
+        self.given = np.array(state["given"], dtype=np.uint64)
         self._seeded = True

@@ -31,7 +31,7 @@ class StreamState:
 
     keys: list[NonNegativeInt]
     episodes: list[NonNegativeInt]
-    given: list[NonNegativeInt] | None = None  # checkpoints of older versions lack it
+    given: list[NonNegativeInt]
 
 
 @dataclass(frozen=True, kw_only=True)
