@@ -140,7 +140,9 @@ class GatedModel(nn.Module):
             ConfigError: If the gate is not budget-conditioned, or always loses more.
         """
         if not isinstance(drop, SupportsFloat) or not 0 <= drop <= _MOST_DROP:
-            raise ConfigError(f"max_accuracy_drop is {drop!r}; allowed are numbers from 0 to 100.")
+            raise ConfigError(
+                f"max_accuracy_drop is {drop!r}; allowed are numbers from 0 to {_MOST_DROP}."
+            )
         gate, measured = self._conditioned_gate(f"max_accuracy_drop is {drop:g}")
         gate.preference = measured.preference_for_accuracy_drop(drop)
 

@@ -53,6 +53,9 @@ N_READ = AGREEMENT + 1
 class GainModel:
     """Prediction of what another pass gains, linear in the evidence and in the predicted class.
 
+    The gain is that of the criterion of ``search_rules``: accuracy in [0, 1] and a tenth of the
+    log-likelihood.
+
     Attributes:
         weights: Weight of each of the first ``N_READ`` columns of the evidence.
         offsets: Addend for each class that the answer so far predicts.
@@ -71,7 +74,7 @@ class Rule:
         thresholds: For every pass but the last, the certainty of the answer so far below which
             another one runs; above 1 all images run again.
         gains: For every pass but the last, what predicts the gain of another one. The certainty is
-            1 minus this gain in accuracy; without models it is the confidence.
+            1 minus this gain; without models it is the confidence.
     """
 
     passes: tuple[RulePass, ...]
