@@ -23,6 +23,8 @@ _MARKER_RADIUS = 5.0
 _LINE_RADIUS = 1.5
 # Penalties in points of distance for a label entirely on other labels, or entirely on lines.
 _COVERING, _CROSSING = 5000.0, 200.0
+_NEARER_TO_ANOTHER = 30.0
+"""The same for a label that is nearer to another point than to its own."""
 
 Boxes = NDArray[np.float64]
 """Boxes (left, bottom, right, top) in pixels, ``[n, 4]``."""
@@ -57,7 +59,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line
     distance, angle = (v.ravel() for v in np.meshgrid(_DISTANCES, angles, indexing="ij"))
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     slant = 0.5 * (1 - np.cos(angle - np.pi / 6))  # prefer the upper right
-    for label, centre in zip(labels, centres, strict=True):
+    for number, (label, centre) in enumerate(zip(labels, centres, strict=True)):
         text = axes.annotate(
             style.short_middle(label.text, 2 * style.NAME_LENGTH),
             (label.x, label.y),
@@ -79,6 +81,9 @@ def place_labels(axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         covered = _overlaps(boxes, taken) + area - _overlaps(boxes, frame[None])
         penalty = (_COVERING * covered + _CROSSING * _overlaps(boxes, crossed)) / area
+        gaps = _gaps(boxes, centres)
+        nearer = gaps.min(axis=1) < gaps[:, number] - 0.5  # a pixel's half
+        penalty += _NEARER_TO_ANOTHER * nearer
         best = int((distance + slant + penalty.round(6)).argmin())
         text.set_position(tuple(offset[best] / pixels))
         taken = np.concatenate([taken, boxes[best : best + 1]])
@@ -86,6 +91,13 @@ def place_labels(axes: Axes, labels: Sequence[Label], lines: Sequence[style.Line
             nearest = np.clip(centre, boxes[best, :2], boxes[best, 2:])
             ends = axes.transData.inverted().transform(np.stack([centre, nearest]))
             axes.plot(*ends.T, color=label.colour, linewidth=0.6, alpha=0.7, zorder=3)
+
+
+def _gaps(boxes: Boxes, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distance of each box to each point ``[points, 2]``, ``[boxes, points]``."""
+    nearest = np.clip(points[None], boxes[:, None, :2], boxes[:, None, 2:])
+    gaps: NDArray[np.float64] = np.linalg.norm(nearest - points[None], axis=2)
+    return gaps
 
 
 def _squares(centres: NDArray[np.float64], radius: float) -> Boxes:

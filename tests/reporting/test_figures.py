@@ -111,6 +111,19 @@ def test_labels_keep_apart_however_crowded():
     assert not overlaps([text.get_window_extent() for text in axes.texts])
 
 
+def test_labels_are_not_nearer_to_another_point():
+    figure = style.new_figure(5, 4)
+    axes = figure.add_axes((0.1, 0.1, 0.85, 0.85))
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    points = [(5.0, 5.0), (5.0, 5.2)]
+    place_labels(axes, [Label("method", *point, style.INK) for point in points], [])
+    pixels = axes.transData.transform(points)
+    for own, other, text in zip(pixels, pixels[::-1], axes.texts, strict=True):
+        box = text.get_window_extent()
+        far = [np.linalg.norm(np.clip(p, box.min, box.max) - p) for p in (own, other)]
+        assert far[0] <= far[1] + 1
+
+
 @pytest.mark.parametrize("layers", [1, 9, 21])
 def test_options_plot_for_few_and_many_layers(layers):
     generator = torch.Generator().manual_seed(layers)
