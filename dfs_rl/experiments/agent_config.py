@@ -73,7 +73,7 @@ class TrainAgentConfig(GateTrainingConfig):
         exits: Use of the backbone's exits, see train_exits; --no-exits runs every image to the end,
             which dqn, qrdqn and co-training require.
         start: Initial policy: "rule" follows the tuned rules over several passes and ships them
-            unless the gate is at least as good on val; "uniform" prefers the option with the
+            unless the gate is significantly better on val; "uniform" prefers the option with the
             highest reward at the cost weight if all layers run at it, "indifferent" prefers none.
             Default rule with several passes, else uniform; indifferent for dqn and qrdqn,
             co-training, per-input budgets over several passes, and gates that are initialized from

@@ -212,7 +212,7 @@ class TunedRules:
             ``differences`` of accuracy, gate minus rules, in points, at the ``computations`` in
             percent; their mean ``difference`` and its standard ``error`` over images; the smallest
             mean cost of the gate, ``least``; and what is ``kept``: the gate if the difference is
-            not negative and it can hold the ``budget`` in percent, else the rules.
+            significantly above zero and it can hold the ``budget`` in percent, else the rules.
         """
         images = self._val_images
         preferences: Sequence[Tensor | None] = [None]
@@ -228,12 +228,14 @@ class TunedRules:
             return found | {"kept": "rules", "least": least}
         difference, error = _mean_and_error(points)
         only_rules = budget is not None and self.least_cost <= budget < least
+        # Its checkpoint was chosen on val too, so that no worse there can be worse on other images.
+        is_better = difference > Z_95 * error
         return {
             "difference": difference,
             "error": error,
             "differences": points.mean(dim=1).tolist(),
             "computations": compared,
-            "kept": "gate" if difference >= 0 and not only_rules else "rules",
+            "kept": "gate" if is_better and not only_rules else "rules",
             "least": least,
         }
 
@@ -269,7 +271,7 @@ def keep_better(
     name: str,
     budget: float | None,
 ) -> TrainingRecord:
-    """Replace the run's gate by the tuned rules unless it is at least as good on val.
+    """Replace the run's gate by the tuned rules unless it is significantly better on val.
 
     They also ship if only they can hold the budget. ``name`` is that of the learner in tables. The
     result is ``record`` with the comparison.
