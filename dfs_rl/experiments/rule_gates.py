@@ -287,16 +287,18 @@ def keep_better(
         f"{compared['error']:.2f} over the same images"
     )
     best = record.best_on_val
+    kind = "fitted" if rules.gate.n_classes else "tuned"
     if compared["kept"] == "gate":
-        print_status(f"The learned gate replaces the tuned rules: {verdict}.")
+        print_status(f"The learned gate replaces the {kind} rules: {verdict}.")
     else:
-        is_worse = compared["difference"] < -Z_95 * compared["error"]
-        why = "is worse" if is_worse else "is no better"
-        if compared["difference"] >= 0 and compared["computations"]:
+        why, margin = "is not significantly better", Z_95 * compared["error"]
+        if compared["difference"] < -margin:
+            why = "is worse"
+        elif compared["difference"] > margin:
             why = f"costs at least {rules.costs.cost_text(compared['least'], 3)}, above the budget"
-        print_status(f"The tuned rules ship, because the learned gate {why}: {verdict}.")
+        print_status(f"The {kind} rules ship, because the learned gate {why}: {verdict}.")
         rules.set_cost_weight(task)
-        rules.gate.name = f"{name}, {'fitted' if rules.gate.n_classes else 'tuned'} rule"
+        rules.gate.name = f"{name}, {kind} rule"
         save_gate(rules.gate, run.path / GATE_FOLDER)
         best = rules.figures_on_val() | {"learned": best}
     return replace(record, best_on_val=best | {"rules": compared | {"gain": rules.gain}})

@@ -182,7 +182,14 @@ def test_rules_are_kept_if_only_they_hold_the_budget(tuned):
         assert bound["difference"] == free["difference"]
 
 
-@pytest.mark.parametrize(("difference", "why"), [(-1.78, "is worse"), (-1.1, "is no better")])
+@pytest.mark.parametrize(
+    ("difference", "why"),
+    [
+        (-1.78, "is worse"),
+        (-1.1, "is not significantly better"),
+        (0.9, "is not significantly better"),
+    ],
+)
 def test_a_significant_loss_is_called_worse(tuned, tmp_path, capsys, difference, why):
     gate = tuned[0].gate
     rules = SimpleNamespace(
