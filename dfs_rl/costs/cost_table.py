@@ -19,7 +19,7 @@ from dfs_rl.costs.cost_models import (
     check_cost_model,
     check_exits,
 )
-from dfs_rl.costs.latency_profile import LatencyProfile
+from dfs_rl.costs.latency_profile import LatencyProfile, difference
 from dfs_rl.errors import ConfigError
 
 Counting = Literal["full", "dfs"]
@@ -94,9 +94,8 @@ class CostTable:
         for name, own in network.items():
             if (theirs := getattr(profile, name)) != own:
                 raise ConfigError(
-                    f"the latency profile measures another network: its {name} are {list(theirs)}, "
-                    f"and here they are {list(own)}; measure this one with python -m "
-                    "dfs_rl.profile."
+                    f"the latency profile measures another network: {difference(name, theirs, own)}"
+                    "; measure this one with python -m dfs_rl.profile."
                 )
         for layer in self._layers:
             for bits in self.options:

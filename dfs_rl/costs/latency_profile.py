@@ -187,6 +187,17 @@ class LatencySettings:
     other_machine: bool = False
 
 
+def difference(name: str, theirs: object, own: object) -> str:
+    """Return how a field of a profile differs from here, without whole lists of layers."""
+    if isinstance(theirs, tuple) and isinstance(own, tuple) and theirs[:1] and own[:1]:
+        if len(theirs) != len(own):
+            return f"it has {len(theirs)} {name}, and here are {len(own)}"
+        pairs = enumerate(zip(theirs, own, strict=True))
+        i, (theirs, own) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        name = f"{name}[{i}]"
+    return f"its {name} is {theirs}, and here it is {own}"
+
+
 def read_latency_profile(path: str | Path) -> LatencyProfile:
     """Read a profile that ``python -m dfs_rl.profile`` wrote.
 

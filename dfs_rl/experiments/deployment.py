@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, InferenceBackbone, load_backbone
-from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, read_latency_profile
+from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, difference, read_latency_profile
 from dfs_rl.errors import ConfigError, DfsRlError, wrong_type
 from dfs_rl.experiments.agent_config import TrainAgentConfig
 from dfs_rl.experiments.api import TrainedGate
@@ -160,8 +160,8 @@ def _check_alike(earlier: LatencyProfile, config: ProfileConfig, model: GatedMod
     for name, value in setup.items():
         if (kept := getattr(earlier, name)) != value:
             raise ConfigError(
-                f"out is {config.out}, a profile of something else: its {name} is {kept}, and here "
-                f"it is {value}; give another file, or remove it."
+                f"out is {config.out}, a profile of something else: {difference(name, kept, value)}"
+                "; give another file, or remove it."
             )
     macs = computed_macs(cast("LearnedGate", model.gate), model.backbone.costs)
     if macs != earlier.gate_macs:

@@ -128,9 +128,16 @@ def test_an_environment_charges_milliseconds(tmp_path) -> None:
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_a_profile_of_another_network_is_refused() -> None:
-    other = replace(PLAIN, layer_macs=(10, 31))
-    with pytest.raises(ConfigError, match=r"layer_macs are \[10, 30\], .* \[10, 31\]"):
+@pytest.mark.parametrize(
+    ("macs", "said"),
+    [
+        ((10, 31), r"its layer_macs\[1\] is 30, and here it is 31"),
+        ((10, 30, 5), "it has 2 layer_macs, and here are 3"),
+    ],
+)
+def test_a_profile_of_another_network_is_refused(macs: tuple[int, ...], said: str) -> None:
+    other = replace(PLAIN, layer_macs=macs)
+    with pytest.raises(ConfigError, match=said):
         other.with_cost_model("latency", made_up_profile(PLAIN))
 
 
