@@ -55,7 +55,7 @@ def calibrate(backbone: Backbone, images: Tensor, *, seed: int = 0) -> None:
             f"images are {list(images.shape)}; calibration needs at least {_MIN_IMAGES} of "
             f"{list(backbone.image_shape)}."
         )
-    first = images[:_STEP_IMAGES]
+    first = images[next(_rows(len(images), seed))[:_STEP_IMAGES]]  # they may be sorted by class
     if isinstance(backbone, Fractionalized):
         backbone.measure(first)
     else:

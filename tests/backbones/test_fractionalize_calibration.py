@@ -81,3 +81,13 @@ def test_calibration_takes_float_images(resnet):
     expected = theirs.state_dict()
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_may_be_sorted():
+    backbone = fractionalize(lived_in(NETS["resnet"]), examples(), bits=(0, 8, 32))
+    images = pictures(200)
+    calibrate(backbone, torch.cat([torch.zeros_like(images), images]))
+    full = backbone(images, 32)
+    error = (backbone(images, 8) - full).square().mean() / (full - full.mean(0)).square().mean()
+    assert error < 0.01
