@@ -377,9 +377,7 @@ def _columns(space: gymnasium.spaces.Dict) -> dict[str, NDArray[np.int64]]:
 
 
 def _statistics(
-    normalization: VecNormalize,
-    space: gymnasium.spaces.Dict,
-    columns: dict[str, NDArray[np.int64]],
+    normalization: VecNormalize, space: gymnasium.spaces.Dict, columns: dict[str, NDArray[np.int64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return mean, standard deviation and bound of each value of the flat observation.
 

@@ -8,12 +8,7 @@ from gymnasium.spaces import Space, flatten_space
 from numpy.typing import NDArray
 
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
-from dfs_rl.envs.spaces import (
-    METADATA,
-    RenderMode,
-    check_options,
-    flatten_observations,
-)
+from dfs_rl.envs.spaces import METADATA, RenderMode, check_options, flatten_observations
 from dfs_rl.envs.task import check_types, make_task
 
 Observation = dict[str, Any] | NDArray[np.float64]

@@ -14,12 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.envs.batched_episodes import BatchedEpisodes
-from dfs_rl.envs.spaces import (
-    EpisodeResult,
-    ObservationBatch,
-    RenderMode,
-    check_options,
-)
+from dfs_rl.envs.spaces import EpisodeResult, ObservationBatch, RenderMode, check_options
 from dfs_rl.envs.task import Task, check_types
 from dfs_rl.errors import CheckpointError, ConfigError
 from dfs_rl.utils.config import NonNegativeInt

@@ -106,11 +106,7 @@ class _EpisodeCallback(BaseCallback):
 
 
 def learn(
-    algorithm: type[BaseAlgorithm],
-    env: NetworkWideEnv,
-    episodes: int,
-    seed: int,
-    on_table: OnTable,
+    algorithm: type[BaseAlgorithm], env: NetworkWideEnv, episodes: int, seed: int, on_table: OnTable
 ) -> None:
     """Train an algorithm for a number of episodes; ``on_table`` may end it earlier."""
     model = build_learner(algorithm, env, seed=seed)

@@ -10,22 +10,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dfs_rl.backbones.interfaces import (
-    CONFIDENCE_SIZE,
-    GatedLayer,
-    run_layers,
-    runs_when_skipped,
-)
+from dfs_rl.backbones.interfaces import CONFIDENCE_SIZE, GatedLayer, run_layers, runs_when_skipped
 from dfs_rl.backbones.probe import EXIT_GRID, GRIDS, PROBE_SHARE, ExitHeads, describe, pool_grid
-from dfs_rl.costs import (
-    FULL,
-    SKIP,
-    BitOptions,
-    CostTable,
-    ExitCost,
-    FixedCost,
-    check_exits,
-)
+from dfs_rl.costs import FULL, SKIP, BitOptions, CostTable, ExitCost, FixedCost, check_exits
 from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.costs.mac_counter import count_macs
 from dfs_rl.data import ChannelStatistics

@@ -8,12 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones.adaptive import (
-    MIN_BLOCKS,
-    AdaptiveConfig,
-    AdaptiveNetwork,
-    make_conv_stages,
-)
+from dfs_rl.backbones.adaptive import MIN_BLOCKS, AdaptiveConfig, AdaptiveNetwork, make_conv_stages
 from dfs_rl.backbones.network import Network, NetworkConfig, stem_convolution
 from dfs_rl.backbones.registry import register_backbone
 from dfs_rl.costs import SKIP

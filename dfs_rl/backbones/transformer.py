@@ -227,12 +227,7 @@ class TransformerBlock(nn.Module):
 
 
 def make_branches(
-    attention: SelfAttention,
-    width: int,
-    bits: Sequence[int],
-    *,
-    per_channel: bool,
-    norm_sets: int,
+    attention: SelfAttention, width: int, bits: Sequence[int], *, per_channel: bool, norm_sets: int
 ) -> list[Branch]:
     """Make the branches of a block that runs at ``bits``: its attention, and an MLP."""
     bodies = (attention, Mlp(width, bits, per_channel=per_channel))

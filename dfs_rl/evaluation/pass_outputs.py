@@ -16,13 +16,7 @@ from dfs_rl.evaluation.evaluator import BATCH_SIZE, run_options
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.scoring import StaticTable
 from dfs_rl.evaluation.static_tables.shortened import shortened_tables
-from dfs_rl.gating.passes import (
-    FINISHED,
-    AnswerRule,
-    EarlierPasses,
-    PassSettings,
-    write_evidence,
-)
+from dfs_rl.gating.passes import FINISHED, AnswerRule, EarlierPasses, PassSettings, write_evidence
 from dfs_rl.gating.rules import Rule, RulePass
 
 _LEAST = 1e-300  # smallest probability whose logarithm is taken

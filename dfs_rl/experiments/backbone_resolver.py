@@ -22,12 +22,7 @@ from dfs_rl.data import Dataset, load_dataset
 from dfs_rl.errors import ConfigError, DataError
 from dfs_rl.experiments import supernet_training
 from dfs_rl.experiments.backbone_config import TrainBackboneConfig
-from dfs_rl.experiments.config import (
-    BackboneSettings,
-    GateRunConfig,
-    RunConfig,
-    create_run,
-)
+from dfs_rl.experiments.config import BackboneSettings, GateRunConfig, RunConfig, create_run
 from dfs_rl.gating.base import TableGate
 from dfs_rl.gating.loading import BACKBONE_FOLDER, BEFORE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate

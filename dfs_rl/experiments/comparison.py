@@ -27,11 +27,7 @@ from dfs_rl.experiments.benchmark import (
     run_jobs,
 )
 from dfs_rl.experiments.budgets import with_percent_budgets
-from dfs_rl.experiments.comparison_config import (
-    GATE_COMMANDS,
-    CompareConfig,
-    check_suits_runs,
-)
+from dfs_rl.experiments.comparison_config import GATE_COMMANDS, CompareConfig, check_suits_runs
 from dfs_rl.experiments.config import EvaluateConfig, create_run
 from dfs_rl.experiments.evaluation import EvaluationCache, evaluate_run
 from dfs_rl.experiments.session import TrainingRecord

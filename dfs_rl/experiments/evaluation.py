@@ -29,11 +29,7 @@ from dfs_rl.evaluation.metrics import accuracy_error
 from dfs_rl.evaluation.pass_outputs import run_uniform
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.evaluation.static_tables.search import CachedScores
-from dfs_rl.evaluation.summary import (
-    per_image_results_of,
-    save_per_image_results,
-    summarize,
-)
+from dfs_rl.evaluation.summary import per_image_results_of, save_per_image_results, summarize
 from dfs_rl.experiments.arguments import names_of
 from dfs_rl.experiments.budgets import with_percent_budgets
 from dfs_rl.experiments.config import EvaluateConfig, ReportedSplit

@@ -10,19 +10,10 @@ from dfs_rl.data import Dataset
 from dfs_rl.evaluation.budget_conditioning import accuracy_drop, calibrate_budget_conditioning
 from dfs_rl.experiments.backbone_resolver import backbone_of_run, load_data, preview_backbone
 from dfs_rl.experiments.budgets import with_percent_budgets
-from dfs_rl.experiments.config import (
-    EvaluateConfig,
-    GateRunConfig,
-    GateTrainingConfig,
-    create_run,
-)
+from dfs_rl.experiments.config import EvaluateConfig, GateRunConfig, GateTrainingConfig, create_run
 from dfs_rl.experiments.evaluation import evaluate_run
 from dfs_rl.experiments.search_config import TrainCascadeConfig
-from dfs_rl.experiments.session import (
-    TrainingRecord,
-    shipped_preference,
-    write_hyperparameters,
-)
+from dfs_rl.experiments.session import TrainingRecord, shipped_preference, write_hyperparameters
 from dfs_rl.gating.loading import BACKBONE_FOLDER, GATE_FOLDER
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.rules import RuleGate

@@ -296,10 +296,7 @@ def validation_scalars(
 
 
 def validation_pictures(
-    records: GateRecords,
-    images: Tensor,
-    costs: CostTable,
-    class_names: Sequence[str],
+    records: GateRecords, images: Tensor, costs: CostTable, class_names: Sequence[str]
 ) -> dict[str, Image]:
     """Return the pictures of a validation, by tag: shares of the options, and the first images.
 
@@ -310,10 +307,7 @@ def validation_pictures(
     rows = {"Samples of the val split": range(min(EXAMPLES, len(images)))}
     samples = style.to_array(images_plot(rows, records, images, costs, class_names))
     chosen = style.to_array(options_plot(passes, costs.options))
-    return {
-        "val/options": Image(chosen, "HWC"),
-        "val/samples": Image(samples, "HWC"),
-    }
+    return {"val/options": Image(chosen, "HWC"), "val/samples": Image(samples, "HWC")}
 
 
 def write_hyperparameters(

@@ -7,12 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfs_rl.backbones.interfaces import (
-    GatedBackbone,
-    GatedLayer,
-    WithExits,
-    runs_when_skipped,
-)
+from dfs_rl.backbones.interfaces import GatedBackbone, GatedLayer, WithExits, runs_when_skipped
 from dfs_rl.costs import SKIP, BitOptions
 from dfs_rl.gating.batch_indexing import empty_rows, gather_rows, scatter_rows
 
@@ -129,9 +124,7 @@ def run_head(backbone: GatedBackbone, state: ExecutionState) -> Tensor:
 
 
 def run_to_head(
-    backbone: GatedBackbone,
-    state: ExecutionState,
-    choose: Callable[[ExecutionState], Tensor],
+    backbone: GatedBackbone, state: ExecutionState, choose: Callable[[ExecutionState], Tensor]
 ) -> Tensor:
     """Return the logits after the layers that are left, at the options that ``choose`` returns."""
     while state.layer < backbone.costs.n_layers:

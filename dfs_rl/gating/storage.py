@@ -20,12 +20,7 @@ from dfs_rl.utils.checkpoint import (
     save_tensors,
     write_manifest,
 )
-from dfs_rl.utils.config import (
-    NonNegativeInt,
-    config_from_dict,
-    config_to_dict,
-    configuration,
-)
+from dfs_rl.utils.config import NonNegativeInt, config_from_dict, config_to_dict, configuration
 
 TABLE = "table"
 """Kind of a static bit table, which has no weights."""
@@ -84,11 +79,7 @@ class _SharedRecord(_LearnedRecord):
 
 _SHARED_SETTINGS = ("widths", "activation", "normalizes")
 _OPTIONAL = {field.name for field in fields(_LearnedRecord) if field.default is None}
-_FORMS: dict[str, type[_Record]] = {
-    TABLE: _TableRecord,
-    RULE: _RuleRecord,
-    SHARED: _SharedRecord,
-}
+_FORMS: dict[str, type[_Record]] = {TABLE: _TableRecord, RULE: _RuleRecord, SHARED: _SharedRecord}
 
 
 def save_gate(gate: StoredGate, folder: Path) -> None:

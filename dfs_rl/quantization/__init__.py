@@ -1,11 +1,6 @@
 """Quantizers as pure functions, and the layers built on them."""
 
-from dfs_rl.quantization.functional import (
-    QuantRange,
-    fake_quantize,
-    mse_scale,
-    to_codes,
-)
+from dfs_rl.quantization.functional import QuantRange, fake_quantize, mse_scale, to_codes
 from dfs_rl.quantization.inference import inference_form, to_inference
 from dfs_rl.quantization.modules import (
     FractionalAttention,

@@ -47,10 +47,7 @@ _PASS_HEIGHT = 2.1
 
 
 def write_figures(
-    folder: Path,
-    prefix: str,
-    summary: EvaluationSummary,
-    images: Figure | None,
+    folder: Path, prefix: str, summary: EvaluationSummary, images: Figure | None
 ) -> None:
     """Write ``accuracy.png`` and, for a gate, ``options.png`` and ``images.png``, atomically.
 

@@ -12,14 +12,7 @@ from dfs_rl.gating.model import GatedModel
 from dfs_rl.gating.networks import LearnedGate
 from dfs_rl.gating.passes import passes_of
 from dfs_rl.gating.rules import Rule, RuleGate, RulePass
-from dfs_rl.runtime.assembly import (
-    Parts,
-    Scope,
-    gated_graph,
-    passes_graph,
-    rule_graph,
-    table_graph,
-)
+from dfs_rl.runtime.assembly import Parts, Scope, gated_graph, passes_graph, rule_graph, table_graph
 from dfs_rl.runtime.graph_passes import round_shortcuts, without_identities
 from dfs_rl.runtime.lowering import lower
 from dfs_rl.runtime.tracing import OPSET, FixedPasses, GatedParts, trace
@@ -39,11 +32,7 @@ def has_metadata(path: Path, key: str) -> bool:
 
 @torch.no_grad()
 def onnx_model(
-    model: GatedModel,
-    backbone: GatedBackbone,
-    *,
-    int8: bool = False,
-    metadata: Mapping[str, str],
+    model: GatedModel, backbone: GatedBackbone, *, int8: bool = False, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Return the ONNX form of a gated network.
 

@@ -46,12 +46,7 @@ def answer_of(history: Tensor, finished: Tensor, rule: AnswerRule) -> tuple[Tens
 
 
 def evidence_of(
-    history: Tensor,
-    finished: Tensor,
-    options: Tensor,
-    settings: PassSettings,
-    *,
-    full: int,
+    history: Tensor, finished: Tensor, options: Tensor, settings: PassSettings, *, full: int
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of the answer so far and the evidence, float32 ``[n, evidence_size]``.
 

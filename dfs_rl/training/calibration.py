@@ -132,10 +132,7 @@ def measure_features(
 
 @torch.no_grad()
 def fit_exits(
-    backbone: Backbone,
-    after: Sequence[int],
-    batches: Iterable[Tensor],
-    generator: torch.Generator,
+    backbone: Backbone, after: Sequence[int], batches: Iterable[Tensor], generator: torch.Generator
 ) -> None:
     """Replace the exits of a trained backbone; nothing else changes.
 

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dfs_rl.backbones import (
-    Backbone,
-    BackboneInfo,
-    Fractionalized,
-    StoredBackbone,
-    fractionalize,
-)
+from dfs_rl.backbones import Backbone, BackboneInfo, Fractionalized, StoredBackbone, fractionalize
 from dfs_rl.backbones.conversion.convert import load_weights, made_by
 from dfs_rl.costs import DEFAULT_BITS
 from dfs_rl.data import Dataset, channel_statistics

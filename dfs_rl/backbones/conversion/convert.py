@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from dfs_rl.backbones.base import Backbone
 from dfs_rl.backbones.conversion.backbone import Fractionalized
 from dfs_rl.backbones.conversion.faithful import gap, is_close
-from dfs_rl.backbones.conversion.selection import (
-    CONVERSION_BITS,
-    FractionalizeConfig,
-    Granularity,
-)
+from dfs_rl.backbones.conversion.selection import CONVERSION_BITS, FractionalizeConfig, Granularity
 from dfs_rl.backbones.conversion.tracing import Traced, name_of, trace
 from dfs_rl.backbones.registry import register_family
 from dfs_rl.backbones.storage import with_shared_names
