@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from dfs_rl.runtime.graph_passes import without_identities
+
 Values = dict[str, NDArray[Any]]
 Run = Callable[[Values], Sequence[NDArray[Any]]]
 MakeRun = Callable[[GraphProto], Run]
@@ -105,19 +107,10 @@ class _Segment:
     ) -> None:
         self._make_run = make_run
         self._run: Run | None = None
-        self._same: dict[str, str] = {}  # copies would cost time
-        self._nodes = []
-        for node in nodes:
-            sources = [self._same.get(name, name) for name in node.input]
-            if node.op_type == "Identity":
-                self._same[node.output[0]] = sources[0]
-            else:
-                self._nodes.append(NodeProto())
-                self._nodes[-1].CopyFrom(node)
-                self._nodes[-1].input[:] = sources
+        self._nodes, same = without_identities(nodes)  # copies would cost time
         made = {name for node in self._nodes for name in node.output}
         read = {name for node in self._nodes for name in node.input if name}
-        self._same = {name: root for name, root in self._same.items() if name in set(wanted)}
+        self._same = {name: root for name, root in same.items() if name in set(wanted)}
         self._outputs = sorted(made & (set(wanted) | set(self._same.values())))
         self._constants = [constants[name] for name in sorted(read & set(constants))]
         self._reads = sorted(read - made - set(constants))

@@ -109,13 +109,8 @@ def export(model: GatedModel, path: str | Path, *, format: Format = "onnx") -> P
         )
     metadata = {name: json.dumps(value) for name, value in _metadata(model).items()}
     backbone = _inference_form(model.backbone)
-    content = onnx_model(model, backbone, int8=_rounds(format), metadata=metadata)
+    content = onnx_model(model, backbone, int8=format == "onnx-int8", metadata=metadata)
     return _write(content, Path(path))
-
-
-def _rounds(format: Format) -> bool:  # noqa: A002
-    """Return True if convolutions of a format round their outputs to 8 bit."""
-    return format == "onnx-int8"
 
 
 def _write_parts(model: GatedModel, path: Path) -> Path:
@@ -170,7 +165,7 @@ def table_files(
     check_extra()
     from dfs_rl.runtime.onnx_file import table_models
 
-    make = table_models(_inference_form(backbone), int8=_rounds(format))
+    make = table_models(_inference_form(backbone), int8=format == "onnx-int8")
     return lambda actions: make(actions).SerializeToString()
 
 

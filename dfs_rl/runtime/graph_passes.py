@@ -61,8 +61,13 @@ def merge_linear(nodes: Sequence[NodeProto], constants: dict[str, TensorProto]) 
     return [merged.get(id(node), node) for node in nodes]
 
 
-def without_identities(nodes: Sequence[NodeProto], *, kept: Collection[str]) -> list[NodeProto]:
-    """Return copies of nodes, of which none copies a value but those that make ``kept`` ones."""
+def without_identities(
+    nodes: Sequence[NodeProto], *, kept: Collection[str] = ()
+) -> tuple[list[NodeProto], dict[str, str]]:
+    """Return copies of nodes, of which none copies a value but those that make ``kept`` ones.
+
+    Also returned are the values that were copies, with those that they stand for.
+    """
     same: dict[str, str] = {}
     result = []
     for node in nodes:
@@ -73,7 +78,7 @@ def without_identities(nodes: Sequence[NodeProto], *, kept: Collection[str]) -> 
             same[node.output[0]] = copied.input[0]
         else:
             result.append(copied)
-    return result
+    return result, same
 
 
 def round_shortcuts(

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,29 +49,11 @@ class TimesAlone(NamedTuple):
     gate: NDArray[np.float64]
 
 
-class TimedNetwork(Protocol):
-    """A network that runs with a gate or at a setting, on images of its own.
-
-    A run is a function, prepared outside of the time that it takes, which returns its setting.
-    """
-
-    def at(self, setting: Setting) -> Callable[[], Setting]:
-        """Return a run at a setting."""
-        ...
-
-    def gated(self) -> Callable[[], Setting]:
-        """Return a run with the next gate."""
-        ...
-
-    def times_alone(self) -> TimesAlone | None:
-        """Measure the parts one by one; ``None`` where they cannot run alone."""
-        ...
-
-
 class TorchNetwork:
     """A network as ``dfs_rl.load`` returns it, with various learned gates.
 
-    The images of a call are all the same, so that a gate decides equally for them.
+    A run is a function, prepared outside of the time that it takes, which returns its setting. The
+    images of a call are all the same, so that a gate decides equally for them.
     """
 
     def __init__(self, models: Sequence[GatedModel], *, batch_size: int) -> None:
@@ -140,7 +122,7 @@ class TorchNetwork:
 class OnnxNetwork:
     """A network as ``export`` writes it: static bit tables, and various gates.
 
-    The images of a call are all the same, as of ``TorchNetwork``.
+    Runs and the images of a call are as of ``TorchNetwork``.
 
     Args:
         gated: Sessions of the gates.
@@ -193,6 +175,9 @@ class OnnxNetwork:
         for _ in range(_FIRST_RUNS if len(batch) == 1 else 1):
             run()
         return run
+
+
+TimedNetwork = TorchNetwork | OnnxNetwork
 
 
 def _answer_at_once(gate: LearnedGate) -> None:

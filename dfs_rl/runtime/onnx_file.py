@@ -86,7 +86,7 @@ def table_models(
 
     def make(actions: Sequence[int]) -> onnx.ModelProto:
         scope = table_graph(parts, costs, actions)
-        scope.nodes = without_identities(scope.nodes, kept=["logits"])
+        scope.nodes, _ = without_identities(scope.nodes, kept=["logits"])
         if int8:
             scope.nodes = round_shortcuts(scope.nodes, parts.constants, kept=["images", "logits"])
         return _file(scope, [_images(1, backbone)], [_logits(1, backbone)], {})
