@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
 
 from dfs_rl.backbones.interfaces import GatedBackbone
 from dfs_rl.costs import CostTable
@@ -38,18 +37,6 @@ _FRUITLESS_KICKS = 20
 
 CachedScores = dict[int, dict[StaticTable, StaticTableScore]]
 """Scores of tables by the number of evenly spaced images of a split that they are of."""
-
-
-class TableScorer(Protocol):
-    """Scorer of static bit tables, such as ``StaticTableScorer``."""
-
-    scores: dict[StaticTable, StaticTableScore]
-
-    def score(self, tables: Iterable[StaticTable]) -> list[StaticTableScore]:
-        """Return the score of each table, which ``scores`` has from then on."""
-        ...
-
-
 _Moves = Callable[[StaticTable, int, CostTable], Iterator[StaticTable]]
 _Key = Callable[[StaticTableScore], tuple[float, float]]
 _BY_ACCURACY: _Key = attrgetter("correct", "log_likelihood")
@@ -122,20 +109,22 @@ def search_static_table(
 
 
 def climb_tables(
-    scorer: TableScorer,
+    scorer: StaticTableScorer,
     costs: CostTable,
     budget: float,
     *,
     initial_tables: Sequence[StaticTable] = (),
     limit: int,
+    on_scored: Callable[[int, StaticTable], None] | None = None,
 ) -> tuple[list[StaticTable], bool]:
     """Score every table within a budget, or if there are more than ``limit``, climb to the best.
 
     The scorer keeps the scores; budget and ``initial_tables`` are as in ``search_static_table``.
+    ``on_scored`` is called with each newly scored table and their number so far.
     Return the tables that the search started from, and whether it scored all within the budget.
     """
     n_layers, n_options = costs.n_layers, costs.n_actions
-    climber = _Climber(scorer, costs, budget, limit)
+    climber = _Climber(scorer, costs, budget, limit, on_scored)
     uniform = climber.best([(option,) * n_layers for option in range(n_options)], _BY_ACCURACY)
     start_tables = [] if uniform is None else [uniform]
     start_tables += [fit_to_budget(start, costs, budget) for start in initial_tables]
@@ -149,7 +138,7 @@ def climb_tables(
     return start_tables, False
 
 
-def ranking(scorer: TableScorer) -> list[StaticTable]:
+def ranking(scorer: StaticTableScorer) -> list[StaticTable]:
     """Return all scored tables, best first."""
     return sorted(scorer.scores, key=scorer.scores.__getitem__, reverse=True)
 
@@ -186,9 +175,15 @@ class _Climber:
     """Local search among the tables within a budget, up to a number of scored tables."""
 
     def __init__(
-        self, scorer: TableScorer, costs: CostTable, budget: float, max_tables: int
+        self,
+        scorer: StaticTableScorer,
+        costs: CostTable,
+        budget: float,
+        max_tables: int,
+        on_scored: Callable[[int, StaticTable], None] | None,
     ) -> None:
         self.scorer, self.costs, self.budget, self.max_tables = scorer, costs, budget, max_tables
+        self.on_scored = on_scored
 
     @property
     def _exhausted(self) -> bool:
@@ -199,8 +194,12 @@ class _Climber:
         scores = self.scorer.scores
         canonical = dict.fromkeys(canonicalize(self.costs, table) for table in tables)
         wanted = [t for t in canonical if is_within_budget(self.costs, t, self.budget)]
-        fresh = [table for table in wanted if table not in scores]
-        self.scorer.score(fresh[: self.max_tables - len(scores)])
+        known = len(scores)
+        fresh = [table for table in wanted if table not in scores][: self.max_tables - known]
+        self.scorer.score(fresh)
+        if self.on_scored is not None:
+            for number, table in enumerate(fresh, start=known + 1):
+                self.on_scored(number, table)
         return [table for table in wanted if table in scores]
 
     def best(self, tables: Iterable[StaticTable], key: _Key) -> StaticTable | None:
