@@ -12,7 +12,6 @@ from dfs_rl.gating.networks import ExitInfo, LearnedGate
 from dfs_rl.gating.passes import SINGLE_PASS, AnswerRule, PassSettings
 from dfs_rl.gating.registry import GATES, SHARED, gate_kind
 from dfs_rl.gating.rules import Rule, RuleGate
-from dfs_rl.gating.shared_network import SharedMLPGate
 from dfs_rl.utils.checkpoint import (
     check_finite,
     load_tensors,
@@ -77,7 +76,6 @@ class _SharedRecord(_LearnedRecord):
     normalizes: bool = False
 
 
-_SHARED_SETTINGS = ("widths", "activation", "normalizes")
 _OPTIONAL = {field.name for field in fields(_LearnedRecord) if field.default is None}
 _FORMS: dict[str, type[_Record]] = {TABLE: _TableRecord, RULE: _RuleRecord, SHARED: _SharedRecord}
 
@@ -96,43 +94,22 @@ def save_gate(gate: StoredGate, folder: Path) -> None:
             f"gate {gate.name!r} is a table without bit options; only one that has them can be "
             "stored."
         )
-    name, bits = gate.name, gate.options.values
-    record: _Record
-    if isinstance(gate, TableGate):
-        kind, record = TABLE, _TableRecord(name=name, bits=bits, table=gate.table, exits=gate.exits)
-    elif isinstance(gate, RuleGate):
-        kind = RULE
-        record = _RuleRecord(
-            name=name,
-            bits=bits,
-            rules=gate.rules,
-            answer=gate.passes.answer,
-            exits=gate.exits,
-            budget_conditioning=gate.budget_conditioning,
-            preference=None if gate.budget_conditioning is None else gate.preference,
-        )
-    else:
+    special: dict[str, Any] = {"bits": gate.options.values}
+    if isinstance(gate, LearnedGate):
         save_tensors(folder / WEIGHTS_FILE, gate.state_dict())
         kind = gate_kind(gate)
-        learned: type[_LearnedRecord] = _LearnedRecord
-        settings: dict[str, Any] = {}
-        if isinstance(gate, SharedMLPGate):
-            learned = _SharedRecord
-            settings = {name: getattr(gate, name) for name in _SHARED_SETTINGS}
-        record = learned(
-            **settings,
-            name=name,
-            bits=bits,
-            feature_sizes=gate.feature_sizes,
-            feature_macs=gate.feature_macs,
-            hidden=gate.hidden,
-            budget=gate.budget,
-            budget_conditioning=gate.budget_conditioning,
-            preference=None if gate.budget_conditioning is None else gate.preference,
-            choices=None if len(gate.choices) == gate.n_actions else gate.choices,
-            exits=gate.exits,
-            passes=None if gate.passes == SINGLE_PASS else gate.passes,
-        )
+        special["choices"] = None if len(gate.choices) == gate.n_actions else gate.choices
+        special["passes"] = None if gate.passes == SINGLE_PASS else gate.passes
+    elif isinstance(gate, RuleGate):
+        kind = RULE
+        special["answer"] = gate.passes.answer
+    else:
+        kind = TABLE
+    if not isinstance(gate, TableGate) and gate.budget_conditioning is None:
+        special["preference"] = None
+    form = _FORMS.get(kind, _LearnedRecord)
+    names = [field.name for field in fields(form) if field.name not in special]
+    record = form(**{name: getattr(gate, name) for name in names}, **special)
     usual = {field.name: field.default for field in fields(record)}
     parts = {n: v for n, v in config_to_dict(record).items() if getattr(record, n) != usual[n]}
     write_manifest(folder / STRUCTURE_FILE, kind=kind, version=FORMAT, parts=parts)
