@@ -20,11 +20,11 @@ passes are a sampled low mix as above. The combinations of paths in between are 
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_rl.backbones.base import Backbone
@@ -44,15 +44,19 @@ from dfs_rl.training.calibration import (
     measure_features,
 )
 from dfs_rl.training.mixed_batch import in_parts, run_parts
-from dfs_rl.training.optimizers import USUAL, make_optimizer
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils import precision
 from dfs_rl.utils.checkpoint import module_tensors, optimizer_tensors, restore_optimizer
-from dfs_rl.utils.constants import ELASTIC_PARTS, Recipe
+from dfs_rl.utils.constants import ELASTIC_PARTS, OptimizerName, Recipe
 from dfs_rl.utils.seeding import torch_generator
 
 _STEP_IMAGES = 512  # images that set quantizer scales
 _EVALUATED = 500  # images of a batch that measures accuracy
+_USUAL: dict[OptimizerName, tuple[float, float, float | None]] = {
+    "sgd": (0.1, 5e-4, None),
+    "adamw": (1e-3, 0.05, 1.0),
+}
+"""Default learning rate, weight decay and maximum norm of the gradient of an optimizer."""
 
 
 class StepLosses(NamedTuple):
@@ -70,6 +74,28 @@ def learning_rate(progress: float, *, peak: float, warmup: float = 0.05) -> floa
     if progress < warmup:
         return peak * progress / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def make_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> torch.optim.Optimizer:
+    """Make an optimizer with weight decay on weights but not on quantizer scales, norms and biases.
+
+    Parameters without gradients are left out. ``momentum`` is the Nesterov momentum of SGD.
+    """
+    trained = [(n, p) for n, p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if n.endswith(".weight")], "weight_decay": weight_decay},
+        {"params": [p for n, p in trained if not n.endswith(".weight")], "weight_decay": 0.0},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def accuracy_of(backbone: Backbone, images: ImageSet, bits: int | BitMix) -> float:
@@ -157,7 +183,7 @@ class SupernetTrainer:
         has_low_bits = len([b for b in backbone.options if b != SKIP]) > 1
         self.has_low_mixes = has_low_bits or recipe == "elastic"
         name = backbone.optimizer if config.optimizer == "auto" else config.optimizer
-        usual_lr, usual_decay, self.max_norm = USUAL[name]
+        usual_lr, usual_decay, self.max_norm = _USUAL[name]
         self.lr = usual_lr if config.learning_rate is None else config.learning_rate
         self.optimizer = make_optimizer(
             name,

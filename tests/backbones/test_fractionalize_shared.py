@@ -14,7 +14,7 @@ from dfs_rl.backbones import BackboneInfo, load_backbone, save_backbone
 from dfs_rl.backbones.conversion.convert import load_weights
 from dfs_rl.backbones.interfaces import run_layers
 from dfs_rl.errors import CheckpointError
-from dfs_rl.training.optimizers import make_optimizer
+from dfs_rl.training.supernet import make_optimizer
 from dfs_rl.utils.checkpoint import load_tensors, save_tensors
 from tests.helpers.models import (
     CLASSES,
