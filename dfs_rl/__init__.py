@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dfs_rl.envs.registration import register_envs
+from dfs_rl.envs import register_envs
 from dfs_rl.utils.registry import load_plugins
 
 if TYPE_CHECKING:

@@ -159,8 +159,7 @@ def make_task(  # noqa: PLR0913
 ) -> Task:
     """Build a task from the keywords of ``FractionalSkippingEnv``, which names the errors too."""
     weights, place = reward_weights(reward), resolve_device(device)
-    data = _resolve_dataset(dataset, backbone)
-    _check_classes(data, PRETRAINED_DIGITS if backbone is None else backbone)
+    data = _resolve_dataset(dataset, PRETRAINED_DIGITS if backbone is None else backbone)
     if is_constructor(backbone):
         backbone = _custom_backbone(str(backbone), backbone_weights, data, device=str(place))
     elif backbone_weights is not None:
@@ -274,9 +273,10 @@ def _own_copy(backbone: object, problem: str) -> Backbone:
 
 
 def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
-    """Load a data set by name, at the image size of a stored backbone."""
+    """Load a data set by name, at the image size of a stored backbone, and check its classes."""
     stored = isinstance(backbone, str | Path) and not is_constructor(backbone)
-    image_size = load_info(Path(str(backbone))).image_size if stored else None
+    info = load_info(Path(str(backbone))) if stored else None
+    image_size = None if info is None else info.image_size
     if image_size is None and (dataset is None or dataset == DIGITS):
         dataset = _digits()
     elif dataset is None or isinstance(dataset, str | Path):
@@ -286,20 +286,12 @@ def _resolve_dataset(dataset: object, backbone: object) -> Dataset | ImageSet:
             f"dataset is a {type(dataset).__name__}; allowed are a name or folder, a Dataset, an "
             "ImageSet, or None for the digits."
         )
-    return dataset
-
-
-def _check_classes(data: Dataset | ImageSet, backbone: object) -> None:
-    """Raise DataError if a stored backbone tells other classes apart than those of a data set."""
-    stored = isinstance(backbone, str | Path) and not is_constructor(backbone)
-    if not stored or not isinstance(data, Dataset):
-        return
-    info = load_info(Path(str(backbone)))
-    if info.class_names != data.class_names:
-        raise DataError(
-            f"backbone {backbone} tells the classes of {info.dataset!r} apart "
-            f"({few(info.class_names)}), but data set {data.name!r} has {few(data.class_names)}."
-        )
+    if info is None or isinstance(dataset, ImageSet) or info.class_names == dataset.class_names:
+        return dataset
+    raise DataError(
+        f"backbone {backbone} tells the classes of {info.dataset!r} apart "
+        f"({few(info.class_names)}), but data set {dataset.name!r} has {few(dataset.class_names)}."
+    )
 
 
 # Cached, because a vector of n single environments loads the defaults n times.

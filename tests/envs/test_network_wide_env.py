@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from dfs_rl.backbones import default_digits
+from dfs_rl.envs import NETWORK_WIDE_ID
 from dfs_rl.envs.gating_env import FractionalSkippingEnv
 from dfs_rl.envs.network_wide_env import (
     NetworkWideEnv,
@@ -18,7 +19,6 @@ from dfs_rl.envs.network_wide_env import (
     observe_layer,
     round_to_option,
 )
-from dfs_rl.envs.registration import NETWORK_WIDE_ID
 from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.evaluator import evaluate_static_table
 from dfs_rl.gating.reward import RewardWeights
