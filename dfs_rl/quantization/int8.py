@@ -51,7 +51,7 @@ class IntegerConv2d:
         inverse_input_scale: Tensor,
         qmax: int,
     ) -> None:
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "weight": weight,
             "scale": scale,
             "bias": bias,
@@ -81,9 +81,9 @@ class IntegerConv2d:
         # The overload itself, since finding it takes as long as a small operator.
         self._convolve = torch.ops.onednn.qconv_pointwise.default
 
-    def __reduce__(self) -> tuple[Callable[..., "IntegerConv2d"], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[[], "IntegerConv2d"], tuple[()]]:
         # The packed weight can be neither copied nor pickled; it is packed again.
-        return _pack, (self._arguments,)
+        return partial(IntegerConv2d, **self._arguments), ()
 
     def codes_of(self, x: Tensor) -> Tensor:
         """Return the codes of an input, float32 ``[batch, in, h, w]``, as uint8."""
@@ -96,10 +96,6 @@ class IntegerConv2d:
     def to_codes(self, codes: Tensor, following: "IntegerConv2d") -> Tensor:
         """Map codes to those of the output's ReLU, as ``following`` takes them."""
         return cast("Tensor", self._convolve(codes, *self._common, *following._as_output))
-
-
-def _pack(arguments: dict[str, Any]) -> IntegerConv2d:
-    return IntegerConv2d(**arguments)
 
 
 @cache
