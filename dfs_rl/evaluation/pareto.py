@@ -1,6 +1,6 @@
 """Curves of gates over several budgets, with spread over seeds and bootstrap over images."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def _pairs(measured: Sequence[_Measured]) -> Iterator[CurvePair]:
                 first=first.label,
                 second=second.label,
                 difference=mean(ours.values()) - mean(theirs.values()),
-                interval=interval(_differences(our_draws, their_draws)),
+                interval=interval([a - b for a, b in zip(our_draws, their_draws, strict=True)]),
                 spread=None if pairs is None else spread(pairs),
             )
 
@@ -145,7 +145,3 @@ def _accuracies_at(curves: _Curves, computation: float) -> list[float] | None:
     values = [accuracy_at(points, computation) for points in curves]
     inside = [value for value in values if value is not None]
     return inside if len(inside) == len(values) else None
-
-
-def _differences(first: Collection[float], second: Collection[float]) -> list[float]:
-    return [a - b for a, b in zip(first, second, strict=True)]

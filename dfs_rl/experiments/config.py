@@ -83,6 +83,13 @@ class DataSettings:
     run_dir: Path | None = None
     threads: PositiveInt = 1
 
+    def with_resolved_defaults(self) -> Self:
+        """Return the configuration with the defaults that depend on other settings.
+
+        A run stores them, so that it resumes unchanged after a version changes the defaults.
+        """
+        return self
+
 
 @configuration
 class BackboneSettings(DataSettings):
@@ -224,13 +231,6 @@ class GateRunConfig(RunConfig):
     def applicable(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that apply to the method among them; a file may serve several."""
         return dict(settings)
-
-    def with_resolved_defaults(self) -> Self:
-        """Return the configuration with the defaults that depend on other settings.
-
-        A run stores them, so that it resumes unchanged after a version changes the defaults.
-        """
-        return self
 
 
 @configuration

@@ -34,12 +34,6 @@ def budgets_in_percent(config: Config, base: Config, dataset: Dataset) -> Config
     return with_percent_budgets(config, preview_backbone(base, dataset).backbone.costs)
 
 
-def with_resolved_defaults(config: Config) -> Config:
-    """Return settings with budgets in percent as a run stores them."""
-    is_backbone = isinstance(config, TrainBackboneConfig)
-    return config if is_backbone else config.with_resolved_defaults()
-
-
 def create(config: Config, dataset: Dataset) -> RunFolder:
     """Create the folder of a run."""
     command = command_line(config)

@@ -110,7 +110,7 @@ def resume_if_started(config: commands.Config) -> RunFolder | None:
     path = config.run_dir
     if not (path / RECORD).is_file():
         return None
-    run, resolved = RunFolder.open(path), commands.with_resolved_defaults(config)
+    run, resolved = RunFolder.open(path), config.with_resolved_defaults()
     if replace(run.config(type(config)), run_dir=path) != resolved:
         run.replace_config(resolved)
         if run.has_checkpoint(LAST_CHECKPOINT):
