@@ -36,10 +36,13 @@ LINES = sorted({(page, *line) for page, text in PAGES.items() for line in comman
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A short run for all budgets, in place of those that the pages train."""
-    path = tmp_path_factory.mktemp("docs") / "run"
-    dfs_rl.train_gate(None, "digits", method="gumbel", timesteps=1000, run_dir=path)
-    return path
+    """Short runs for all budgets in place of those that the pages train; the last one is small."""
+    folder, few = tmp_path_factory.mktemp("docs"), {"method": "gumbel", "timesteps": 1000}
+    net = {"bits": (0, 8, 32), "epochs": 1, "width": 2, "run_dir": folder / "net"}
+    small = dfs_rl.train_backbone("resnet8", "digits", **net)
+    dfs_rl.train_gate(None, "digits", run_dir=folder / "run", **few)
+    dfs_rl.train_gate(small, "digits", run_dir=folder / "timed", budget=60.0, **few)
+    return folder
 
 
 @pytest.mark.parametrize("page", PROGRAMS)
@@ -47,7 +50,7 @@ def test_code_runs(page, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for run in set(re.findall(r'"(runs/[\w-]+)', PROGRAMS[page])):
         if f'run_dir="{run}"' not in PROGRAMS[page]:
-            shutil.copytree(trained, run)
+            shutil.copytree(trained / ("timed" if run == "runs/timed" else "run"), run)
     exec(compile(PROGRAMS[page], page, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
 

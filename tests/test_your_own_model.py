@@ -22,15 +22,16 @@ MAINS = {
     "train_backbone": train_backbone_main,
     "evaluate": evaluate_main,
 }
-SHORTER = {"--timesteps": "600", "--epochs": "1"}
+SHORTER = {"--timesteps": ["600", "--passes", "1"], "--epochs": ["1"]}
 
 
 def run(command: str) -> int:
     """Run a command of the page, but not for as long."""
     _, _, module, *arguments = shlex.split(command)
-    for flag, value in SHORTER.items():
+    for flag, values in SHORTER.items():
         if flag in arguments:
-            arguments[arguments.index(flag) + 1] = value
+            place = arguments.index(flag) + 1
+            arguments[place : place + 1] = values
     return MAINS[module.removeprefix("dfs_rl.")](arguments)
 
 
