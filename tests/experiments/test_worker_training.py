@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -147,16 +145,3 @@ def test_every_worker_needs_a_gpu_of_its_own():
         check_devices(cuda, workers=3, gpus=2)
     with pytest.raises(ConfigError, match="device is 'cuda:1', which 2 workers cannot share"):
         check_devices(one, workers=2, gpus=2)
-
-
-def test_one_worker_does_without_ray(tmp_path):
-    script = (
-        "import sys\n"
-        "from dfs_rl.train_backbone import main\n"
-        f"code = main({[*TINY[:-1], '1', '--run-dir', str(tmp_path / 'run')]!r})\n"
-        "sys.exit(code or 'ray' in sys.modules)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
