@@ -79,6 +79,7 @@ def test_commands_beside_foreign_packages(foreign):
     loads_torch = dict(re.findall(r"^(\w+) (True|False)$", pages, re.MULTILINE))
     assert [name for name in loads_torch if f"usage: python -m dfs_rl.{name}" not in pages] == []
     assert list(loads_torch.values()) == ["False"] * 11
+    assert pages.count("--trust-code") == 11
 
 
 def test_wheel_holds_every_module_under_one_name(tmp_path):

@@ -189,8 +189,3 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     train(run, make_config(timesteps=PER_STEP))
     with pytest.raises(CheckpointError, match="does not fit this run's gate"):
         train(run, make_config(timesteps=2 * PER_STEP, hidden=5))
-
-
-def test_budget_must_suffice(tmp_path):
-    with pytest.raises(ConfigError, match=r"budget is 0.001 %, too little"):
-        train(new_run(tmp_path / "run"), make_config(budget=0.001))
