@@ -10,15 +10,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dfs_rl.agents.algorithms import build_algorithm
 from dfs_rl.agents.gate_export import deploy
-from dfs_rl.agents.hyperparameters import (
-    DQNConfig,
-    PPOConfig,
-    QRDQNConfig,
-    RecurrentPPOConfig,
-)
+from dfs_rl.agents.hyperparameters import DQNConfig, PPOConfig, QRDQNConfig, RecurrentPPOConfig
 from dfs_rl.costs import BitOptions
 from dfs_rl.gating.networks import LSTMGate, MLPGate
 from dfs_rl.gating.storage import load_gate, save_gate
+from tests.helpers.spaces import observation_space
 
 CHANNELS = (3, 7, 5)
 OPTIONS = BitOptions((0, 2, 8, 32))
@@ -26,13 +22,7 @@ PPO = PPOConfig(batch_size=10**6)
 
 
 class SpacesOnly(gymnasium.Env):
-    observation_space = spaces.Dict(
-        {
-            "features": spaces.Box(-10.0, 10.0, (7,), np.float32),
-            "layer": spaces.Discrete(3),
-            "context": spaces.Box(0.0, 1.0, (3,), np.float32),
-        }
-    )
+    observation_space = observation_space(7)
     action_space = spaces.Discrete(4)
 
 

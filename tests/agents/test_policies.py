@@ -1,21 +1,14 @@
 """The extractor of all layers against one plain network per layer."""
 
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 
 from dfs_rl.agents.policies import PerLayerEmbedding, PerLayerExtractor
+from tests.helpers.spaces import observation_space
 
 CHANNELS = (3, 5, 4)
-SPACE = spaces.Dict(
-    {
-        "features": spaces.Box(-10.0, 10.0, (5,), np.float32),
-        "layer": spaces.Discrete(3),
-        "context": spaces.Box(0.0, 1.0, (3,), np.float32),
-    }
-)
+SPACE = observation_space(5)
 
 
 def make_extractor():

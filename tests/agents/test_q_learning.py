@@ -11,14 +11,9 @@ from dfs_rl.agents.q_learning import replay_tensors, restore_replay
 from dfs_rl.envs.spaces import observation_bytes
 from dfs_rl.errors import ConfigError
 from tests.helpers.planted_task import make_agent
+from tests.helpers.spaces import observation_space
 
-SPACE = spaces.Dict(
-    {
-        "features": spaces.Box(-10.0, 10.0, (5,), np.float32),
-        "layer": spaces.Discrete(3),
-        "context": spaces.Box(0.0, 1.0, (3,), np.float32),
-    }
-)
+SPACE = observation_space(5)
 # Before and after: 8 float32 and an int64; an int64 action; reward, end and cut as float32.
 BYTES = 2 * (8 * 4 + 8) + 8 + 12
 
@@ -27,11 +22,7 @@ BYTES = 2 * (8 * 4 + 8) + 8 + 12
 def test_each_environment_explores_on_schedule(config):
     model = make_agent(config, group=1)
     features = np.zeros((30_000, 3), np.float32)
-    observation = {
-        "features": features,
-        "layer": np.zeros(30_000, np.int64),
-        "context": features,
-    }
+    observation = {"features": features, "layer": np.zeros(30_000, np.int64), "context": features}
     np.random.seed(0)  # noqa: NPY002 - upstream's generator
     # An untrained network takes the first option, as a third of the random choices are.
     for progress, rate in [(0.0, 1.0), (0.25, 0.525), (0.5, 0.05), (1.0, 0.05)]:
