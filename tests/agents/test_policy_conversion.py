@@ -53,11 +53,7 @@ def trained(algorithm=PPO, *, flat=False, normalize=None, policy_kwargs=None, **
         policy = "MultiInputLstmPolicy"
     settings = {"buffer_size": 10} if algorithm in (DQN, QRDQN) else {}
     model = algorithm(
-        policy,
-        vec,
-        device="cpu",
-        policy_kwargs=policy_kwargs or {"net_arch": [9, 5]},
-        **settings,
+        policy, vec, device="cpu", policy_kwargs=policy_kwargs or {"net_arch": [9, 5]}, **settings
     )
     made = SimpleNamespace(model=model, env=env, vec=vec)
     randomize(made, 3)

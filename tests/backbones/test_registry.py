@@ -65,11 +65,7 @@ def test_settings_replace_defaults_not_fixed_values():
         ("resnet8", "adn", "cifar_resnet14, cifar_resnet20, cifar_resnet26, ..., cifar_resnet1202"),
         ("resnet021", "adn", "allowed are"),
         ("vit49", "supernet", "vit1, vit2, vit3, ..., vit48, or module:function"),
-        (
-            "vit2",
-            "elastic",
-            "resnet26, ..., cifar_resnet1202 (6 n + 2), resnet14, resnet20, ",
-        ),
+        ("vit2", "elastic", "resnet26, ..., cifar_resnet1202 (6 n + 2), resnet14, resnet20, "),
         ("vit0", "adn", "vit3, vit6, vit9, ..., vit48 (3 n)."),
     ],
 )

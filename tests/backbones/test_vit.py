@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_rl.backbones import (
-    AdaptiveVisionTransformer,
-    VisionTransformer,
-    VisionTransformerConfig,
-)
+from dfs_rl.backbones import AdaptiveVisionTransformer, VisionTransformer, VisionTransformerConfig
 from dfs_rl.backbones.transformer import Branch, TransformerBlock
 from tests.helpers.networks import network, pictures_for, run
 

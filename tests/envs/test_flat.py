@@ -55,8 +55,7 @@ def test_vector_equals_gymnasiums_over_flat_ones(mode, changes):
     kwargs = toy_kwargs(**changes)
     ours = FractionalSkippingVectorEnv(N, autoreset_mode=mode, flat=True, **kwargs)
     theirs = SyncVectorEnv(
-        [lambda: FlattenObservation(FractionalSkippingEnv(**kwargs))] * N,
-        autoreset_mode=mode,
+        [lambda: FlattenObservation(FractionalSkippingEnv(**kwargs))] * N, autoreset_mode=mode
     )
     assert ours.single_observation_space == theirs.single_observation_space
     assert ours.observation_space == theirs.observation_space

@@ -246,11 +246,7 @@ def test_bad_reward_mapping(weights):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    cases(
-        num_envs=[0, 1.5, "2", None],
-        max_episode_steps=[0, 2.5],
-        autoreset_mode=[3, "later"],
-    ),
+    cases(num_envs=[0, 1.5, "2", None], max_episode_steps=[0, 2.5], autoreset_mode=[3, "later"]),
 )
 def test_bad_vector_keywords(name, value):
     with pytest.raises(ConfigError, match=f"{name} is "):

@@ -11,12 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dfs_rl
-from dfs_rl.agents.hyperparameters import (
-    ALGORITHM_CONFIGS,
-    A2CConfig,
-    DQNConfig,
-    PPOConfig,
-)
+from dfs_rl.agents.hyperparameters import ALGORITHM_CONFIGS, A2CConfig, DQNConfig, PPOConfig
 from dfs_rl.backbones import default_digits, save_backbone, storage
 from dfs_rl.costs.latency_profile import LatencySettings
 from dfs_rl.data import load_dataset

@@ -152,8 +152,7 @@ ACCURATE = {"accuracies": (90.0, 96.0, 95.5, 96.5), "full_precision_accuracy": 9
 
 
 @pytest.mark.parametrize(
-    ("drop", "index"),
-    [(0.5, 3), (0.75, 3), (1.0, 1), (1.5, 2), (6.9, 2), (7.0, 0), (100.0, 0)],
+    ("drop", "index"), [(0.5, 3), (0.75, 3), (1.0, 1), (1.5, 2), (6.9, 2), (7.0, 0), (100.0, 0)]
 )
 def test_the_cheapest_point_within_an_accuracy_drop(drop, index):
     measured = conditioning(1.0, 4.0, 2.0, 8.0, **ACCURATE)

@@ -161,9 +161,7 @@ def rule_gate(exits=(), **changes):
     rules = [Rule(passes=(two,)), Rule(passes=(two, four), thresholds=(1.5,))]
     rules.append(Rule(passes=(two, four, eight), thresholds=(1.5, 1.5)))
     measured = BudgetConditioning(
-        computations=(2.0, 5.0, 20.0),
-        accuracies=(70.0, 79.0, 80.0),
-        full_precision_accuracy=80.5,
+        computations=(2.0, 5.0, 20.0), accuracies=(70.0, 79.0, 80.0), full_precision_accuracy=80.5
     )
     settings = {"budget_conditioning": measured, "options": BitOptions(BITS)} | changes
     return RuleGate(rules, answer="mean", exits=exits, **settings)

@@ -21,13 +21,7 @@ from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain
 from dfs_rl.sweeping.spec import SweepFile, check_with_dataset, load_sweep_file
 from dfs_rl.sweeping.sweep import resolved, sweep_yaml
-from dfs_rl.sweeping.trial import (
-    PROGRESS,
-    TrialPlan,
-    _TrialReporter,
-    new_folder,
-    resume_if_started,
-)
+from dfs_rl.sweeping.trial import PROGRESS, TrialPlan, _TrialReporter, new_folder, resume_if_started
 from dfs_rl.sweeping.tuner import harmless_warnings_ignored
 from dfs_rl.utils.config import config_to_dict, load_config
 from dfs_rl.utils.io import write_json

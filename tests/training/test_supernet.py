@@ -24,10 +24,7 @@ from dfs_rl.errors import ConfigError, TrainingError
 from dfs_rl.quantization import QuantRange, mse_scale
 from dfs_rl.training.bit_sampling import sample_low_mix, sample_student_mixes
 from dfs_rl.training.mixed_batch import run_parts
-from dfs_rl.training.supernet import (
-    SupernetTrainer,
-    learning_rate,
-)
+from dfs_rl.training.supernet import SupernetTrainer, learning_rate
 from dfs_rl.training.supernet_config import SupernetConfig
 from dfs_rl.utils.seeding import torch_generator
 from tests.helpers.halves import train_all, trainer_of

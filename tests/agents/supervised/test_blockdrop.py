@@ -21,12 +21,7 @@ from dfs_rl.gating.execution import run_stem
 from dfs_rl.gating.networks import OneShotGate
 from tests.agents.supervised.test_gumbel import BEST_TABLE_ACCURACY, BUDGET
 from tests.helpers.gradients import assert_unbiased, gradient_of
-from tests.helpers.planted_task import (
-    PlantedBackbone,
-    make_gate_task,
-    planted_images,
-    run_steps,
-)
+from tests.helpers.planted_task import PlantedBackbone, make_gate_task, planted_images, run_steps
 
 BACKBONE = PlantedBackbone()
 
