@@ -1,4 +1,4 @@
-"""Killed drivers, workers and nodes: a sweep keeps finished trials and resumes."""
+"""Killed drivers and nodes, with the workers on them: a sweep keeps finished trials and resumes."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 
 SWEEP = """\
 command: train_agent
-settings: {timesteps: 1440, num_envs: 32, eval_every: 96, passes: 1,
+settings: {timesteps: 960, num_envs: 32, eval_every: 96, passes: 1,
   start: indifferent}
 search: {reward.log_likelihood: {uniform: [0, 1]}}
 trials: 2
@@ -48,8 +47,12 @@ def check_all_finished(run):
 
 
 def start(log, *arguments):
-    """Start the command with its output in a file, and without Ray's settings of other tests."""
+    """Start the command with its output in a file, and without Ray's settings of other tests.
+
+    Tune stores its state at once instead of every ten seconds.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_A", "RAY_E"))}
+    environment["TUNE_GLOBAL_CHECKPOINT_S"] = "0.2"
     with log.open("w") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "dfs_rl.sweep", *map(str, arguments)],
@@ -86,28 +89,6 @@ def ended(run):
     return {path: path.read_text() for path in paths}
 
 
-def trial_workers(driver):
-    """Return the process ids of a driver's workers that run trials."""
-    found, parents = [], {}
-    for path in Path("/proc").iterdir():
-        if not path.name.isdecimal():
-            continue
-        try:
-            words = (path / "cmdline").read_bytes()
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-        if words.startswith(b"ray::ImplicitFunc"):
-            found.append(int(path.name))
-
-    def belongs(pid):
-        while pid in parents and pid != driver:
-            pid = parents[pid]
-        return pid == driver
-
-    return [pid for pid in found if belongs(pid)]
-
-
 def test_failed_node_loses_no_trial(file, tmp_path):
     with ray_deprecations_ignored():
         from ray.cluster_utils import Cluster
@@ -138,12 +119,9 @@ def test_failed_node_loses_no_trial(file, tmp_path):
     check_all_finished(run)
 
 
-def test_sweep_survives_killed_processes(file, tmp_path, ray_here):
+def test_sweep_survives_its_killed_driver(file, tmp_path, ray_here):
     run, log = tmp_path / "run", tmp_path / "log"
     first = start(log, file, "--run-dir", run, "--cpus", "1")
-    wait_for(lambda: list(run.glob("tune/search/*/checkpoint_*")), first, log)
-    (worker,) = wait_for(lambda: trial_workers(first.pid), first, log)
-    os.kill(worker, signal.SIGKILL)
     done = wait_for(lambda: ended(run), first, log)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
