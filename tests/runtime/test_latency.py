@@ -195,7 +195,7 @@ def test_macs_of_the_gate_are_those_of_computation():
 
 def test_onnx_has_the_same_parts():
     pytest.importorskip("onnxruntime")
-    net = network(ResNet, bits=(0, 8, 32))
+    net = network(ResNet, bits=(0, 8))
     net.set_exits((2,))
     ours, *theirs = (
         dfs_rl.profile(net, batch_sizes=[1, 12], calls=20, runtime=runtime)
