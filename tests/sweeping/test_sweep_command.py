@@ -150,23 +150,23 @@ def test_finished_sweep_resumes_unchanged(finished, capsys):
 # Other sweeps
 
 
-@pytest.mark.parametrize(("scheduler", "kind"), [("pbt", "loguniform"), ("pb2", "uniform")])
-def test_populations_copy_weights(tmp_path, capfd, scheduler, kind):
-    # There are more trials than cores, so that trials alternate at every interval.
-    text = f"""\
+POPULATION = """\
 command: train_agent
-settings: {{timesteps: 768, num_envs: 32, eval_every: 96, passes: 1, start: indifferent}}
+settings: {timesteps: 768, num_envs: 32, eval_every: 96, passes: 1, start: indifferent}
 search:
-  algorithm.learning_rate: {{{kind}: [0.0001, 0.05]}}
-  reward.log_likelihood: {{uniform: [0, 1]}}
-objective: {{name: hypervolume, reference_point: [20, 1], last: 1}}
+  algorithm.learning_rate: {uniform: [0.0001, 0.05]}
+  reward.log_likelihood: {uniform: [0, 1]}
+objective: {name: hypervolume, reference_point: [20, 1], last: 1}
 searcher: random
-scheduler: {{name: {scheduler}, interval: 0.25}}
-resources: {{cpus: 2}}  # all, so that the trials take turns
+scheduler: {name: pb2, interval: 0.25}
+resources: {cpus: 2}  # all, so that the trials take turns
 trials: 2
-retrain: {{seeds: 0}}
+retrain: {seeds: 0}
 """
-    code, run = sweep(tmp_path, text)
+
+
+def test_populations_copy_weights(tmp_path, capfd):
+    code, run = sweep(tmp_path, POPULATION)
     assert code == 0
     assert {row["status"] for row in table(run)} == {"finished"}
     stored = [sorted(t.glob("checkpoint_*")) for t in (run / "tune/search").glob("trial_*")]
