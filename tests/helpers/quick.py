@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfs_rl.agents import pretraining
 from dfs_rl.evaluation.baselines import methods
-from dfs_rl.experiments import session
+from dfs_rl.experiments import evaluation, session
 from dfs_rl.reporting import style
 
 TABLES = 30
@@ -27,7 +27,7 @@ def blank_png(figure: Figure) -> bytes:
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_runs() -> Iterator[None]:
-    """Limit the search for tables, and render no figure."""
+    """Limit the search for tables, draw no images, and render no figure."""
     search = methods.search_static_table
 
     def short(*arguments, **settings):
@@ -38,6 +38,7 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "search_static_table", short)
         patch.setattr(session, "validation_pictures", lambda *_: {})
+        patch.setattr(evaluation, "images_plot", lambda *_: Figure())
         patch.setattr(style, "to_png", blank_png)
         yield
 
