@@ -9,6 +9,7 @@ from typing_extensions import Self
 from dfs_rl.agents.methods import Method, register_method
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
+    Count,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -152,7 +153,7 @@ class PPOConfig(PolicyGradientConfig):
     label = "PPO"
     algorithm = "stable_baselines3:PPO"
 
-    n_epochs: PositiveInt = 4
+    n_epochs: Count = 4
     batch_size: PositiveInt | None = None
     clip_range: PositiveFloat = 0.2
 
@@ -212,7 +213,7 @@ class TRPOConfig(OnPolicyConfig):
     algorithm = "dfs_rl.agents.algorithms:SafeTRPO"
 
     target_kl: PositiveFloat = 0.01
-    n_critic_updates: PositiveInt = 4
+    n_critic_updates: Count = 4
     batch_size: PositiveInt | None = None
 
     def resolve(self, *update: int, timesteps: int, start: Start) -> Self:
@@ -244,7 +245,7 @@ class QLearningConfig(AlgorithmConfig):
     learning_rate: PositiveUnitInterval | None = 0.003
     exploration_fraction: PositiveUnitInterval = 0.5
     exploration_final_eps: UnitInterval = 0.05
-    gradient_steps: PositiveInt = 32
+    gradient_steps: Count = 32
     batch_size: PositiveInt = 512
     buffer_size: PositiveInt | None = None
     max_grad_norm: PositiveFloat = 10.0

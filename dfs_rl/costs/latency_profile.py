@@ -98,7 +98,7 @@ class LatencyProfile:
     threads: PositiveInt
     versions: tuple[str, ...]
     calls: PositiveInt
-    layer_macs: tuple[PositiveInt, ...]
+    layer_macs: tuple[Annotated[NonNegativeInt, Field(ge=1)], ...]
     fixed_macs: tuple[NonNegativeInt, ...]
     fixed_bits: tuple[PositiveInt, ...]
     gate_macs: PositiveFloat

@@ -10,7 +10,7 @@ from dfs_rl.costs import DEFAULT_BITS, FULL, SKIP, parse_bit_options
 from dfs_rl.errors import ConfigError
 from dfs_rl.experiments.config import DataSettings, RunConfig
 from dfs_rl.training.supernet_config import SupernetConfig
-from dfs_rl.utils.config import PositiveInt, Seed, configuration
+from dfs_rl.utils.config import Count, PositiveInt, Seed, configuration
 from dfs_rl.utils.constants import DIGITS, ELASTIC_PARTS, FirstBlock, Granularity, Recipe, Stem
 from dfs_rl.utils.trusted_import import is_constructor
 
@@ -86,7 +86,7 @@ Examples:
     bits: Annotated[tuple[int | str, ...] | str, tyro.conf.arg(metavar="INT [INT ...]|dfs")] = (
         DEFAULT_BITS
     )
-    epochs: PositiveInt = 30
+    epochs: Count = 30
     plain: bool = False
     seed: Seed = 0
     width: Annotated[PositiveInt, Field(le=2**16)] | None = None

@@ -21,7 +21,7 @@ from dfs_rl.experiments.config import BackboneSettings, GateRunConfig
 from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
 from dfs_rl.experiments.search_config import TrainCascadeConfig, TrainStaticConfig
 from dfs_rl.gating.registry import layerwise_kinds
-from dfs_rl.utils.config import PositiveFloat, PositiveInt, configuration
+from dfs_rl.utils.config import Count, PositiveFloat, PositiveInt, configuration
 from dfs_rl.utils.constants import Corruptions
 from dfs_rl.utils.registry import NameIn
 
@@ -143,7 +143,7 @@ Examples:
     gates: tuple[GateName, ...] = ("ppo", "gumbel_ff", "gumbel_lstm", "dfs_ff", "dfs_lstm")
     cost: CostModelName = COMPUTATION
     latency: LatencySettings = field(default=LatencySettings())
-    seeds: PositiveInt = 3
+    seeds: Count = 3
     timesteps: PositiveInt = 600_000
     agent: Path | None = None
     gumbel: Path | None = None

@@ -16,6 +16,7 @@ from dfs_rl.errors import ConfigError
 from dfs_rl.evaluation.static_tables import SearchConfig
 from dfs_rl.experiments.budgets import check_budget_unit, check_one_aim
 from dfs_rl.utils.config import (
+    Count,
     Percentage,
     PositiveFloat,
     PositiveInt,
@@ -119,7 +120,7 @@ class RunConfig(BackboneSettings):
     """
 
     dataset: str = DIGITS
-    supernet_epochs: PositiveInt = 30
+    supernet_epochs: Count = 30
 
 
 @configuration

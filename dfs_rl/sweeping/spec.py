@@ -18,7 +18,9 @@ from dfs_rl.sweeping.commands import CommandName, Config, check
 from dfs_rl.sweeping.objective import ObjectiveConfig
 from dfs_rl.sweeping.space import Domain, decode_value, get_setting, with_settings
 from dfs_rl.utils.config import (
+    MAX_COUNT,
     SEEDS,
+    Count,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -35,9 +37,6 @@ from dfs_rl.utils.yaml_core import YamlSettings, parse_value, read_yaml
 
 FIRST_RETRAIN_SEED = 1000
 """Offset of the fresh seeds from the first seed of the search."""
-_MOST = 100_000
-_Count = Annotated[int, Field(ge=1, le=_MOST)]
-"""Number of trials or seeds, whose settings and results fit into memory."""
 _NOT_SEARCHED = (
     *("seed", "run_dir", "dataset", "image_size", "flip", "corruptions"),
     *("backbone", "device", "threads", "workers"),
@@ -124,8 +123,8 @@ class StopConfig:
 class RetrainConfig:
     """Retraining of the ``best`` trials and of the defaults on fresh seeds; 0 disables it."""
 
-    best: _Count = 1
-    seeds: Annotated[int, Field(ge=0, le=_MOST)] = 3
+    best: Count = 1
+    seeds: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 3
 
 
 @configuration
@@ -148,8 +147,8 @@ class SweepFile:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     searcher: Literal["random", "tpe", "nsga2"] = "tpe"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    trials: _Count = 24
-    seeds: _Count = 1
+    trials: Count = 24
+    seeds: Count = 1
     seed: Seed = 0
     resources: ResourceConfig = field(default_factory=ResourceConfig)
     stop: StopConfig = field(default_factory=StopConfig)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dfs_rl.utils.config import (
+    Count,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -53,5 +54,5 @@ class SupernetConfig:
     pad: NonNegativeInt | None = None
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     feature_weight: NonNegativeFloat | None = None
-    calibration_rounds: PositiveInt = 12
+    calibration_rounds: Count = 12
     precision: Precision = "auto"

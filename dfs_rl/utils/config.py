@@ -22,11 +22,16 @@ from dfs_rl.utils.yaml_core import KeyPath, YamlSettings, dump_yaml, read_yaml
 
 T = TypeVar("T")
 _MAX_INT = 2**63 - 1  # largest signed 64-bit integer
+_MAX_SIZE = 10**10  # more decisions than a GPU makes in a week, and more than memory holds
+MAX_COUNT = 100_000
+"""Largest ``Count``."""
 SEEDS = 2**32
 """Number of valid seeds, from 0."""
 
 Seed = Annotated[int, Field(ge=0, le=SEEDS - 1)]
-PositiveInt = Annotated[int, Field(ge=1, le=_MAX_INT)]
+PositiveInt = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+"""Number of repetitions of a whole, such as epochs, trials or seeds."""
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX_INT)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

@@ -50,6 +50,11 @@ BAD = {
         ("--backbone nowhere", "nowhere"),
         ("--cost-weight -1", "cost_weight is -1.0; it must be at least 0"),
         ("--algo sarsa", "algo"),
+        ("--timesteps 1e15", "timesteps is 1000000000000000; it must be at most 10000000000"),
+        (
+            "--algo dqn --algorithm.gradient-steps 1e10",
+            "algorithm: gradient_steps is 10000000000; it must be at most 100000",
+        ),
         ("--hidden 1000000000", "hidden is 1000000000, which takes about "),
         ("--num-envs 3000000000", "num_envs is 3000000000, which takes about "),
         ("--val-repeats 1000000000", "val_repeats is 1000000000, which takes about "),
@@ -120,6 +125,11 @@ BAD = {
         ("--backbone vgg16", "backbone is 'vgg16'; with the recipe supernet allowed are"),
         ("--epochs 0", "epochs is 0; it must be at least 1"),
         ("--seed -1", "seed is -1; it must be at least 0"),
+        ("--epochs 1000000000000", "epochs is 1000000000000; it must be at most 100000"),
+        (
+            "--training.calibration-rounds 10000000000",
+            "training: calibration_rounds is 10000000000; it must be at most 100000",
+        ),
         ("--width 30000", "width is 30000, which takes about "),
         ("--workers 0", "workers is 0; it must be at least 1"),
         (

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from dfs_rl.errors import ConfigError
 from dfs_rl.utils.config import (
+    Count,
     PositiveInt,
     PositiveUnitInterval,
     Seed,
@@ -139,6 +140,7 @@ def test_faults_name_line_key_value_and_allowed_values(tmp_path, text, sentence)
 class Ranges:
     seed: Seed = 0
     count: PositiveInt | None = None
+    repeats: Count = 1
     rate: PositiveUnitInterval = 0.5
 
 
@@ -149,7 +151,8 @@ class Ranges:
         ("seed", 2**32, "must be at most 4294967295"),
         ("seed", True, "allowed is a whole number"),
         ("count", 0, "must be at least 1"),
-        ("count", 10**30, "must be at most 9223372036854775807"),
+        ("count", 10**10 + 1, "must be at most 10000000000"),
+        ("repeats", 100_001, "must be at most 100000"),
         ("rate", 0.0, "must be above 0"),
         ("rate", 1.5, "must be at most 1"),
         ("rate", math.nan, "must be finite"),
