@@ -109,6 +109,14 @@ class GateRun:
 
         Ctrl-C raises KeyboardInterrupt once everything is saved.
         """
+        try:
+            return self._train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Interrupted and saved; go on with: {self.folder.resume_command}"
+            ) from None
+
+    def _train(self) -> TrainingRecord:
         run, path = self.folder, self.folder.path
         run.check_data(self.dataset.fingerprint, self.dataset.name)
         if run.is_finished:
@@ -119,10 +127,6 @@ class GateRun:
             stored = backbone_of_run(run, self.config, self.dataset, self._preview)
             module = importlib.import_module(self.config.MODULE)
             record: TrainingRecord = module.train(self.config, self.dataset, run, stored)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Interrupted and saved; go on with: {run.resume_command}"
-            ) from None
         finally:
             seconds = run.add_seconds(time.perf_counter() - began)
         if self.config.cotrains:  # the best gate may belong to an earlier state

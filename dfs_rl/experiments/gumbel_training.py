@@ -277,7 +277,7 @@ def train(
                 due = timesteps // save_every > (timesteps - size) // save_every
                 if due or ended or requested:
                     save()
-                if requested and not ended:
+                if requested:
                     raise KeyboardInterrupt
     finally:
         bar.close()

@@ -166,7 +166,7 @@ def train_supernet(
                 _log_epoch(session, progress, trainer.snapshot(), val_subset, total=config.epochs)
                 progress = Progress(epoch=progress.epoch)
             session.save(trainer.tensors(), config_to_dict(progress))
-            if stopping.requested and progress.epoch < config.epochs:
+            if stopping.requested:
                 raise KeyboardInterrupt(
                     f"Stopped after {progress.epoch} of {config.epochs} epochs; everything is "
                     f"saved. Go on with: {run.resume_command}"
@@ -274,15 +274,19 @@ def train_run(
     trainer, name = make_trainer(config, dataset), config.backbone.replace(":", "-")
     run = resume or create_run(config, name, command=command, fingerprint=dataset.fingerprint)
     run = replace(run, after_log=after_log)
-    with run.lock():
-        if config.workers > 1 and not run.is_finished:
-            from dfs_rl.experiments.worker_training import train_with_workers
+    try:
+        with run.lock():
+            if config.workers > 1 and not run.is_finished:
+                from dfs_rl.experiments.worker_training import train_with_workers
 
-            train_with_workers(config, dataset, run)
-            stored = load_stored_backbone(run.path)
-        else:
-            stored = train_supernet(config, trainer, dataset, run)
-        write_summary(run, stored)
+                train_with_workers(config, dataset, run)
+                stored = load_stored_backbone(run.path)
+            else:
+                stored = train_supernet(config, trainer, dataset, run)
+            write_summary(run, stored)
+    except KeyboardInterrupt as stopped:
+        text = str(stopped) or f"Interrupted; go on with: {run.resume_command}"
+        raise KeyboardInterrupt(text) from None
     return run, stored
 
 

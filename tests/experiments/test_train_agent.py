@@ -1,7 +1,11 @@
 """The command from its flags to its run folder, and the sentences with which it refuses."""
 
+import os
 import shutil
+import signal
+import sys
 from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -127,6 +131,23 @@ def killed(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "training.json").unlink()
     return run
+
+
+def test_stop_after_the_last_step_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    class Terminal(StringIO):
+        """Terminal of a user who stops the command once it measures the trained gate."""
+
+        def write(self, text):
+            if text.startswith("Measuring the cost"):
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().write(text)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal := Terminal())
+        assert main([*TINY, *ONE_PASS, "--run-dir", str(run)]) == 130
+    assert terminal.getvalue().endswith(f"python -m dfs_rl.train_agent --resume {run}\n")
+    assert main(["--resume", str(run)]) == 0
 
 
 def test_a_run_never_goes_on_with_other_images(killed, tmp_path, capsys):

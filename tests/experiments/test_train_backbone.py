@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dfs_rl
 from dfs_rl.backbones import (
     AdaptiveResNet,
     AdaptiveVisionTransformer,
@@ -245,6 +246,21 @@ def test_stopped_run_resumes_exactly(tmp_path, finished, capsys, how, code):
     assert metrics(stopped) == metrics(whole)
     ours, theirs = (load_tensors(run / WEIGHTS) for run in (stopped, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("times", [1, 2])  # after the epoch, and at once
+def test_stop_in_the_last_epoch_says_how_to_go_on(tmp_path, finished, times):
+    def stop(record):
+        for _ in range(times if record["epoch"] == 2 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = {"width": 2, "bits": (0, 4, 32), "training": {"calibration_rounds": 1}, "epochs": 2}
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=f"train_backbone --resume {run}$"):
+        dfs_rl.train_backbone("resnet8", "digits", callback=stop, run_dir=run, **settings)
+    assert not (run / WEIGHTS).exists()
+    assert main(["--resume", str(run)]) == 0
+    assert metrics(run) == metrics(finished[0])
 
 
 def test_run_resumes_on_moved_but_not_on_other_data(tmp_path, capsys):
