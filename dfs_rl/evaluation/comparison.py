@@ -219,13 +219,13 @@ def _complexity(run: EvaluatedRun, key: str) -> int:
 
 def _front(
     points: Sequence[Point], correct: Mapping[str, Tensor], cost: CostName
-) -> dict[str, int]:
-    """Return the labels recommended as the allowed cost grows, with the number of tied points."""
-    front: dict[str, int] = {}
+) -> dict[str, list[str]]:
+    """Return the labels recommended as the allowed cost grows, with those of the tied points."""
+    front: dict[str, list[str]] = {}
     for allowed in sorted({point.selection_cost(cost) for point in points}):
         within = [point for point in points if point.selection_cost(cost) <= allowed]
         best, *tied = select_points(within, correct, cost)
-        front.setdefault(best.label, len(tied))
+        front.setdefault(best.label, [point.label for point in tied])
     return front
 
 

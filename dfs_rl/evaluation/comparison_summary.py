@@ -18,18 +18,18 @@ _BASELINES = {
 
 
 def comparison_verdict(
-    comparison: ComparisonOfRuns, n_tied: Mapping[CostName, Mapping[str, int]]
+    comparison: ComparisonOfRuns, tied: Mapping[CostName, Mapping[str, Sequence[str]]]
 ) -> Iterator[str]:
     """Yield the recommended points and the gates that are worse or better than their baselines.
 
-    ``n_tied`` is the number of points tied on val with each point of a Pareto front, by its label.
+    ``tied`` are the labels of the points tied on val with each point of a Pareto front.
     """
     by_label = {p.label: p for p in (*comparison.points, *comparison.references)}
 
     def front(labels: Sequence[str], cost: CostName, unit: str, digits: int) -> str:
         return "; ".join(
             f"from {by_label[label].cost(cost).mean:.{digits}g} {unit}: "
-            f"{_text(by_label[label], n_tied[cost][label])}"
+            f"{_text(by_label, label, tied[cost][label], cost, unit)}"
             for label in labels
         )
 
@@ -66,13 +66,13 @@ def comparison_verdict(
     curves = [curve for curve in comparison.curves if curve.baseline is None]
     if curves:
         best = max(curves, key=lambda curve: curve.hypervolume.mean)
-        tied = [
+        level = [
             pair.second if pair.first == best.label else pair.first
             for pair in comparison.curve_pairs
             if best.label in (pair.first, pair.second)
             and pair.interval.low <= 0 <= pair.interval.high
         ]
-        suffix = f"; tied with {_listed(tied)}" if tied else ""
+        suffix = f"; tied with {_listed(level)}" if level else ""
         yield f"Largest hypervolume: {best.label} with {best.hypervolume.mean:.2f}{suffix}."
 
 
@@ -82,8 +82,8 @@ def _at_budgets(comparison: ComparisonOfRuns, by_label: Mapping[str, Point]) -> 
         comparison.budgets, key=lambda at: (at.recommended, at.tied)
     ):
         values = ", ".join(f"{at.budget:g}" for at in group)
-        point = "no method" if label is None else _text(by_label[label], len(tied))
-        yield f"budget {values} %: {point}"
+        text = "no method" if label is None else _text(by_label, label, tied, "computation", "%")
+        yield f"budget {values} %: {text}"
 
 
 def _is_worse(gate: Point, key: str) -> bool:
@@ -95,9 +95,19 @@ def _by_baseline(gates: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(f"{_BASELINES[key]} ({_listed(labels)})" for key, labels in gates.items())
 
 
-def _text(point: Point, n_tied: int) -> str:
-    tied = f", tied with {n_tied} more" if n_tied else ""
-    return f"{point.label} ({point.accuracy.mean:.2f} %{tied})"
+def _text(
+    by_label: Mapping[str, Point], label: str, tied: Sequence[str], cost: CostName, unit: str
+) -> str:
+    """Return a point with its accuracy and, among tied points, the one that costs least."""
+    text = f"{label} ({by_label[label].accuracy.mean:.2f} %"
+    if not tied:
+        return f"{text})"
+    costs = {name: by_label[name].cost(cost).mean for name in (label, *tied)}
+    least = min(costs, key=lambda name: costs[name])
+    if least == label:
+        return f"{text}, the cheapest of {len(costs)} tied)"
+    own, lowest = (f"{costs[name]:.3g} {unit}" for name in (label, least))
+    return f"{text} at {own}; of {len(costs)} tied, {least} costs least, {lowest})"
 
 
 def _listed(labels: Sequence[str]) -> str:

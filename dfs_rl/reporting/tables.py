@@ -14,7 +14,7 @@ from dfs_rl.costs.cost_models import LATENCY
 from dfs_rl.costs.latency_profile import LatencyProfile
 from dfs_rl.evaluation.comparison_records import ComparisonOfRuns
 from dfs_rl.evaluation.summary import EvaluationSummary, MethodSummary
-from dfs_rl.evaluation.verdict import Comparison
+from dfs_rl.evaluation.verdict import Comparison, with_cost_tolerance
 
 WIDTH = 100
 """Width of filled text."""
@@ -27,10 +27,6 @@ _MOST_ERROR = 10.0
 """Mean error in percent up to which a latency profile predicts its network."""
 _RULED = Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 _HEAD_GATE = ("gate minus method, 95 %", "gate is")
-_OUTCOMES = {
-    "better_at_higher_cost": "better, costs more",
-    "worse_at_lower_cost": "worse, costs less",
-}
 
 
 def cost_note(figures: EvaluationSummary | ComparisonOfRuns) -> str:
@@ -139,8 +135,8 @@ def methods_table(summary: EvaluationSummary) -> tuple[Sequence[str], Groups]:
 def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, ...]:
     gain = ("", "")
     if comparison is not None:
-        outcome, interval = comparison.outcome, f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
-        gain = (f"{comparison.difference:+.2f} {interval}", _OUTCOMES.get(outcome, outcome))
+        interval = f"[{comparison.low:+.2f}, {comparison.high:+.2f}]"
+        gain = (f"{comparison.difference:+.2f} {interval}", _judgement(comparison))
     return (
         method.label,
         f"{method.accuracy:.2f} ± {method.accuracy_error:.2f}",
@@ -151,6 +147,17 @@ def _cells(method: MethodSummary, comparison: Comparison | None) -> tuple[str, .
         f"{method.patterns:,.0f}",
         *gain,
     )
+
+
+def _judgement(comparison: Comparison) -> str:
+    """Return the outcome, with a difference in cost unless it speaks for the better one too."""
+    outcome, ratio = comparison.outcome, comparison.relative_computation
+    if outcome in ("better", "worse"):
+        return outcome
+    word = outcome.partition("_")[0]
+    if ratio is None or ratio > with_cost_tolerance(1.0):
+        return f"{word}, costs more"
+    return f"{word}, costs less" if with_cost_tolerance(ratio) < 1.0 else word
 
 
 def _significant(value: float) -> str:

@@ -34,7 +34,11 @@ def test_rows_have_the_figures_of_the_summary(summary):
     full = next(c for c in summary.comparisons if c.key == "full")
     expected = f"{full.difference:+.2f} [{full.low:+.2f}, {full.high:+.2f}]"
     assert rows["full precision"]["gate minus method, 95 %"] == expected
-    assert rows["full precision"]["gate is"] == "tied"
+    costs = {key: gate.computation / method.computation for key, method in summary.by_key.items()}
+    assert costs["full"] < 0.95 < costs["static_table"] < 1.05 < costs["uniform_3"]
+    assert rows["full precision"]["gate is"] == "tied, costs less"
+    assert rows["best static table"]["gate is"] == "tied"
+    assert rows["uniform 3 bit"]["gate is"] == "tied, costs more"
 
 
 def notes_of(summary):
