@@ -20,8 +20,8 @@ class TrainCascadeConfig(GateRunConfig):
         max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
             the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
             such point.
-        passes: Largest number of passes of an image, 1 to 5; 2 make a cascade, with --answer last
-            and --no-mirrored.
+        passes: Largest number of passes of an image, 1 to 5; 2 make the baseline cascade, with
+            --answer last, --no-mirrored and --stopping confidence.
         mirrored: Use of mirror images in further passes; by default if the training of the backbone
             mirrored images.
         answer: Answer after several passes: the mean of their probabilities, that of the last pass
@@ -34,6 +34,8 @@ class TrainCascadeConfig(GateRunConfig):
     KIND: ClassVar = "train_cascade"
     DESCRIPTION: ClassVar = """\
 Tune rules over several passes: a cheap one for every image, and others for unsure answers.
+
+They are named tuned or fitted rules. The baseline "cascade" in tables is the rule of two passes.
 
 Examples:
   python -m dfs_rl.train_cascade --budget 0.8
