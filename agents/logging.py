@@ -64,7 +64,7 @@ class ProgressBar:
         self._bar: tqdm[Any] | None = None
         self._validated: dict[str, str] = {}
 
-    def report(self, timesteps: int, record: Mapping[str, Any]) -> None:
+    def report(self, record: Mapping[str, Any]) -> None:
         """Show the metrics of a validation, for a gate for all budgets estimates."""
         self._validated = {
             "val accuracy": f"{record['accuracy']:.1f} %",
@@ -75,7 +75,7 @@ class ProgressBar:
             over = " over all budgets" if several else ""
             about = "about " if several else ""
             print_status(
-                f"step {min(timesteps, self._total):,} of {self._total:,}: "
+                f"step {record['timesteps']:,} of {self._total:,}: "
                 f"val accuracy {about}{record['accuracy']:.2f} %, "
                 f"{self._cost} {about}{record['computation']:.3f} %; "
                 f"reward {record['reward']:.4f} and {record['patterns']} distinct patterns{over}"

@@ -161,13 +161,13 @@ class Validator:
         }
         is_best = self._highest is None or is_not_worse(rewards, self._highest)
         if is_best:
-            self.best = {"timesteps": timesteps, **figures}
+            self.best = {"timesteps": min(timesteps, self._total), **figures}
         if self._highest is None or rewards.mean() > self._highest.mean():
             self._highest = rewards
         self._validated_at = timesteps
         record = {
             "kind": "validation",
-            "timesteps": timesteps,
+            "timesteps": min(timesteps, self._total),  # the last update may end later
             "progress": min(1.0, timesteps / self._total),
             **figures,
             "points": points,

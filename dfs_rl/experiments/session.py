@@ -121,7 +121,7 @@ class RunSession(Generic[StateT]):
         run: Run folder.
         state_type: Type of the state in a checkpoint, with the field ``metrics``; ``None`` for a
             training that starts over each time and stores its own results.
-        report: Receives steps and record of each validation.
+        report: Receives the record of each validation.
 
     Attributes:
         checkpoint: Checkpoint that the training resumes from, ``None`` at its start.
@@ -137,7 +137,7 @@ class RunSession(Generic[StateT]):
         run: RunFolder,
         state_type: type[StateT] | None,
         *,
-        report: Callable[[int, Mapping[str, Any]], None] = lambda *_: None,
+        report: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.run = run
         self.checkpoint = None
@@ -217,6 +217,13 @@ class RunSession(Generic[StateT]):
         """Validate ``gate``, log its metrics and keep it if it is the best."""
         assert self.validator is not None
         record, is_best = self.validator.validate(gate, timesteps)
+        if self._config is not None and isinstance(gate, LearnedGate) and len(record["points"]) > 1:
+            record |= shipped_point(
+                self._config,
+                record["points"],
+                preference=gate.preference,
+                full_precision_accuracy=self._full_precision_accuracy(),
+            )
         self.log(record)
         records, costs = self.validator.records, self.validator.backbone().costs
         assert records is not None, "validate sets it"
@@ -226,15 +233,7 @@ class RunSession(Generic[StateT]):
         self.writer.scalars(scalars | pictures, timesteps)
         if is_best:
             self.keep(gate)
-        if self._config is not None and isinstance(gate, LearnedGate) and len(record["points"]) > 1:
-            point = shipped_point(
-                self._config,
-                record["points"],
-                preference=gate.preference,
-                full_precision_accuracy=self._full_precision_accuracy(),
-            )
-            record = {**record, **point}
-        self._report(timesteps, record)
+        self._report(record)
 
     def _full_precision_accuracy(self) -> float:
         """Return the accuracy at the largest bits in percent; 0 where it decides nothing."""

@@ -1,10 +1,12 @@
 """The point of a gate for all budgets that is shown in training is that which ships."""
 
+import re
+
 import pytest
 
+import dfs_rl
 from dfs_rl.experiments.agent_config import TrainAgentConfig
-from dfs_rl.experiments.gumbel_config import TrainGumbelConfig
-from dfs_rl.experiments.session import RunSession, shipped_point
+from dfs_rl.experiments.session import shipped_point
 
 CURVE = [(0.5, 80.0), (1.0, 90.0), (2.0, 94.0), (4.0, 95.0)]  # costs double in equal steps
 
@@ -27,33 +29,24 @@ def test_shown_point_is_that_of_the_aim(settings, computation, accuracy):
     assert point == pytest.approx({"computation": computation, "accuracy": accuracy})
 
 
-def test_validations_report_the_budget_and_store_means(tmp_path, monkeypatch):
-    """The reported computation is within the budget, which the mean over all budgets is not."""
-    import dfs_rl
-
-    reported, stored = [], []
-    create = RunSession.__init__
-
-    def listen(self, run, state_type, *, report):
-        create(self, run, state_type, report=lambda steps, record: reported.append(dict(record)))
-
-    monkeypatch.setattr(RunSession, "__init__", listen)
-    config = TrainGumbelConfig()
-    lowest = 0.9
-    dfs_rl.train_gate(
-        None,
-        "digits",
-        method=config.method,
-        timesteps=600,
-        eval_every=300,
-        budgets=[0.8, 8.0],
-        budget=lowest,
-        callback=lambda record: stored.append(dict(record)),
-        run_dir=tmp_path / "run",
-    )
-    assert len(reported) == len(stored) >= 3
-    for shown, kept in zip(reported, stored, strict=True):
-        least = min(cost for cost, _ in kept["points"])
-        assert shown["computation"] == pytest.approx(max(lowest, least))
-        assert shown["computation"] < kept["computation"]
-        assert shown["reward"] == kept["reward"]
+@pytest.mark.parametrize(
+    ("method", "settings", "budget"),
+    [
+        ("gumbel", {"timesteps": 600, "eval_every": 300, "budgets": [0.8, 8.0]}, 0.9),
+        ("ppo", {"timesteps": 800, "num_envs": 32, "passes": 2, "start": "indifferent"}, 2.0),
+    ],
+)
+def test_callback_gets_the_figures_that_are_shown(tmp_path, capsys, method, settings, budget):
+    """They are at the budget, which the mean over all budgets is not."""
+    given = []
+    settings |= {"budget": budget, "callback": given.append, "run_dir": tmp_path / "run"}
+    dfs_rl.train_gate(None, "digits", method=method, **settings)
+    line = r"step ([\d,]+) of .*val accuracy about ([\d.]+) %, computation about ([\d.]+) %"
+    shown = re.findall(line, capsys.readouterr().err)
+    assert len(shown) == len(given) >= 3
+    for (step, accuracy, computation), record in zip(shown, given, strict=True):
+        assert record["timesteps"] == int(step.replace(",", ""))
+        assert record["accuracy"] == pytest.approx(float(accuracy), abs=0.006)
+        assert record["computation"] == pytest.approx(float(computation), abs=0.0006)
+        costs = [cost for cost, _ in record["points"]]
+        assert record["computation"] == pytest.approx(min(max(budget, min(costs)), max(costs)))
