@@ -239,7 +239,10 @@ def _check_paths(parsed: object, prefix: str = "") -> None:
         elif name not in _CREATED:
             for path in value if isinstance(value, tuple) else (value,):
                 if isinstance(path, Path) and not (path.exists() or is_constructor(path)):
-                    raise ConfigError(f"{prefix}{name}: {path} does not exist.")
+                    hint = get_type_hints(type(parsed), include_extras=True)[name]
+                    is_word = tyro.conf.Positional in get_args(hint)
+                    given = name.upper() if is_word else f"{prefix}{name}"  # as on the help page
+                    raise ConfigError(f"{given}: {path} does not exist.")
 
 
 def _check_trust(config: object) -> None:
@@ -283,10 +286,12 @@ def _flags_of(cls: type, values: Mapping[str, object], extra: Mapping[str, objec
     for name in order:
         hint, value = hints[name], values.get(name, given[name].default)
         is_block = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        word = name.upper() if value is dataclasses.MISSING else f"[{name.upper()}]"
         # Settings of the block of advanced ones have no prefix.
         about = tyro.conf.arg(
             help=texts.get(name, ""),
             prefix_name=is_block or screen is None,
+            metavar=word if tyro.conf.Positional in get_args(hint) else None,
             # Without a value the text tells what happens.
             help_behavior_hint="" if value in (None, ()) else None,
         )

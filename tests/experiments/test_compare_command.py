@@ -165,7 +165,7 @@ def test_unreadable_gate_does_not_lose_the_others(tmp_path, runs, capsys):
         (["--dataset", "digits", "--seeds", "0"], "seeds is 0; it must be at least 1"),
         (["--dataset", "digits", "--gates", "sarsa"], "sarsa"),
         (["--dataset", "digits", "--agent", "no/file.yaml"], "no/file.yaml"),
-        (["nowhere"], "runs: nowhere does not exist"),
+        (["nowhere"], "RUNS: nowhere does not exist"),
         (["{0}", "--threads", "0"], "threads is 0"),
         (["{0}", "--run-dir", "{0}"], "holds a run already"),
         (["{0}", "--dataset", "no/such"], "no/such"),

@@ -214,7 +214,7 @@ def test_interrupted_sweep_shares_a_storage_path(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["missing.yaml"], "file: missing.yaml does not exist"),
+        (["missing.yaml"], "FILE: missing.yaml does not exist"),
         (["{file}", "--set", "timesteps=x"], "the given flags: timesteps is 'x'; allowed is a who"),
         (["{file}", "--retrain-seeds", "-1"], "retrain_seeds is -1; it must be at least 0"),
         (["{file}", "--storage-path", "foo://bar"], "storage_path leads to foo://bar/sweep-"),

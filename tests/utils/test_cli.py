@@ -271,7 +271,11 @@ def test_missing_arguments_and_commands_without_runs(capsys):
     said = capsys.readouterr().err
     assert said == "error: no run is given; needed: A run folder; see python -m train --help.\n"
     assert command(lambda _: None, Evaluate, ["--help"]) == 0
-    assert "--resume" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--resume" not in shown
+    assert " RUN " in shown
+    assert command(lambda _: None, Evaluate, ["nowhere"]) == 2
+    assert capsys.readouterr().err == "error: RUN: nowhere does not exist.\n"
 
 
 @pytest.mark.parametrize(
