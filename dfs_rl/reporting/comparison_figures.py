@@ -74,8 +74,7 @@ def bit_mix_plot(curve: Curve, options: tuple[int, ...], cost_model: str = COMPU
         _stack(axes, np.asarray(curve.computations), values, BitOptions(options))
         axes.set_title(name, fontsize=style.SMALL_SIZE, pad=3)
     style.option_legend(figure, grid[0], "center right")
-    figure.supxlabel(f"{cost_model} per image, %", fontsize=style.SMALL_SIZE, y=0.04)
-    figure.supylabel("passes, %", fontsize=style.SMALL_SIZE, x=0.01)
+    style.label_panels(figure, f"{cost_model} per image, %", "passes, %")
     return figure
 
 

@@ -182,14 +182,14 @@ def method_panels(comparison: ComparisonOfRuns) -> Figure | None:
         axes.grid()
         _set_limits(axes, shown, cost, [])
         axes.set_title(style.short_middle(method.name, _PANEL_NAME), fontsize=9.0, pad=3)
-        style.draw_curve(axes, [_place(p, cost) for p in best.points], style.PALE, ls="-", lw=1.6)
+        look: dict[str, Any] = {"ls": "-", "lw": 1.6, "marker": "o", "markersize": 2.5}
+        style.draw_curve(axes, [_place(p, cost) for p in best.points], style.PALE, **look)
         inside = [point for point in method.points if point.accuracy.mean >= axes.get_ylim()[0]]
         _draw_method(axes, method._replace(colour=style.INK), inside, cost)
         _mark_below(axes, [point for point in method.points if point not in inside], cost)
     style.log_ticks(panels[0])
     label = f"{comparison.cost_model} per image, %, log scale"
-    figure.supxlabel(label, fontsize=style.SMALL_SIZE, y=0.05 / height)
-    figure.supylabel("accuracy, %", fontsize=style.SMALL_SIZE, x=0.05 / width)
+    style.label_panels(figure, label, "accuracy, %")
     return figure
 
 

@@ -31,6 +31,7 @@ BLUE = "#1f66e0"
 GREEN = "#00703c"
 PURPLE = "#a0309a"
 
+_EDGE = 0.05  # inches between the edge of a figure, a label of its axes and their tick labels
 NAME_LENGTH = 40
 """Maximum number of characters of a data set's or gate's name in figures."""
 _MACHINE_LENGTH = 20
@@ -170,8 +171,20 @@ def panel_grid(
     )
     for number, axes in enumerate(grid.flat):
         axes.set_visible(number < n)
-        axes.tick_params(labelbottom=number + columns >= n)
+        # With a size of their own, ticks are the same after the settings of ``common_style`` end.
+        axes.tick_params(labelbottom=number + columns >= n, labelsize=SMALL_SIZE)
     return figure, list(grid.flat[:n])
+
+
+def label_panels(figure: Figure, x: str, y: str) -> None:
+    """Label the axes of a finished grid of panels; make room for the widest tick labels."""
+    width, height = figure.get_size_inches()
+    figure.supxlabel(x, fontsize=SMALL_SIZE, y=_EDGE / height)
+    label = figure.supylabel(y, fontsize=SMALL_SIZE, x=_EDGE / width)
+    boxes = [axes.yaxis.get_tightbbox() for axes in figure.axes if axes.get_visible()]
+    ticks = min(box.x0 for box in boxes if box is not None)
+    overlap = label.get_window_extent().x1 / figure.dpi + _EDGE - ticks / figure.dpi
+    figure.subplots_adjust(left=figure.subplotpars.left + max(0.0, overlap) / width)
 
 
 def draw_curve(
