@@ -45,8 +45,8 @@ class TrainAgentConfig(GateTrainingConfig):
             training too; the others pay a penalty for computation above it, and are bounded by it
             after deployment.
         budget: Budget on the mean computation, gate, stem and head included. The gate learns all
-            budgets and is set to this one; evaluate and load set it to others. Where only the
-            tuned rules can hold it, they ship.
+            budgets and is set to this one; evaluate and load set it to others. Where only
+            the tuned or fitted rules can hold it, they ship.
         cost_weight: Cost weight that the gate is set to, instead of a budget: with 1, running
             everything in full precision costs 1. Default 10, or the geometric mean of
             --cost-weight-range if 10 is outside.
@@ -72,12 +72,12 @@ class TrainAgentConfig(GateTrainingConfig):
             answers say more of an image.
         exits: Use of the backbone's exits, see train_exits; --no-exits runs every image to the end,
             which dqn, qrdqn and co-training require.
-        start: Initial policy: "rule" follows the tuned rules over several passes and ships them
-            unless the gate is significantly better on val; "uniform" prefers the option with the
-            highest reward at the cost weight if all layers run at it, "indifferent" prefers none.
-            Default rule with several passes, else uniform; indifferent for dqn and qrdqn,
-            co-training, per-input budgets over several passes, and gates that are initialized from
-            another gate.
+        start: Initial policy: "rule" follows the tuned rules over several passes and ships them, or
+            fitted rules that are better, unless the gate is significantly better on val; "uniform"
+            prefers the option with the highest reward at the cost weight if all layers run at it,
+            "indifferent" prefers none. Default rule with several passes, else uniform; indifferent
+            for dqn and qrdqn, co-training, per-input budgets over several passes, and gates that
+            are initialized from another gate.
         init_gate: Run with the gate to initialize from, of the same kind and on the same backbone;
             for example a run of train_gumbel.
         precision: Number format of the frozen backbone; "auto" selects bfloat16 on GPUs.

@@ -16,7 +16,7 @@ class TrainCascadeConfig(GateRunConfig):
 
     Attributes:
         budget: Upper bound on the mean computation, all passes included; a single image may cost
-            the sum of all. By default there are tuned rules for all budgets.
+            the sum of all. By default there are rules for all budgets.
         max_accuracy_drop: Points of accuracy that the gate may lose on val, against all layers at
             the largest bits, instead of a budget: a gate for all budgets is set to the cheapest
             such point.
