@@ -122,10 +122,10 @@ def run_command(
 ) -> int:
     """Parse the command line, run ``main`` and return the exit code.
 
-    Invalid flags, files or data, and a disk that is full or not writable, print one sentence on
-    stderr and give exit code 2. Ctrl-C gives 130 and SIGTERM 143; ``main`` may raise
-    ``KeyboardInterrupt`` with a sentence on how to resume. Any other exception is a bug and keeps
-    its traceback.
+    Invalid flags, files or data, a disk that is full or not writable, and a missing dependency
+    print one sentence on stderr and give exit code 2. Ctrl-C gives 130 and SIGTERM 143; ``main``
+    may raise ``KeyboardInterrupt`` with a sentence on how to resume. Any other exception is a bug
+    and keeps its traceback.
 
     Args:
         main: Work of the command, or ``"module:function"`` to import it after the flags are parsed.
@@ -152,6 +152,11 @@ def run_command(
         return EXIT_BAD_INPUT
     except OSError as error:  # such as a full disk or a folder without write permission
         print_status(f"error: cannot read or write{_error_path(error)}: {error.strerror or error}.")
+        return EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        if (error.name or __name__).startswith("dfs_rl"):  # a bug
+            raise
+        print_status(f"error: {error} for {sys.executable}; install dfs-rl there again.")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as error:
         print_status(str(error) or "Interrupted.")

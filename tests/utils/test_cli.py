@@ -294,6 +294,14 @@ def test_own_errors_and_interrupts_are_one_sentence(capsys, error, code, said):
     assert capsys.readouterr().err == f"{said}\n"
 
 
+def test_a_missing_dependency_is_one_sentence(capsys):
+    assert command("no_such_package.work:main", Train, []) == 2
+    expected = f"error: No module named 'no_such_package' for {sys.executable}; install dfs-rl"
+    assert capsys.readouterr().err == f"{expected} there again.\n"
+    with pytest.raises(ModuleNotFoundError):
+        command("dfs_rl.no_such_module:main", Train, [])
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         command(lambda _: 1 / 0, Train, [])
