@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from dfs_rl.backbones import PRETRAINED_DIGITS, Backbone, InferenceBackbone, load_backbone
+from dfs_rl.backbones.footprint import forward_bytes
 from dfs_rl.costs.latency_profile import LatencyProfile, Runtime, difference, read_latency_profile
 from dfs_rl.errors import ConfigError, DfsRlError, wrong_type
 from dfs_rl.experiments.agent_config import TrainAgentConfig
@@ -21,7 +22,7 @@ from dfs_rl.runtime.export import check_extra, export
 from dfs_rl.runtime.latency import measure_latency, measured_setup
 from dfs_rl.utils.cli import Invocation
 from dfs_rl.utils.config import config_to_dict
-from dfs_rl.utils.device import resolve_device, set_threads
+from dfs_rl.utils.device import check_memory, resolve_device, set_threads
 from dfs_rl.utils.io import check_writable, write_json
 from dfs_rl.utils.logging import print_result, print_status
 from dfs_rl.utils.trusted_import import trusting
@@ -121,7 +122,7 @@ def _profile(
 ) -> LatencyProfile:
     """Measure a network and write its profile."""
     earlier = _earlier_profile(config.out) if writes else None
-    model = _model(network, resolve_device(config.device))
+    model = _model(network, device := resolve_device(config.device))
     if earlier is not None:
         _check_alike(earlier, config, model)
     if writes:
@@ -129,6 +130,9 @@ def _profile(
     if config.runtime != "torch":
         check_extra()
     set_threads(config.threads)
+    largest = max(config.batch_sizes)
+    needs = {f"batch_sizes has {largest}": float(largest * forward_bytes(model.backbone))}
+    check_memory(needs, device)
     result = measure_latency(
         model,
         runtime=config.runtime,

@@ -274,6 +274,7 @@ def test_bad_input(tmp_path, refusal, monkeypatch):
     for flags, words in (
         (["nowhere"], "nowhere"),
         ([run, "--batch-sizes", "0"], "batch_sizes"),
+        ([run, "--batch-sizes", "10000000000"], "batch_sizes has 10000000000, which takes about "),
         ([run, "--runtime", "tflite"], "runtime"),
         ([run, "--calls", "1"], "calls is 1; it must be at least 20"),
         ([run, "--threads", "100000"], "threads is 100000"),
