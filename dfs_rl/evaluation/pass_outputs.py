@@ -64,6 +64,10 @@ class PassOutputs:
         settings = tuple(self.settings[i] for i in indices)
         return replace(self, settings=settings, logits=self.logits[list(indices)])
 
+    def images(self, rows: slice) -> "PassOutputs":
+        """Return the outputs on some of the images."""
+        return replace(self, logits=self.logits[:, rows], labels=self.labels[rows])
+
     def with_settings(self, other: "PassOutputs") -> "PassOutputs":
         """Return these outputs and those of other settings on the same images."""
         logits = torch.cat([self.logits, other.logits])

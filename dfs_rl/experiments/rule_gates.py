@@ -52,13 +52,14 @@ class TunedRules:
     The backbone is in inference form. The rules run at most ``limit`` passes, also on the mirror
     image if ``mirrored``; an ``answer`` of ``None`` chooses the best one. There are rules for all
     budgets, or the best one within a ``budget`` on the mean computation in percent, which must
-    suffice for the cheapest pass. A ``stopping`` of ``None`` chooses the better one on val.
+    suffice for the cheapest pass. A ``stopping`` of ``None`` is by gain only if that is
+    significantly better on val, where rules that are tuned on halves of the agent split compete.
 
     Attributes:
         by_confidence: The rules that stop by confidence.
         gate: The rules with the chosen stopping.
-        gain: Where both are compared, accuracy on val of rules that stop by predicted gains minus
-            that of rules by confidence at equal cost: ``difference`` in points, ``error``.
+        gain: Where both kinds are compared, accuracy on val of rules that stop by predicted gains
+            minus that of rules by confidence at equal cost: ``difference`` in points, ``error``.
     """
 
     def __init__(
@@ -97,30 +98,35 @@ class TunedRules:
         # The rules may need fewer passes or views than the gate is allowed.
         self.settings = replace(candidates[0], answer=self.gate.passes.answer)
         self.gain: dict[str, float] | None = None
-        if stopping != "confidence" and limit > 1:
+        if stopping is None and limit > 1:
+            stopping = self._better_stopping(agent)
+        if stopping == "gain" and limit > 1:
             print_status("Searching rules that stop by predicted gains ...")
             self.gate = tune([self.settings], "gain")
-        if stopping is None and limit > 1:
-            self._choose_stopping()
 
-    def _choose_stopping(self) -> None:
-        """Compare both kinds of rules on val, and set the gate to the better one."""
-        by_gain = self._all_records(self._val, self.gate)
-        if len(by_gain) == 1:  # for a budget, which both are within
-            (other,) = self._all_records(self._val, self.by_confidence)
-            points = 100.0 * (by_gain[0].correct.double() - other.correct.double())[None]
-        else:
-            last = len(by_gain) - 1
-            places = sorted({round(last * i / (_N_COMPARED - 1)) for i in range(_N_COMPARED)})
-            points, _ = self._gains([by_gain[i] for i in places], self.by_confidence)
+    def _better_stopping(self, agent: PassOutputs) -> Stopping:
+        """Return the kind of stopping that is better on val, by rules that val did not choose."""
+        print_status("Comparing rules that stop by confidence and by predicted gains ...")
+        half = len(agent) // 2
+        parts = agent.images(slice(half)), agent.images(slice(half, None))
+        by_confidence, by_gain = (
+            tuned_gate(*parts, self.costs, [self.settings], stopping=each)
+            for each in get_args(Stopping)
+        )
+        assert by_confidence is not None, "there is no budget"
+        assert by_gain is not None, "there is no budget"
+        records = self._all_records(self._val, by_gain)
+        last = len(records) - 1
+        places = sorted({round(last * i / (_N_COMPARED - 1)) for i in range(_N_COMPARED)})
+        points, _ = self._gains([records[i] for i in places], by_confidence)
         difference, error = _mean_and_error(points)
         self.gain = {"difference": difference, "error": error}
         found = f"{difference:+.2f} points of accuracy at equal cost on val, s.e. {error:.2f}"
-        if difference < 0:
-            self.gate = self.by_confidence
-            print_status(f"The rules stop by confidence, because predicted gains have {found}.")
-        else:
+        if difference > Z_95 * error:
             print_status(f"The rules stop by predicted gains, which have {found}.")
+            return "gain"
+        print_status(f"The rules stop by confidence, because predicted gains have {found}.")
+        return "confidence"
 
     @property
     def images_seen(self) -> int:

@@ -12,16 +12,18 @@ import torch
 import dfs_rl
 from dfs_rl.agents.validation import rewards_of
 from dfs_rl.backbones import default_digits
-from dfs_rl.costs import BitOptions
+from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.data import load_dataset
 from dfs_rl.envs import make_task
 from dfs_rl.evaluation.evaluator import evaluate_gate
+from dfs_rl.evaluation.pass_outputs import PassOutputs
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.experiments.rule_gates import TunedRules, _between, keep_better
 from dfs_rl.experiments.session import TrainingRecord
 from dfs_rl.gating.budget_conditioning import BudgetConditioning
 from dfs_rl.gating.networks import LearnedGate, MLPGate
-from dfs_rl.gating.rules import RuleGate
+from dfs_rl.gating.passes import PassSettings
+from dfs_rl.gating.rules import RuleGate, RulePass
 from dfs_rl.gating.storage import save_gate
 from dfs_rl.train_agent import main
 from dfs_rl.utils.run_folder import RunFolder
@@ -80,32 +82,49 @@ def test_rules_have_the_highest_reward(tuned):
 @pytest.mark.parametrize("budget", [None, 0.8])
 def test_stopping_is_chosen_on_val(tuned, budget):
     _, backbone, dataset = tuned
-    rules = TunedRules(
-        backbone, dataset, limit=2, mirrored=False, answer="mean", budget=budget, stopping=None
+    settings = {"limit": 2, "mirrored": False, "answer": "mean"}
+    default = TunedRules(backbone, dataset, budget=budget, stopping=None, **settings)
+    half = len(dataset.agent) // 2
+    first, second = (
+        dataset.agent.subset(torch.arange(*ends)) for ends in ((half,), (half, len(dataset.agent)))
     )
-    gates = [rules.by_confidence]
-    for stopping in ("confidence", "gain"):
-        settings = {"limit": 2, "mirrored": False, "answer": "mean", "budget": budget}
-        gates.append(TunedRules(backbone, dataset, stopping=stopping, **settings).gate)
-    default, confidence, gain = gates
-    assert default.rules == confidence.rules
-    assert not any(rule.gains for rule in confidence.rules)
-    chosen = gain if rules.gain["difference"] >= 0 else confidence
-    assert rules.gate.rules == chosen.rules
+    # Rules that val did not choose: fitted on a half of the agent split, with costs of the other.
+    halves = replace(dataset, agent=first, val=second)
 
-    def figures(gate):
-        found = []
-        for i in range(n := len(gate.rules)):
-            at = torch.full((len(dataset.val),), i / (n - 1)) if n > 1 else None
+    def figures(stopping):
+        gate = TunedRules(backbone, halves, stopping=stopping, **settings).gate
+        found, last = [], len(gate.rules) - 1
+        for i in range(last + 1):
+            at = torch.full((len(dataset.val),), i / last)
             own = evaluate_gate(backbone, gate, dataset.val, preferences=at)
             found.append((own.computation(backbone.costs).mean().item(), own.accuracy))
         return found
 
-    ours, theirs = figures(gain), sorted(figures(confidence))
+    ours, theirs = figures("gain"), sorted(figures("confidence"))
     places = sorted({round(i * (len(ours) - 1) / 8) for i in range(9)})
     expected = np.interp([ours[i][0] for i in places], *zip(*theirs, strict=True))
     differences = np.array([ours[i][1] for i in places]) - expected
-    assert rules.gain["difference"] == pytest.approx(differences.mean())
+    assert default.gain["difference"] == pytest.approx(differences.mean())
+    stops_by_gain = bool(default.gate.rules[0].gains) or default.gate.n_classes is not None
+    assert stops_by_gain == (default.gain["difference"] > 1.96 * default.gain["error"])
+
+
+def test_stopping_is_by_gain_where_the_class_tells_more_than_the_confidence():
+    """A second pass corrects what the first one calls class 1, at one confidence for all."""
+    n = 400
+    first = [[0.6, 0.4] if i % 2 else [0.4, 0.6] for i in range(n)]
+    outputs = PassOutputs(
+        settings=(RulePass(options=(0,)), RulePass(options=(1,))),
+        logits=torch.tensor([first, [[0.6, 0.4]] * n]).log(),
+        labels=torch.zeros(n, dtype=torch.int64),
+    )
+    rules = TunedRules.__new__(TunedRules)  # from these outputs instead of images
+    rules.costs = CostTable(options=BitOptions((8, 32)), layer_macs=(100,))
+    rules.settings, rules._val = PassSettings(limit=2, answer="last"), outputs
+    assert rules._better_stopping(outputs) == "gain"
+    # 8 bit cost a sixteenth: between, confidence has half the images right, and gains all.
+    assert rules.gain["difference"] > 5.0
+    assert rules.gain["difference"] > 1.96 * rules.gain["error"] > 0.0
 
 
 def test_rewards_count_every_pass(tuned):
