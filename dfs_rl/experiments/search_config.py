@@ -28,7 +28,7 @@ class TrainCascadeConfig(GateRunConfig):
             or that of the surest one; default the best on agent and val.
         stopping: What decides whether to run again: a low confidence of the answer so far, or a
             high predicted gain of the next pass, fitted to outputs on the agent split; default the
-            better one on val.
+            gain if it is significantly better on val.
     """
 
     KIND: ClassVar = "train_cascade"
