@@ -19,6 +19,7 @@ from dfs_rl.utils.config import (
 from dfs_rl.utils.io import read_json
 
 _FORMAT = 2  # 1 timed the layers of an ONNX file inside branches
+_LONG = 8  # entries of two lists together, above which a message does not repeat them
 PartName = Literal["stem", "layer", "exit", "head", "gate"]
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 Milliseconds = Annotated[float, Field(ge=0, le=1e9)]
@@ -188,8 +189,8 @@ class LatencySettings:
 
 
 def difference(name: str, theirs: object, own: object) -> str:
-    """Return how a field of a profile differs from here, without whole lists of layers."""
-    if isinstance(theirs, tuple) and isinstance(own, tuple) and theirs[:1] and own[:1]:
+    """Return how a field of a profile differs from here, without long lists of layers."""
+    if isinstance(theirs, tuple) and isinstance(own, tuple) and len(theirs) + len(own) > _LONG:
         if len(theirs) != len(own):
             return f"it has {len(theirs)} {name}, and here are {len(own)}"
         pairs = enumerate(zip(theirs, own, strict=True))

@@ -42,7 +42,7 @@ def test_size_of_the_replay_buffer():
     assert size(DQNConfig(buffer_size=100), 10) == 100
     assert size(DQNConfig(), 10) == int(64e6 / BYTES)
     with pytest.raises(ConfigError, match=r"takes .* megabytes; at most 16384"):
-        size(DQNConfig(buffer_size=10**12), 10)
+        size(DQNConfig(buffer_size=10**9), 10)
     with pytest.raises(ConfigError, match="buffer_size is 100; it must be at least 120"):
         size(DQNConfig(buffer_size=100), 40)
     buffer = DictReplayBuffer(100, SPACE, spaces.Discrete(4), "cpu", n_envs=10)

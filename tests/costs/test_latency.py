@@ -129,16 +129,19 @@ def test_an_environment_charges_milliseconds(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("macs", "said"),
+    ("theirs", "own", "said"),
     [
-        ((10, 31), r"its layer_macs\[1\] is 30, and here it is 31"),
-        ((10, 30, 5), "it has 2 layer_macs, and here are 3"),
+        ((10, 30), (10, 31), r"its layer_macs is \(10, 30\), and here it is \(10, 31\);"),
+        ((9,) * 5, (9, 9, 9, 8, 7), r"its layer_macs\[3\] is 9, and here it is 8;"),
+        ((9,) * 5, (9,) * 4, "it has 5 layer_macs, and here are 4;"),
     ],
 )
-def test_a_profile_of_another_network_is_refused(macs: tuple[int, ...], said: str) -> None:
-    other = replace(PLAIN, layer_macs=macs)
+def test_a_profile_of_another_network_is_refused(
+    theirs: tuple[int, ...], own: tuple[int, ...], said: str
+) -> None:
+    measured, other = (replace(PLAIN, fixed=(), layer_macs=macs) for macs in (theirs, own))
     with pytest.raises(ConfigError, match=said):
-        other.with_cost_model("latency", made_up_profile(PLAIN))
+        other.with_cost_model("latency", made_up_profile(measured))
 
 
 @pytest.mark.parametrize(
