@@ -92,19 +92,6 @@ def test_recommended_points_are_chosen_on_val():
     assert f"{made} --cost macs --budget 0.8001." in cascade
 
 
-def test_a_recommendation_names_the_cheapest_of_tied_methods():
-    runs = [
-        fake_run("a", (180, 0.9), label="Dear", static=(180, 0.85)),
-        fake_run("b", (180, 0.6), label="Cheap"),
-    ]
-    recommended = compare_runs(runs).verdict[0]
-    (found,) = (text for text in recommended.split("; from ") if text.startswith("0.85 %"))
-    assert found == (
-        "0.85 % computation: best static table at 0.85 % (90.00 % at 0.85 % computation; of 2 "
-        "tied, Cheap costs least, 0.6 % computation)"
-    )
-
-
 def test_gates_of_the_same_cost_are_paired_over_images():
     runs = [
         fake_run("a", (150, 0.80), label="A"),

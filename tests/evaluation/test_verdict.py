@@ -171,3 +171,16 @@ def test_costs_are_named_by_their_model():
     first, second = sentences_of(full, comparison("cascade", UP), cost_model="macs")
     assert first.endswith("at 1.25 % macs.")
     assert second == "It is significantly better at up to 5 % more macs than: cascade."
+
+
+def test_a_recommendation_names_the_cheapest_of_tied_methods():
+    runs = [
+        fake_run("a", (180, 0.9), label="Dear", static=(180, 0.85)),
+        fake_run("b", (180, 0.6), label="Cheap"),
+    ]
+    recommended = compare_runs(runs).verdict[0]
+    (found,) = (text for text in recommended.split("; from ") if text.startswith("0.85 %"))
+    assert found == (
+        "0.85 % computation: best static table at 0.85 % (90.00 % at 0.85 % computation; of 2 "
+        "tied, Cheap costs least, 0.6 % computation)"
+    )

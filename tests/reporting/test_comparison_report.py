@@ -50,21 +50,6 @@ def curves():
     return compare_runs(runs)
 
 
-def test_tick_labels_of_any_width_have_space_beside_the_axis_label():
-    runs = [  # over so small a range that ticks have decimals
-        fake_run(f"r{i}", (150 + i, 0.6 + 0.1 * i), label=f"Gate {i}", cascade=(150, 0.5))
-        for i in range(4)
-    ]
-    figure = method_panels(compare_runs(runs))
-    style.to_png(figure)
-    first = figure.axes[0]
-    label = next(text for text in figure.texts if text.get_text() == "accuracy, %")
-    ticks = [text for text in first.get_yticklabels() if text.get_text()]
-    assert any("." in text.get_text() for text in ticks)
-    gap = min(text.get_window_extent().x0 for text in ticks) - label.get_window_extent().x1
-    assert gap / figure.dpi > 0.03  # inches
-
-
 @pytest.fixture(scope="module")
 def figures(comparison):
     return comparison_figures(comparison)

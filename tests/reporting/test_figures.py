@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfs_rl.costs import BitOptions, CostTable
 from dfs_rl.errors import ConfigError
+from dfs_rl.evaluation.comparison import compare_runs
 from dfs_rl.evaluation.records import GateRecords
 from dfs_rl.gating.passes import EarlierPasses
 from dfs_rl.reporting import style
@@ -19,12 +20,14 @@ from dfs_rl.reporting.figures import (
     options_plot,
     write_figures,
 )
+from dfs_rl.reporting.frontier import method_panels
 from dfs_rl.reporting.images_plot import (
     cheapest_and_most_expensive,
     images_plot,
     to_rgb,
 )
 from dfs_rl.reporting.labels import Label, place_labels
+from tests.helpers.fake_runs import fake_run
 
 BIT_OPTIONS = BitOptions((0, 2, 3, 4, 8, 32))
 TENSORS = ("predictions", "labels", "log_likelihood", "confidence")
@@ -372,3 +375,18 @@ def test_names_are_drawn_as_they_are(summary):
     for name in NAMES:
         shown = name if len(name) < 80 else f"{name[:40]}…"
         assert any(text.startswith(shown) for text in texts)
+
+
+def test_tick_labels_of_any_width_have_space_beside_the_axis_label():
+    runs = [  # over so small a range that ticks have decimals
+        fake_run(f"r{i}", (150 + i, 0.6 + 0.1 * i), label=f"Gate {i}", cascade=(150, 0.5))
+        for i in range(4)
+    ]
+    figure = method_panels(compare_runs(runs))
+    style.to_png(figure)
+    first = figure.axes[0]
+    label = next(text for text in figure.texts if text.get_text() == "accuracy, %")
+    ticks = [text for text in first.get_yticklabels() if text.get_text()]
+    assert any("." in text.get_text() for text in ticks)
+    gap = min(text.get_window_extent().x0 for text in ticks) - label.get_window_extent().x1
+    assert gap / figure.dpi > 0.03  # inches
